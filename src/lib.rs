@@ -1,11 +1,14 @@
 //! groupcast takes notification jobs from RabbitMQ, calls the Tencent Chat REST API
 //! `send_group_system_notification` no faster than it allows, and answers every job.
 //!
-//! The journey of a job, in the order of the folders: `accept` makes a delivery into a valid job,
-//! `pace` decides which batch goes next and when, [`send`] makes one call and judges the answer, `settle` publishes
-//! what the job owes. No stage knows another; `pipeline` alone knows their order.
+//! The journey of a job, in the order of the folders: [`accept`] makes a delivery into a valid [`job::Job`],
+//! [`pace`] decides which batch goes next and when, [`send`] makes one call and judges the answer, [`settle`] publishes
+//! what the job owes. No stage starts another; [`pipeline`] alone knows their order.
+
+pub mod config;
+
+
+pub mod send;
 
 pub mod cli;
-pub mod config;
 pub mod sandbox;
-pub mod send;

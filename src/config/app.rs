@@ -1,0 +1,177 @@
+//! `[apps.<app>]`: one account of the API, the limits of its calls, and what happens to jobs that it cannot take at once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::Url;
+
+use super::endpoint::{Endpoint, place};
+use super::error::Problem;
+use super::region::Region;
+use super::retry::{Pause, PauseSection, Retry, RetrySection};
+use super::secret::given_or_from_file;
+use super::written::{Given, Section, Setting, Written, word};
+
+/// The API's own limit of recipients in one call.
+const LARGEST_BATCH: usize = 500;
+const DEFAULT_BURST_CALLS: u32 = 20;
+/// The pacer remembers when each call of the last second left.
+const MOST_CALLS_PER_SECOND: u32 = 100_000;
+/// One address has no more ports to call from.
+const MOST_IN_FLIGHT: usize = 65_535;
+
+#[derive(Clone, Debug)]
+pub struct App {
+    pub sdk_app_id: u64,
+    /// The administrator in whose name the API is called.
+    pub identifier: String,
+    pub secret_key: SecretString,
+    /// Where `secret_key` was read from, if not from the configuration itself; to be read again with
+    /// [`read_secret_file`](super::read_secret_file).
+    pub secret_key_file: Option<PathBuf>,
+    /// Scheme, host and port of the API.
+    pub endpoint: Url,
+    /// The data centre `endpoint` belongs to, if it was chosen by name.
+    pub region: Option<Region>,
+    pub calls_per_second: u32,
+    /// Calls that may leave at once; never above `calls_per_second`.
+    pub burst: u32,
+    /// Recipients of one call, 500 at most.
+    pub batch_size: usize,
+    pub max_in_flight: usize,
+    /// The vendor answers within three seconds and says to wait longer than that.
+    pub request_timeout: Duration,
+    /// Where results go when a job has no `reply_to`.
+    pub results_queue: Option<String>,
+    pub empty_recipients: EmptyRecipients,
+    pub retry: Retry,
+    pub pause: Pause,
+}
+
+/// What an empty list of recipients means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmptyRecipients {
+    /// Every member, as the API documents.
+    Broadcast,
+    /// A mistake: the job is rejected.
+    Reject,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AppSection {
+    sdk_app_id: Option<Given<u64>>,
+    identifier: Option<Given<String>>,
+    secret_key: Option<Given<SecretString>>,
+    secret_key_file: Option<Given<PathBuf>>,
+    region: Option<Given<Region>>,
+    endpoint: Option<Given<Endpoint>>,
+    calls_per_second: Option<Given<u32>>,
+    burst: Option<Given<u32>>,
+    batch_size: Option<Given<usize>>,
+    max_in_flight: Option<Given<usize>>,
+    request_timeout: Option<Given<Duration>>,
+    results_queue: Option<Given<String>>,
+    empty_recipients: Option<Given<EmptyRecipients>>,
+    retry: Section<RetrySection>,
+    pause: Section<PauseSection>,
+}
+
+impl AppSection {
+    pub(super) fn check(self, name: &str) -> Result<App, Problem> {
+        check_name(name)?;
+        let sdk_app_id = self.sdk_app_id.ok_or_else(|| Problem::missing("sdk_app_id", "write sdk_app_id = 1400000000"))?.0;
+        let secret_key_file = self.secret_key_file.map(|file| file.0);
+        let secret_key = given_or_from_file("secret_key", self.secret_key, secret_key_file.as_deref())?
+            .ok_or_else(|| Problem::missing("secret_key", "write secret_key = \"…\" or secret_key_file = \"<path>\""))?;
+        let (region, endpoint) = place(self.region, self.endpoint)?;
+        let (calls_per_second, burst) = rate(self.calls_per_second, self.burst)?;
+        Ok(App {
+            sdk_app_id,
+            identifier: identifier(self.identifier)?,
+            secret_key,
+            secret_key_file,
+            endpoint,
+            region,
+            calls_per_second,
+            burst,
+            batch_size: batch_size(self.batch_size)?,
+            max_in_flight: max_in_flight(self.max_in_flight)?,
+            request_timeout: Given::or(self.request_timeout, Duration::from_secs(5)),
+            results_queue: results_queue(self.results_queue, name)?,
+            empty_recipients: Given::or(self.empty_recipients, EmptyRecipients::Broadcast),
+            retry: self.retry.0.check().map_err(|problem| problem.under("retry"))?,
+            pause: self.pause.0.check().map_err(|problem| problem.under("pause"))?,
+        })
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Problem> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    if (1..=40).contains(&name.len()) && name.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(Problem::wrong("", "has a name that cannot be part of a queue's; use 1 to 40 of a-z, 0-9, _ and -"))
+}
+
+fn identifier(given: Option<Given<String>>) -> Result<String, Problem> {
+    let identifier = Given::or(given, "administrator".to_owned());
+    if identifier.trim().is_empty() {
+        return Err(Problem::wrong("identifier", "must not be empty; the vendor's default is \"administrator\""));
+    }
+    Ok(identifier)
+}
+
+fn rate(calls_per_second: Option<Given<u32>>, burst: Option<Given<u32>>) -> Result<(u32, u32), Problem> {
+    let calls_per_second = Given::or(calls_per_second, 200);
+    if calls_per_second > MOST_CALLS_PER_SECOND {
+        return Err(Problem::wrong("calls_per_second", format!("must be {MOST_CALLS_PER_SECOND} at most")));
+    }
+    let burst = Given::or(burst, DEFAULT_BURST_CALLS.min(calls_per_second));
+    if burst > calls_per_second {
+        return Err(Problem::wrong("burst", format!("must not be larger than calls_per_second ({calls_per_second})")));
+    }
+    Ok((calls_per_second, burst))
+}
+
+fn batch_size(given: Option<Given<usize>>) -> Result<usize, Problem> {
+    let recipients = Given::or(given, LARGEST_BATCH);
+    if recipients > LARGEST_BATCH {
+        return Err(Problem::wrong("batch_size", "must be 500 at most, the API's limit of recipients in one call"));
+    }
+    Ok(recipients)
+}
+
+fn max_in_flight(given: Option<Given<usize>>) -> Result<usize, Problem> {
+    let calls = Given::or(given, 256);
+    if calls > MOST_IN_FLIGHT {
+        return Err(Problem::wrong("max_in_flight", format!("must be {MOST_IN_FLIGHT} at most")));
+    }
+    Ok(calls)
+}
+
+fn results_queue(given: Option<Given<String>>, app: &str) -> Result<Option<String>, Problem> {
+    let Some(Given(queue)) = given.filter(|queue| !queue.0.is_empty()) else {
+        return Ok(None);
+    };
+    let own = format!("groupcast.{app}.results");
+    // Results among the jobs would be taken for jobs, and answered with more results.
+    if queue.starts_with("groupcast.") && queue != own {
+        return Err(Problem::wrong("results_queue", format!("must not begin with \"groupcast.\", unless it is \"{own}\"")));
+    }
+    if queue.starts_with("amq.") || queue.len() > 255 {
+        return Err(Problem::wrong(
+            "results_queue",
+            "must be the name of a queue, 255 bytes at most, not beginning with \"amq.\"",
+        ));
+    }
+    Ok(Some(queue))
+}
+
+impl Setting for EmptyRecipients {
+    fn read(written: Written) -> Result<EmptyRecipients, String> {
+        word(&written, &[("broadcast", EmptyRecipients::Broadcast), ("reject", EmptyRecipients::Reject)])
+    }
+}

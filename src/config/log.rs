@@ -1,0 +1,43 @@
+//! `[log]`: what is logged, and in which form.
+
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+use super::error::Problem;
+use super::written::{Given, Setting, Written, word};
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Directives as `tracing_subscriber::EnvFilter` reads them: `info`, `groupcast=debug,warn`.
+    pub filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LogSection {
+    format: Option<Given<LogFormat>>,
+    filter: Option<Given<String>>,
+}
+
+impl LogSection {
+    pub(super) fn check(self) -> Result<Log, Problem> {
+        let filter = Given::or(self.filter, "info".to_owned());
+        if EnvFilter::try_new(&filter).is_err() {
+            return Err(Problem::wrong("filter", "must be a log filter, such as \"info\" or \"groupcast=debug,warn\""));
+        }
+        Ok(Log { format: Given::or(self.format, LogFormat::Text), filter })
+    }
+}
+
+impl Setting for LogFormat {
+    fn read(written: Written) -> Result<LogFormat, String> {
+        word(&written, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+    }
+}

@@ -1,0 +1,135 @@
+//! The effective configuration as TOML, in the order of the documentation, with the secrets masked. It loads again once
+//! they are put back.
+
+use std::path::Path;
+use std::time::Duration;
+
+use toml::Value;
+
+use super::secret::MASK;
+use super::{Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Retry, State};
+
+/// A key and its value; `None` if it is not set and so is not written.
+type Key = (&'static str, Option<Value>);
+
+impl Config {
+    pub fn to_masked_toml(&self) -> String {
+        let mut sections = vec![
+            section("broker", broker(&self.broker)),
+            section("state", state(&self.state)),
+            section("admin", admin(&self.admin)),
+        ];
+        for (name, settings) in &self.apps {
+            sections.push(section(&format!("apps.{name}"), app(settings)));
+            sections.push(section(&format!("apps.{name}.retry"), retry(&settings.retry)));
+            sections.push(section(&format!("apps.{name}.pause"), pause(&settings.pause)));
+        }
+        sections.push(section("log", log(&self.log)));
+        sections.join("\n")
+    }
+}
+
+fn broker(broker: &Broker) -> Vec<Key> {
+    let urls = broker.urls.iter().map(|url| Value::String(url.to_string())).collect();
+    vec![
+        ("url", broker.url_file.is_none().then_some(Value::Array(urls))),
+        ("url_file", path(broker.url_file.as_deref())),
+        ("ca_file", path(broker.ca_file.as_deref())),
+        ("cert_file", path(broker.cert_file.as_deref())),
+        ("key_file", path(broker.key_file.as_deref())),
+        ("prefetch", number(u64::from(broker.prefetch))),
+        ("hold_bytes", bytes(broker.hold_bytes)),
+        ("max_job_bytes", bytes(broker.max_job_bytes)),
+        ("declare", Some(Value::Boolean(broker.declare))),
+    ]
+}
+
+fn state(state: &State) -> Vec<Key> {
+    vec![
+        ("url", state.url_file.is_none().then(|| Value::String(state.url.to_string()))),
+        ("url_file", path(state.url_file.as_deref())),
+        ("retention", duration(state.retention)),
+    ]
+}
+
+fn admin(admin: &Admin) -> Vec<Key> {
+    vec![("listen", text(&admin.listen.to_string()))]
+}
+
+fn app(app: &App) -> Vec<Key> {
+    let endpoint = app.endpoint.as_str().trim_end_matches('/');
+    vec![
+        ("sdk_app_id", number(app.sdk_app_id)),
+        ("identifier", text(&app.identifier)),
+        ("secret_key", app.secret_key_file.is_none().then(|| Value::String(MASK.to_owned()))),
+        ("secret_key_file", path(app.secret_key_file.as_deref())),
+        ("region", app.region.map(|region| Value::String(region.name().to_owned()))),
+        ("endpoint", app.region.is_none().then(|| Value::String(endpoint.to_owned()))),
+        ("calls_per_second", number(u64::from(app.calls_per_second))),
+        ("burst", number(u64::from(app.burst))),
+        ("batch_size", number(app.batch_size as u64)),
+        ("max_in_flight", number(app.max_in_flight as u64)),
+        ("request_timeout", duration(app.request_timeout)),
+        ("results_queue", text(app.results_queue.as_deref().unwrap_or_default())),
+        (
+            "empty_recipients",
+            text(match app.empty_recipients {
+                EmptyRecipients::Broadcast => "broadcast",
+                EmptyRecipients::Reject => "reject",
+            }),
+        ),
+    ]
+}
+
+fn retry(retry: &Retry) -> Vec<Key> {
+    vec![
+        ("first_delay", duration(retry.first_delay)),
+        ("max_delay", duration(retry.max_delay)),
+        ("hold", duration(retry.hold)),
+        ("park", Some(Value::Array(retry.park.iter().filter_map(|wait| duration(*wait)).collect()))),
+        ("give_up_after", duration(retry.give_up_after)),
+    ]
+}
+
+fn pause(pause: &Pause) -> Vec<Key> {
+    vec![("probe_first", duration(pause.probe_first)), ("probe_max", duration(pause.probe_max))]
+}
+
+fn log(log: &Log) -> Vec<Key> {
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    vec![("format", text(format)), ("filter", text(&log.filter))]
+}
+
+fn section(name: &str, keys: Vec<Key>) -> String {
+    let lines = keys.into_iter().filter_map(|(key, value)| value.map(|value| format!("{key} = {value}\n")));
+    format!("[{name}]\n{}", lines.collect::<String>())
+}
+
+fn text(text: &str) -> Option<Value> {
+    Some(Value::String(text.to_owned()))
+}
+
+fn path(path: Option<&Path>) -> Option<Value> {
+    path.map(|path| Value::String(path.display().to_string()))
+}
+
+/// No number above `i64::MAX` is ever accepted.
+fn number(number: u64) -> Option<Value> {
+    i64::try_from(number).ok().map(Value::Integer)
+}
+
+fn duration(duration: Duration) -> Option<Value> {
+    text(&humantime::format_duration(duration).to_string())
+}
+
+/// In the largest unit that divides it, so that nothing is rounded.
+fn bytes(bytes: u64) -> Option<Value> {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit_bytes)| bytes.is_multiple_of(*unit_bytes)) {
+        Some((unit, unit_bytes)) => text(&format!("{}{unit}", bytes / unit_bytes)),
+        None => number(bytes),
+    }
+}

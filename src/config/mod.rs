@@ -1,0 +1,77 @@
+//! The configuration: a TOML file, overridden by the environment, checked once and valid ever after.
+//!
+//! It arrives in three steps: `find` reads the file and the environment, `layer` merges them and gives every value its
+//! type, and each section's `check` turns what was written into the public types, with the defaults filled in. What is wrong
+//! goes to `blame`, which knows where it was written.
+//! A secret reaches nobody by accident: no error, no `Debug` and no printed configuration shows one.
+
+mod admin;
+mod app;
+mod blame;
+mod broker;
+mod broker_url;
+mod endpoint;
+mod environment;
+mod error;
+mod find;
+mod layer;
+mod limit;
+mod log;
+mod masked;
+mod region;
+mod retry;
+mod secret;
+mod state;
+mod state_url;
+mod written;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+pub use admin::Admin;
+pub use app::{App, EmptyRecipients};
+pub use broker::Broker;
+pub use broker_url::BrokerUrl;
+pub use error::ConfigError;
+pub use find::ConfigFile;
+pub use log::{Log, LogFormat};
+pub use region::Region;
+pub use retry::{Pause, Retry};
+pub use secret::{SecretFileError, read_secret_file};
+pub use state::State;
+pub use state_url::{StateStore, StateUrl};
+
+/// Everything the daemon is told. At least one app; no limit is zero; every text a secret can be in is masked in `Debug`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub broker: Broker,
+    pub state: State,
+    pub admin: Admin,
+    /// By name, which is `[a-z0-9_-]{1,40}` because it becomes part of queue names.
+    pub apps: BTreeMap<String, App>,
+    pub log: Log,
+}
+
+impl Config {
+    /// Reads the file given with `--config`, or else the first of the default files that exists, and the environment.
+    pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+        Config::read(find::file(file)?.as_ref(), find::environment())
+    }
+
+    /// The same from a given file and a given environment. Reads nothing but the files that secrets are kept in.
+    pub fn read(
+        file: Option<&ConfigFile>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, ConfigError> {
+        let layers = layer::Layers::new(file, environment)?;
+        let sections = layers.merge(file.map_or("", |file| &file.text))?;
+        if sections.apps.is_empty() {
+            return Err(layers.no_apps());
+        }
+        sections.check().map_err(|problem| layers.blame(problem))
+    }
+}

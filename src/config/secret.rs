@@ -1,0 +1,83 @@
+//! Secrets: the text itself, or a file that holds it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error::Problem;
+use super::written::{Given, Setting, Written};
+
+/// What stands in the place of a secret wherever a configuration is shown.
+pub(super) const MASK: &str = "***";
+
+/// A key has 64 characters and a URL a few hundred. Whoever names a device or a log by mistake is told so.
+const LARGEST_FILE_BYTES: u64 = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFileError {
+    #[error("the secret file {} cannot be read; check the path and its permissions", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("the secret file {} is empty; write the secret into it", .path.display())]
+    Empty { path: PathBuf },
+    #[error("the secret file {} is larger than 64 KiB, so it is no secret; check the path", .path.display())]
+    TooLarge { path: PathBuf },
+}
+
+/// Reads a secret, without the newline that editors and `echo` leave at its end.
+pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE_BYTES + 1).read_to_string(&mut text));
+    let path = path.to_owned();
+    match read {
+        Err(source) => Err(SecretFileError::Unreadable { path, source }),
+        Ok(bytes) if bytes as u64 > LARGEST_FILE_BYTES => Err(SecretFileError::TooLarge { path }),
+        Ok(_) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
+        Ok(_) => {
+            let line = text.strip_suffix('\n').unwrap_or(&text);
+            Ok(line.strip_suffix('\r').unwrap_or(line).into())
+        }
+    }
+}
+
+impl Setting for SecretString {
+    fn read(written: Written) -> Result<SecretString, String> {
+        match written {
+            Written::Text(text) if text.trim().is_empty() => Err("must not be empty".to_owned()),
+            Written::Text(text) if text == MASK => {
+                Err(format!("must be the secret itself; {MASK} is what `groupcast config` shows in its place"))
+            }
+            Written::Text(text) => Ok(text.into()),
+            _ => Err("must be text in quotes".to_owned()),
+        }
+    }
+}
+
+/// A setting that is a secret, from the key itself or from the file that its `…_file` twin names.
+pub(super) fn given_or_from_file<T: Setting>(
+    key: &str,
+    given: Option<Given<T>>,
+    file: Option<&Path>,
+) -> Result<Option<T>, Problem> {
+    let file_key = format!("{key}_file");
+    match (given, file) {
+        (Some(_), Some(_)) => Err(Problem::wrong(&file_key, format!("is given together with {key}; keep one of them"))),
+        (given, None) => Ok(given.map(|given| given.0)),
+        (None, Some(path)) => {
+            let secret = read_secret_file(path).map_err(|error| file_problem(&file_key, error))?;
+            T::read(Written::Text(secret.expose_secret().to_owned()))
+                .map(Some)
+                .map_err(|says| Problem::wrong(&file_key, format!("names {}, whose text {says}", path.display())))
+        }
+    }
+}
+
+fn file_problem(key: &str, error: SecretFileError) -> Problem {
+    let says = format!("does not help: {error}");
+    let source = match error {
+        SecretFileError::Unreadable { source, .. } => Some(source),
+        SecretFileError::Empty { .. } | SecretFileError::TooLarge { .. } => None,
+    };
+    Problem::Wrong { key: key.to_owned(), says, source }
+}
