@@ -1,1 +1,124 @@
-//! Sandbox.
+//! A stand-in for the Tencent Chat REST API, for tests, benchmarks and first steps without an account. It knows one
+//! command, `send_group_system_notification`, and no groups or members: it judges calls by the documented rules.
+//!
+//! A call goes `listener → call (address, credential, notification) → verdict (second, fault, deliveries, received,
+//! stats) → reply`; `control` is the API under `/_sandbox/` that sets the stage and shows what arrived.
+//!
+//! It speaks HTTP without TLS and its control API asks for no credential: it is no place for a key that matters.
+
+mod address;
+mod call;
+mod control;
+mod credential;
+mod deliveries;
+mod fault;
+mod listener;
+mod notification;
+mod received;
+mod refusal;
+mod reply;
+mod second;
+mod settings;
+mod stats;
+mod verdict;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::verdict::State;
+pub use self::{
+    deliveries::{DeliveryCounts, Repeated},
+    fault::{Fault, FaultRule},
+    received::{Audience, Received},
+    settings::{PUBLIC_KEY, Settings, SettingsPatch},
+    stats::Stats,
+    verdict::CallsSoFar,
+};
+
+/// A running sandbox. It stops when dropped.
+pub struct Sandbox {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    server: AbortOnDropHandle<std::convert::Infallible>,
+}
+
+impl Sandbox {
+    /// Listens and serves from now on. Fails only if the address cannot be had.
+    pub async fn start(settings: Settings) -> io::Result<Self> {
+        let listener = TcpListener::bind(settings.listen).await?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared(Mutex::new(State::new(settings))));
+        let server = AbortOnDropHandle::new(tokio::spawn(listener::serve(listener, shared.clone())));
+        Ok(Self { addr, shared, server })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What a config gives as `endpoint` to call this sandbox.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Closes the port before it returns, and the connections at once after.
+    pub async fn stop(self) {
+        self.server.abort();
+        // Aborting is the only way it ends.
+        let Err(_aborted) = self.server.await;
+    }
+
+    /// The error says why the rule cannot be one.
+    pub fn add_fault(&self, rule: impl Into<FaultRule>) -> Result<(), &'static str> {
+        self.shared.lock().faults.add(rule.into())
+    }
+
+    pub fn clear_faults(&self) {
+        self.shared.lock().faults.clear();
+    }
+
+    pub fn change_settings(&self, patch: SettingsPatch) {
+        patch.apply(&mut self.shared.lock().settings);
+    }
+
+    /// The newest 10,000 delivered calls, oldest first; of one group, or of all.
+    pub fn received(&self, group: Option<&str>) -> Vec<Received> {
+        self.shared.received(group)
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.shared.lock().stats()
+    }
+
+    pub fn calls_so_far(&self) -> CallsSoFar {
+        self.shared.lock().calls_so_far()
+    }
+
+    /// Forgets calls, statistics and faults; settings stay.
+    pub fn reset(&self) {
+        self.shared.lock().reset();
+    }
+}
+
+/// The state behind its one lock, which is never held while waiting.
+struct Shared(Mutex<State>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn received(&self, group: Option<&str>) -> Vec<Received> {
+        let calls = self.lock().inbox.calls(group);
+        calls.iter().map(|kept| kept.unfold()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,43 @@
+//! A request as a call: all that can be read from it without the sandbox's state, so that no lock is held meanwhile.
+
+use hyper::Method;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{address::Address, credential::Credential, notification::Notification, refusal::Refusal};
+
+pub struct Call<'a> {
+    pub credential: Result<Credential, Refusal>,
+    pub notification: Result<Notification<'a>, Refusal>,
+}
+
+impl<'a> Call<'a> {
+    pub fn read(method: &Method, path: &str, query: &str, body: Result<&'a [u8], Refusal>) -> Self {
+        Self {
+            credential: Address::read(method, path, query).and_then(Credential::read),
+            notification: body.and_then(Notification::read),
+        }
+    }
+
+    /// The group, if it could be read.
+    pub fn group(&self) -> Option<&str> {
+        self.notification.as_ref().ok().map(|notification| &*notification.group)
+    }
+}
+
+/// When a call arrived.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    pub instant: Instant,
+    pub wall_clock: Timestamp,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall_clock: Timestamp::now() }
+    }
+
+    pub fn unix_seconds(self) -> u64 {
+        u64::try_from(self.wall_clock.as_second()).unwrap_or(0)
+    }
+}

@@ -1,0 +1,108 @@
+//! The credential of a call: a UserSig, opened and compared with the address it came with, the app's key and the clock.
+//!
+//! A UserSig over a `TLS.userbuf` is refused: no REST call needs one.
+
+use std::io::Read;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use flate2::read::ZlibDecoder;
+use serde::Deserialize;
+
+use super::{
+    address::Address,
+    refusal::{
+        BAD_SDK_APP_ID, NOT_ADMIN, Refusal, USER_SIG_EXPIRED, USER_SIG_MISMATCH, USER_SIG_OF_OTHER_ACCOUNT,
+        USER_SIG_OF_OTHER_APP, USER_SIG_UNREADABLE,
+    },
+    settings::Settings,
+};
+use crate::send::user_sig::Claims;
+
+/// An honest UserSig opens to some 200 bytes; this stops one that was deflated to grow without end.
+const MAX_OPENED_BYTES: u64 = 4096;
+
+/// An address whose UserSig could be read. Nothing of it is verified yet.
+#[derive(Debug)]
+pub struct Credential {
+    address: Address,
+    stated: Stated,
+}
+
+#[derive(Debug, Deserialize)]
+struct Stated {
+    #[serde(rename = "TLS.ver")]
+    version: String,
+    #[serde(rename = "TLS.identifier")]
+    identifier: String,
+    #[serde(rename = "TLS.sdkappid")]
+    sdk_app_id: u64,
+    #[serde(rename = "TLS.time")]
+    time: u64,
+    #[serde(rename = "TLS.expire")]
+    expire: u64,
+    #[serde(rename = "TLS.sig")]
+    signature: String,
+}
+
+impl Credential {
+    pub fn read(address: Address) -> Result<Self, Refusal> {
+        let stated = open(&address.user_sig).ok_or(Refusal::new(USER_SIG_UNREADABLE, "usersig cannot be decoded"))?;
+        if stated.version != "2.0" {
+            return Err(Refusal::new(USER_SIG_UNREADABLE, "usersig is not of version 2.0"));
+        }
+        Ok(Self { address, stated })
+    }
+
+    /// Whether the app knows the caller at `now` (Unix seconds).
+    pub fn verify(&self, settings: &Settings, now: u64) -> Result<(), Refusal> {
+        let Self { address, stated } = self;
+        if address.sdk_app_id != settings.sdk_app_id {
+            return Err(Refusal::new(BAD_SDK_APP_ID, "sdkappid is not the one of this app"));
+        }
+        if stated.identifier != address.identifier {
+            return Err(Refusal::new(USER_SIG_OF_OTHER_ACCOUNT, "identifier is not the one in usersig"));
+        }
+        if stated.sdk_app_id != address.sdk_app_id {
+            return Err(Refusal::new(USER_SIG_OF_OTHER_APP, "sdkappid is not the one in usersig"));
+        }
+        if stated.signature != stated.claims().signature(settings.key()) {
+            return Err(Refusal::new(USER_SIG_MISMATCH, "usersig was made with another key"));
+        }
+        if now > stated.time.saturating_add(stated.expire) {
+            return Err(Refusal::new(USER_SIG_EXPIRED, "usersig expired"));
+        }
+        if !settings.admins.contains(&address.identifier) {
+            return Err(Refusal::new(NOT_ADMIN, "identifier is not an admin of this app"));
+        }
+        Ok(())
+    }
+}
+
+impl Stated {
+    fn claims(&self) -> Claims<'_> {
+        Claims { sdk_app_id: self.sdk_app_id, identifier: &self.identifier, time: self.time, expire: self.expire }
+    }
+}
+
+fn open(user_sig: &str) -> Option<Stated> {
+    let base64: Vec<u8> = user_sig.bytes().map(to_standard_alphabet).collect::<Option<_>>()?;
+    let deflated = STANDARD.decode(base64).ok()?;
+    let mut json = Vec::new();
+    ZlibDecoder::new(&*deflated).take(MAX_OPENED_BYTES).read_to_end(&mut json).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
+/// A character that the vendor's alphabet replaces has no place in a UserSig.
+fn to_standard_alphabet(byte: u8) -> Option<u8> {
+    match byte {
+        b'*' => Some(b'+'),
+        b'-' => Some(b'/'),
+        b'_' => Some(b'='),
+        b'+' | b'/' | b'=' => None,
+        other => Some(other),
+    }
+}
+
+#[cfg(test)]
+#[path = "credential_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+//! The sockets: accepts connections, reads requests, and resets a connection when a fault demands it. Dropping the
+//! future of [`serve`] closes the port and every connection at once.
+
+use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{
+    Request,
+    body::{Body, Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tracing::{debug, warn};
+
+use super::{
+    Shared,
+    call::{Call, Moment},
+    control,
+    refusal::{PACKET_TOO_LONG, Refusal},
+    reply::{self, Reply, ResetConnection},
+    verdict::Verdict,
+};
+
+/// More callers than any test or benchmark has; the next one waits.
+const MAX_CONNECTIONS: usize = 4096;
+/// Room for a call far over the recipient limit, so that it gets the limit's own code.
+const MAX_BODY_BYTES: usize = 4 << 20;
+/// When the process has no file descriptor left, trying again at once only burns the processor.
+const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
+
+pub async fn serve(listener: TcpListener, sandbox: Arc<Shared>) -> Infallible {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(converse(stream, sandbox.clone()));
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, sandbox: Arc<Shared>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot turn off Nagle's algorithm");
+    }
+    let service = service_fn(move |request| answer(request, sandbox.clone()));
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let Err(error) = (&mut connection).await else { return };
+    if error.source().is_some_and(|source| source.is::<ResetConnection>()) {
+        let stream = connection.into_parts().io.into_inner();
+        // Closing with a linger of zero sends RST in place of FIN.
+        if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+            warn!(%error, "cannot reset a connection");
+        }
+    } else {
+        debug!(%error, "a connection broke");
+    }
+}
+
+async fn answer(request: Request<Incoming>, sandbox: Arc<Shared>) -> Result<Reply, ResetConnection> {
+    let (head, body) = request.into_parts();
+    let body = read_whole(body).await?;
+    let (path, query) = (head.uri.path(), head.uri.query().unwrap_or(""));
+    if path.starts_with(control::PREFIX) {
+        return Ok(control::answer(&sandbox, &head.method, path, query, &body.unwrap_or_default()));
+    }
+    let verdict = judge(&Call::read(&head.method, path, query, body.as_deref().map_err(Refusal::clone)), &sandbox);
+    drop(body);
+    reply::reply(verdict).await
+}
+
+fn judge(call: &Call, sandbox: &Shared) -> Verdict {
+    let verdict = {
+        let mut state = sandbox.lock();
+        // Read under the lock, so that moments never go back.
+        state.judge(call, Moment::now())
+    };
+    debug!(group = call.group(), answer = ?verdict.answer, "call");
+    verdict
+}
+
+/// A caller that leaves before its request is whole made no call, and nobody is there to answer.
+async fn read_whole(body: Incoming) -> Result<Result<Bytes, Refusal>, ResetConnection> {
+    let too_long = Refusal::new(PACKET_TOO_LONG, "the packet is too long");
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Ok(Err(too_long));
+    }
+    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(body) => Ok(Ok(body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Ok(Err(too_long)),
+        Err(_gone) => Err(ResetConnection),
+    }
+}

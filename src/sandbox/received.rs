@@ -1,0 +1,138 @@
+//! What the sandbox delivered, for those who want to look: the newest calls, each with whom it reached.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::notification::Notification;
+
+/// The newest of a benchmark's calls say enough; with 500 recipients each they take some 80 MB.
+const MAX_CALLS: usize = 10_000;
+/// The API's own limit. A sandbox told to allow more keeps of those calls only the number.
+const MAX_RECIPIENTS_KEPT: usize = 500;
+
+/// One delivered call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Received {
+    pub group: String,
+    pub content: String,
+    pub topic: Option<String>,
+    pub audience: Audience,
+    /// `None`: everyone, or more than 500.
+    pub recipients: Option<Vec<String>>,
+    /// 0 for everyone.
+    pub recipient_count: usize,
+    pub at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Audience {
+    All,
+    Members,
+}
+
+/// A call as it is kept: the recipients are one text, as 5 million small ones would take several times the memory.
+#[derive(Debug)]
+pub struct Kept {
+    group: Box<str>,
+    content: Box<str>,
+    topic: Option<Box<str>>,
+    recipients_json: Option<Box<str>>,
+    recipient_count: usize,
+    at: Timestamp,
+}
+
+impl Kept {
+    fn new(notification: &Notification, at: Timestamp) -> Self {
+        let Notification { group, content, topic, recipients } = notification;
+        let kept = (1..=MAX_RECIPIENTS_KEPT).contains(&recipients.len());
+        Self {
+            group: Box::from(&**group),
+            content: Box::from(&**content),
+            topic: topic.as_deref().map(Box::from),
+            recipients_json: kept.then(|| serde_json::to_string(recipients).expect("a list of strings").into()),
+            recipient_count: recipients.len(),
+            at,
+        }
+    }
+
+    pub fn unfold(&self) -> Received {
+        let recipients = self.recipients_json.as_deref();
+        Received {
+            group: self.group.to_string(),
+            content: self.content.to_string(),
+            topic: self.topic.as_deref().map(str::to_owned),
+            audience: if self.recipient_count == 0 { Audience::All } else { Audience::Members },
+            recipients: recipients.map(|json| serde_json::from_str(json).expect("the list it was made from")),
+            recipient_count: self.recipient_count,
+            at: self.at,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Inbox(VecDeque<Arc<Kept>>);
+
+impl Inbox {
+    pub fn record(&mut self, notification: &Notification, at: Timestamp) {
+        if self.0.len() == MAX_CALLS {
+            self.0.pop_front();
+        }
+        self.0.push_back(Arc::new(Kept::new(notification, at)));
+    }
+
+    /// Oldest first; of one group, or of all. Shared, so that nobody unfolds them while calls wait.
+    pub fn calls(&self, group: Option<&str>) -> Vec<Arc<Kept>> {
+        self.0.iter().filter(|kept| group.is_none_or(|group| *kept.group == *group)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unfolded(inbox: &Inbox, group: Option<&str>) -> Vec<Received> {
+        inbox.calls(group).iter().map(|kept| kept.unfold()).collect()
+    }
+
+    fn record(inbox: &mut Inbox, body: &str) {
+        inbox.record(&Notification::read(body.as_bytes()).unwrap(), Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn a_call_is_kept_with_all_it_said() {
+        let mut inbox = Inbox::default();
+        record(&mut inbox, r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a","\"b"],"TopicId":"t"}"#);
+        let expected = Received {
+            group: "g".into(),
+            content: "c".into(),
+            topic: Some("t".into()),
+            audience: Audience::Members,
+            recipients: Some(vec!["a".into(), "\"b".into()]),
+            recipient_count: 2,
+            at: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(unfolded(&inbox, None), [expected]);
+    }
+
+    #[test]
+    fn calls_can_be_asked_for_by_group() {
+        let mut inbox = Inbox::default();
+        record(&mut inbox, r#"{"GroupId":"g","Content":"c"}"#);
+        record(&mut inbox, r#"{"GroupId":"h","Content":"c"}"#);
+        let of_h = unfolded(&inbox, Some("h"));
+        assert_eq!((of_h.len(), of_h[0].audience, &of_h[0].recipients), (1, Audience::All, &None));
+    }
+
+    #[test]
+    fn the_oldest_call_makes_room_for_the_newest() {
+        let mut inbox = Inbox::default();
+        for n in 0..=MAX_CALLS {
+            record(&mut inbox, &format!(r#"{{"GroupId":"{n}","Content":"c"}}"#));
+        }
+        let calls = inbox.calls(None);
+        assert_eq!((calls.len(), &*calls[0].group), (MAX_CALLS, "1"));
+    }
+}

@@ -1,0 +1,62 @@
+//! A verdict as HTTP: waits out the latency, then answers, or does to the connection what the fault demands.
+
+use http_body_util::Full;
+use hyper::{Response, StatusCode, body::Bytes, header};
+
+use super::{
+    fault::Fault,
+    refusal::{ACCEPTED_JSON, Refusal},
+    verdict::{Answer, Verdict},
+};
+
+pub type Reply = Response<Full<Bytes>>;
+
+/// Instead of a reply: the connection is to be reset.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is to be reset")]
+pub struct ResetConnection;
+
+pub async fn reply(verdict: Verdict) -> Result<Reply, ResetConnection> {
+    if !verdict.latency.is_zero() {
+        tokio::time::sleep(verdict.latency).await;
+    }
+    match verdict.answer {
+        Answer::Accepted => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
+        Answer::Refused(refusal) => Ok(json(StatusCode::OK, refusal.to_json())),
+        Answer::Faulty(fault) => faulty(fault).await,
+    }
+}
+
+async fn faulty(fault: Fault) -> Result<Reply, ResetConnection> {
+    match fault {
+        Fault::LatencyMs(_) => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
+        Fault::Error { code, info } => Ok(json(StatusCode::OK, Refusal::new(code, info).to_json())),
+        Fault::HttpStatus(status) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+            Ok(with_type(status, "text/html", format!("<html><head><title>{status}</title></head></html>")))
+        }
+        Fault::NotJson => Ok(with_type(StatusCode::OK, "text/html", "<html>this is not JSON</html>")),
+        Fault::Reset => Err(ResetConnection),
+        Fault::Hang => std::future::pending().await,
+        Fault::Redirect => Ok(redirect()),
+    }
+}
+
+/// The address is one that never resolves: whoever follows it fails.
+fn redirect() -> Reply {
+    let mut reply = with_type(StatusCode::FOUND, "text/html", "");
+    let elsewhere = header::HeaderValue::from_static("http://elsewhere.invalid/");
+    reply.headers_mut().insert(header::LOCATION, elsewhere);
+    reply
+}
+
+pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    with_type(status, "application/json", body)
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply
+}

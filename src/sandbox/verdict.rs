@@ -1,0 +1,146 @@
+//! The journey of a call: examine it, let a fault strike it, deliver it, count it. One lock holds everything that this
+//! touches, so the limit, the statistics and the deliveries never disagree.
+
+use std::time::Duration;
+
+use super::{
+    call::{Call, Moment},
+    deliveries::Deliveries,
+    fault::{Effect, Fault, Faults},
+    notification::Notification,
+    received::Inbox,
+    refusal::Refusal,
+    second::SlidingSecond,
+    settings::Settings,
+    stats::{Stats, Tally},
+};
+
+#[derive(Debug)]
+pub struct Verdict {
+    pub latency: Duration,
+    pub answer: Answer,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    Accepted,
+    Refused(Refusal),
+    Faulty(Fault),
+}
+
+impl Answer {
+    /// The `ErrorCode` that the caller reads, if it gets one.
+    pub fn code(&self) -> Option<i64> {
+        match self {
+            Self::Accepted => Some(0),
+            Self::Refused(refusal) => Some(refusal.code),
+            Self::Faulty(Fault::Error { code, .. }) => Some(*code),
+            Self::Faulty(
+                Fault::LatencyMs(_) | Fault::HttpStatus(_) | Fault::NotJson | Fault::Reset | Fault::Hang | Fault::Redirect,
+            ) => None,
+        }
+    }
+}
+
+pub struct State {
+    pub settings: Settings,
+    pub faults: Faults,
+    pub inbox: Inbox,
+    arrivals: SlidingSecond,
+    accepted: SlidingSecond,
+    deliveries: Deliveries,
+    tally: Tally,
+}
+
+impl State {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            faults: Faults::default(),
+            inbox: Inbox::default(),
+            arrivals: SlidingSecond::default(),
+            accepted: SlidingSecond::default(),
+            deliveries: Deliveries::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Moments of successive calls must not go back.
+    pub fn judge(&mut self, call: &Call, now: Moment) -> Verdict {
+        self.arrivals.record(now.instant);
+        self.tally.calls += 1;
+        let examined = self.examine(call, now);
+        let strike = self.faults.strike(examined.as_ref().ok().copied());
+        let answer = match (strike.fault, examined) {
+            (None, Ok(notification)) => {
+                self.deliver(notification, now);
+                Answer::Accepted
+            }
+            (None, Err(refusal)) => Answer::Refused(refusal),
+            (Some(fault), Ok(notification)) => {
+                if strike.effect == Effect::Happens {
+                    self.deliver(notification, now);
+                }
+                Answer::Faulty(fault)
+            }
+            (Some(fault), Err(_)) => Answer::Faulty(fault),
+        };
+        self.tally.record(&answer);
+        Verdict { latency: self.settings.draw_latency() + strike.latency, answer }
+    }
+
+    fn examine<'c>(&self, call: &'c Call, now: Moment) -> Result<&'c Notification<'c>, Refusal> {
+        let credential = call.credential.as_ref().map_err(Refusal::clone)?;
+        credential.verify(&self.settings, now.unix_seconds())?;
+        self.check_limit(now)?;
+        let notification = call.notification.as_ref().map_err(Refusal::clone)?;
+        notification.check(self.settings.max_recipients)?;
+        Ok(notification)
+    }
+
+    /// Only accepted calls count against the limit.
+    fn check_limit(&self, now: Moment) -> Result<(), Refusal> {
+        let limit = self.settings.calls_per_second;
+        if limit > 0 && self.accepted.count(now.instant) >= limit as usize {
+            let info = format!("over {limit} calls per second");
+            return Err(Refusal::new(self.settings.limit_code, info));
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, notification: &Notification, now: Moment) {
+        self.accepted.record(now.instant);
+        self.tally.accepted += 1;
+        self.deliveries.record(notification);
+        self.inbox.record(notification, now.wall_clock);
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            max_in_1s: self.arrivals.most(),
+            max_accepted_in_1s: self.accepted.most(),
+            deliveries: self.deliveries.counts().clone(),
+            ..self.tally.stats()
+        }
+    }
+
+    pub fn calls_so_far(&self) -> CallsSoFar {
+        CallsSoFar { calls: self.tally.calls, refused: self.tally.calls - self.tally.accepted }
+    }
+
+    /// Forgets calls and faults; settings stay.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.settings.clone());
+    }
+}
+
+/// The two numbers that a running sandbox tells of itself.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct CallsSoFar {
+    pub calls: u64,
+    pub refused: u64,
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;
