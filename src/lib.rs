@@ -11,4 +11,6 @@ pub mod config;
 pub mod send;
 
 pub mod cli;
+pub mod job;
+pub mod outcome;
 pub mod sandbox;

@@ -1,0 +1,269 @@
+//! Reads a job's body: exactly the API's own request body, of any length.
+//!
+//! Strict on purpose: an unknown field, a key given twice or a value of another type rejects the job, because the API
+//! takes a body without recipients for a broadcast. The rejection names the field and the reason.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use super::split::Splitter;
+use crate::{
+    config::EmptyRecipients,
+    job::{Audience, Job, Rejection},
+};
+
+const MAX_GROUP_ID_BYTES: usize = 96;
+const MAX_TOPIC_ID_BYTES: usize = 96;
+const MAX_USER_ID_BYTES: usize = 32;
+const MAX_CONTENT_BYTES: usize = 12 * 1024;
+
+/// What the configuration says about jobs.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub max_job_bytes: usize,
+    /// Recipients in one call, at most.
+    pub batch_size: u32,
+    pub empty_recipients: EmptyRecipients,
+}
+
+/// Makes a body into a job, or says what is wrong with it.
+pub fn decode(body: &[u8], rules: &Rules) -> Result<Job, Rejection> {
+    let mut read = Reading::default();
+    match read.body(body, rules) {
+        Ok(job) => Ok(job),
+        Err(reason) => Err(Rejection { field: read.field, reason, group_id: read.group_id, topic_id: read.topic_id }),
+    }
+}
+
+/// How far the reading has come: where it is, and what it has found.
+#[derive(Default)]
+struct Reading {
+    field: String,
+    group_id: Option<String>,
+    topic_id: Option<String>,
+    content: Option<String>,
+    recipients: Option<Splitter>,
+}
+
+impl Reading {
+    fn body(&mut self, body: &[u8], rules: &Rules) -> Result<Job, String> {
+        self.field = "body".into();
+        if body.len() > rules.max_job_bytes {
+            return Err(format!("is {} bytes long; broker.max_job_bytes allows {}", body.len(), rules.max_job_bytes));
+        }
+        if body.starts_with(b"\xef\xbb\xbf") {
+            return Err("begins with a byte-order mark; send UTF-8 without one".into());
+        }
+        let text = std::str::from_utf8(body).map_err(|error| format!("is not UTF-8: {error}"))?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        json.deserialize_map(BodyVisitor { read: self, rules, body_bytes: body.len() }).map_err(|error| error.to_string())?;
+        self.field = "body".into();
+        json.end().map_err(|error| error.to_string())?;
+        self.finish(rules)
+    }
+
+    fn finish(&mut self, rules: &Rules) -> Result<Job, String> {
+        let opening = self.opening()?;
+        let audience = match self.recipients.take() {
+            None => Audience::All,
+            Some(recipients) if recipients.is_empty() => {
+                self.field = "ToMembers_Account".into();
+                match rules.empty_recipients {
+                    EmptyRecipients::Broadcast => Audience::All,
+                    EmptyRecipients::Reject => {
+                        return Err("is empty, which would notify every member; leave the field out to mean that \
+                                    (empty_recipients = \"reject\")"
+                            .into());
+                    }
+                }
+            }
+            Some(recipients) => Audience::Members(recipients.finish()),
+        };
+        let group_id = self.group_id.clone().unwrap_or_default();
+        Ok(Job { group_id, topic_id: self.topic_id.clone(), opening, audience })
+    }
+
+    /// The request body's shared members, written anew: what is sent is what was understood.
+    fn opening(&mut self) -> Result<Vec<u8>, String> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Opening<'a> {
+            group_id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            topic_id: Option<&'a str>,
+            content: &'a str,
+        }
+        let missing = |field: &str| (field.to_owned(), "is missing".to_owned());
+        let group_id = self.group_id.as_deref().ok_or_else(|| missing("GroupId"));
+        let content = self.content.as_deref().ok_or_else(|| missing("Content"));
+        let (group_id, content) = match (group_id, content) {
+            (Ok(group_id), Ok(content)) => (group_id, content),
+            (Err((field, reason)), _) | (_, Err((field, reason))) => {
+                self.field = field;
+                return Err(reason);
+            }
+        };
+        let mut json = serde_json::to_vec(&Opening { group_id, topic_id: self.topic_id.as_deref(), content })
+            .map_err(|error| error.to_string())?;
+        json.pop();
+        Ok(json)
+    }
+}
+
+struct BodyVisitor<'a> {
+    read: &'a mut Reading,
+    rules: &'a Rules,
+    body_bytes: usize,
+}
+
+impl<'de> Visitor<'de> for BodyVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a JSON object with GroupId and Content")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { read, rules, body_bytes } = self;
+        while let Some(key) = map.next_key::<String>()? {
+            read.field.clone_from(&key);
+            let given_before = match key.as_str() {
+                "GroupId" => read.group_id.replace(map.next_value_seed(Text::id(MAX_GROUP_ID_BYTES))?).is_some(),
+                "TopicId" => read.topic_id.replace(map.next_value_seed(Text::id(MAX_TOPIC_ID_BYTES))?).is_some(),
+                "Content" => read.content.replace(map.next_value_seed(Text::free(MAX_CONTENT_BYTES))?).is_some(),
+                "ToMembers_Account" => {
+                    let splitter = Splitter::new(rules.batch_size, body_bytes);
+                    let list = RecipientList { field: &mut read.field, splitter };
+                    read.recipients.replace(map.next_value_seed(list)?).is_some()
+                }
+                _ => {
+                    return Err(A::Error::custom("unknown field; a job has GroupId, Content, ToMembers_Account and TopicId"));
+                }
+            };
+            read.field = key;
+            if given_before {
+                return Err(A::Error::custom("is given twice"));
+            }
+            read.field = "body".into();
+        }
+        Ok(())
+    }
+}
+
+/// A string with a limit.
+#[derive(Clone, Copy)]
+struct Text {
+    max_bytes: usize,
+    kind: TextKind,
+}
+
+#[derive(Clone, Copy)]
+enum TextKind {
+    Id,
+    Free,
+}
+
+impl Text {
+    fn id(max_bytes: usize) -> Self {
+        Self { max_bytes, kind: TextKind::Id }
+    }
+
+    fn free(max_bytes: usize) -> Self {
+        Self { max_bytes, kind: TextKind::Free }
+    }
+
+    fn check<E: Error>(self, text: &str) -> Result<(), E> {
+        if text.len() > self.max_bytes {
+            return Err(E::custom(format_args!("is {} bytes long; at most {} are allowed", text.len(), self.max_bytes)));
+        }
+        match self.kind {
+            TextKind::Id if text.trim().is_empty() => Err(E::custom("is blank")),
+            TextKind::Id if text.chars().any(char::is_control) => Err(E::custom("has a control character")),
+            TextKind::Id | TextKind::Free => Ok(()),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Text {
+    type Value = String;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+        self.check(text).map(|()| text.to_owned())
+    }
+}
+
+struct RecipientList<'a> {
+    field: &'a mut String,
+    splitter: Splitter,
+}
+
+impl<'de> DeserializeSeed<'de> for RecipientList<'_> {
+    type Value = Splitter;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Splitter, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RecipientList<'_> {
+    type Value = Splitter;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an array of UserIDs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Splitter, A::Error> {
+        for index in 0.. {
+            match list.next_element_seed(Recipient(&mut self.splitter)) {
+                Ok(Some(())) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    *self.field = format!("ToMembers_Account[{index}]");
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.splitter)
+    }
+}
+
+struct Recipient<'a>(&'a mut Splitter);
+
+impl<'de> DeserializeSeed<'de> for Recipient<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Recipient<'_> {
+    type Value = ();
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a UserID as a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        Text::id(MAX_USER_ID_BYTES).check(text)?;
+        self.0.push(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

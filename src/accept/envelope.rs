@@ -1,0 +1,224 @@
+//! Reads what the message's properties and headers say: the job id, where the result goes, how and when to send.
+//!
+//! An envelope can always be made, so that a job with a bad header still gets its one answer where it asked for it.
+
+use jiff::{SignedDuration, Timestamp};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, ShortString},
+};
+
+use crate::job::{DeliveryPromise, Envelope, Rejection, ReplyTo, TraceContext};
+
+const DEFAULT_PRIORITY: u8 = 4;
+const MAX_PRIORITY: u8 = 9;
+const MAX_HOLD: SignedDuration = SignedDuration::from_mins(15);
+
+/// A result's `message_id` is the job id with `.result` after it, and AMQP gives it 255 bytes.
+const MAX_JOB_ID_BYTES: usize = 255 - ".result".len();
+
+/// Headers that dead letters carry. A shovel may bring them back with the job; they say nothing to us.
+const DEAD_LETTER_HEADERS: [&str; 6] = [
+    "groupcast-error-kind",
+    "groupcast-error-code",
+    "groupcast-error-info",
+    "groupcast-status",
+    "groupcast-job-id",
+    "groupcast-died-at",
+];
+
+/// The envelope of a message, and the first thing that is wrong with it.
+pub fn read(
+    properties: &BasicProperties,
+    app: &str,
+    results_queue: Option<&str>,
+    received_at: Timestamp,
+) -> (Envelope, Result<(), Rejection>) {
+    let mut envelope = Envelope {
+        job_id: uuid::Uuid::new_v4().to_string(),
+        reply_to: results_queue.map_or(ReplyTo::Nowhere, |queue| ReplyTo::Configured(queue.to_owned())),
+        correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
+        priority: DEFAULT_PRIORITY,
+        earlier_deaths: 0,
+        delivery: DeliveryPromise::default(),
+        deadline: None,
+        not_before: None,
+        trace: TraceContext::default(),
+        received_at,
+    };
+    let problems = [
+        envelope.read_job_id(properties.message_id()),
+        envelope.read_reply_to(properties.reply_to(), app),
+        envelope.read_priority(*properties.priority()),
+        check_encoding(properties.content_encoding()),
+        envelope.read_headers(properties),
+    ];
+    (envelope, problems.into_iter().collect())
+}
+
+fn rejection(field: &str, reason: impl Into<String>) -> Rejection {
+    Rejection { field: field.to_owned(), reason: reason.into(), group_id: None, topic_id: None }
+}
+
+fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
+    match encoding.as_ref().map(|encoding| encoding.as_str().to_ascii_lowercase()) {
+        Some(encoding) if !["", "utf-8", "utf8", "identity"].contains(&encoding.as_str()) => {
+            Err(rejection("content_encoding", format!("`{encoding}` is not supported; send plain UTF-8 JSON")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Envelope {
+    fn read_job_id(&mut self, message_id: &Option<ShortString>) -> Result<(), Rejection> {
+        let Some(id) = message_id else { return Ok(()) };
+        if id.as_str().trim().is_empty() {
+            return Err(rejection("message_id", "is blank; leave it out or give the job's id"));
+        }
+        if id.as_str().chars().any(char::is_control) {
+            return Err(rejection("message_id", "has a control character"));
+        }
+        if id.as_str().len() > MAX_JOB_ID_BYTES {
+            let reason = format!("is {} bytes long; at most {MAX_JOB_ID_BYTES} are allowed", id.as_str().len());
+            return Err(rejection("message_id", reason));
+        }
+        self.job_id = id.as_str().to_owned();
+        Ok(())
+    }
+
+    fn read_reply_to(&mut self, reply_to: &Option<ShortString>, app: &str) -> Result<(), Rejection> {
+        let Some(queue) = reply_to.as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty()) else {
+            return Ok(());
+        };
+        self.reply_to = match queue {
+            "amq.rabbitmq.reply-to" => ReplyTo::Refused,
+            _ if queue.starts_with("amq.rabbitmq.reply-to.") => ReplyTo::Direct(queue.to_owned()),
+            _ if queue.starts_with("groupcast.") && queue != format!("groupcast.{app}.results") => ReplyTo::Refused,
+            _ => ReplyTo::Named(queue.to_owned()),
+        };
+        match self.reply_to {
+            ReplyTo::Refused => Err(rejection("reply_to", format!("results may not go to `{queue}`; name a queue of your own"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_priority(&mut self, priority: Option<u8>) -> Result<(), Rejection> {
+        match priority {
+            Some(priority) if priority > MAX_PRIORITY => {
+                Err(rejection("priority", format!("is {priority}; 0 to {MAX_PRIORITY} are allowed")))
+            }
+            Some(priority) => {
+                self.priority = priority;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn read_headers(&mut self, properties: &BasicProperties) -> Result<(), Rejection> {
+        let Some(headers) = properties.headers() else { return Ok(()) };
+        headers.inner().iter().try_for_each(|(name, value)| {
+            let name = name.as_str();
+            self.read_header(name, value).map_err(|reason| rejection(name, reason))
+        })
+    }
+
+    fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
+        match name {
+            "groupcast-deadline" => self.deadline = Some(moment(value)?),
+            "groupcast-not-before" => self.not_before = Some(soon(moment(value)?, self.received_at)?),
+            "groupcast-delivery" => self.delivery = delivery_promise(value)?,
+            "groupcast-attempt" => self.earlier_deaths = earlier_deaths(value)?,
+            "traceparent" => self.trace.traceparent = Some(traceparent(value)?),
+            "tracestate" => self.trace.tracestate = Some(text(value)?.to_owned()),
+            _ if DEAD_LETTER_HEADERS.contains(&name) => {}
+            _ if name.starts_with("groupcast-") => {
+                return Err("unknown header; groupcast-deadline, groupcast-not-before and groupcast-delivery are known".into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn text(value: &AMQPValue) -> Result<&str, String> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).map_err(|_| "is not UTF-8".into()),
+        AMQPValue::ShortString(text) => Ok(text.as_str()),
+        other => Err(format!("must be a string, not {:?}", other.get_type())),
+    }
+}
+
+fn integer(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(number) => Some(number.into()),
+        AMQPValue::ShortShortUInt(number) => Some(number.into()),
+        AMQPValue::ShortInt(number) => Some(number.into()),
+        AMQPValue::ShortUInt(number) => Some(number.into()),
+        AMQPValue::LongInt(number) => Some(number.into()),
+        AMQPValue::LongUInt(number) => Some(number.into()),
+        AMQPValue::LongLongInt(number) => Some(number),
+        AMQPValue::Timestamp(seconds) => i64::try_from(seconds).ok(),
+        _ => None,
+    }
+}
+
+fn moment(value: &AMQPValue) -> Result<Timestamp, String> {
+    const FORMS: &str = "give an RFC 3339 time such as 2026-11-22T10:00:00Z, or Unix seconds as an integer";
+    if let Some(seconds) = integer(value) {
+        return Timestamp::from_second(seconds)
+            .ok()
+            .filter(|_| seconds > 0)
+            .ok_or_else(|| format!("{seconds} is not a time in Unix seconds (are they milliseconds?); {FORMS}"));
+    }
+    let text = text(value).map_err(|_| format!("is of a wrong type; {FORMS}"))?;
+    text.parse().map_err(|_| format!("`{text}` is not a time; {FORMS}"))
+}
+
+/// A job is held until its time comes, and a broker takes deliveries away that are held for half an hour.
+fn soon(not_before: Timestamp, now: Timestamp) -> Result<Timestamp, String> {
+    if not_before.duration_since(now) > MAX_HOLD {
+        return Err(format!("{not_before} is more than {} minutes ahead", MAX_HOLD.as_mins()));
+    }
+    Ok(not_before)
+}
+
+fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
+    match text(value)? {
+        "at-least-once" => Ok(DeliveryPromise::AtLeastOnce),
+        "at-most-once" => Ok(DeliveryPromise::AtMostOnce),
+        other => Err(format!("`{other}` is neither at-least-once nor at-most-once")),
+    }
+}
+
+fn earlier_deaths(value: &AMQPValue) -> Result<u32, String> {
+    let count = integer(value).and_then(|count| u32::try_from(count).ok()).filter(|count| (1..u32::MAX).contains(count));
+    count.ok_or_else(|| "must be an integer from 1: how often the job was dead-lettered".into())
+}
+
+/// W3C trace context, version 00 or a later one: `00-<32 hex>-<16 hex>-<2 hex>`.
+fn traceparent(value: &AMQPValue) -> Result<String, String> {
+    let text = text(value)?;
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let parts: Vec<&str> = text.splitn(5, '-').collect();
+    let well_formed = match parts[..] {
+        [version, trace, span, flags, ..] => {
+            hex(version, 2)
+                && version != "ff"
+                && (version != "00" || parts.len() == 4)
+                && hex(trace, 32)
+                && hex(span, 16)
+                && hex(flags, 2)
+                && trace.bytes().any(|byte| byte != b'0')
+                && span.bytes().any(|byte| byte != b'0')
+        }
+        _ => false,
+    };
+    if well_formed { Ok(text.to_owned()) } else { Err("is not a W3C trace context".into()) }
+}
+
+#[cfg(test)]
+#[path = "envelope_tests.rs"]
+mod tests;

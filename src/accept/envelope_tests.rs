@@ -1,0 +1,95 @@
+use lapin::types::FieldTable;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+fn read_with(properties: BasicProperties) -> (Envelope, Result<(), Rejection>) {
+    read(&properties, "app", None, NOW)
+}
+
+fn with_header(name: &str, value: AMQPValue) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert(name.into(), value);
+    BasicProperties::default().with_headers(headers)
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+#[test]
+fn a_message_without_properties_has_the_defaults_and_an_id_of_its_own() {
+    let (envelope, checked) = read_with(BasicProperties::default());
+    assert_eq!(checked, Ok(()));
+    assert_eq!((envelope.priority, envelope.earlier_deaths, envelope.delivery), (4, 0, DeliveryPromise::AtLeastOnce));
+    assert_eq!((&envelope.reply_to, envelope.deadline, envelope.not_before), (&ReplyTo::Nowhere, None, None));
+    assert_ne!(envelope.job_id, read_with(BasicProperties::default()).0.job_id);
+}
+
+#[test]
+fn a_time_is_rfc_3339_or_unix_seconds_or_an_amqp_timestamp() {
+    let deadline = Some(Timestamp::constant(1_900_000_000, 0));
+    let forms = [
+        text("2030-03-17T17:46:40Z"),
+        text("2030-03-17T18:46:40+01:00"),
+        AMQPValue::LongLongInt(1_900_000_000),
+        AMQPValue::LongInt(1_900_000_000),
+        AMQPValue::Timestamp(1_900_000_000),
+    ];
+    for form in forms {
+        let (envelope, checked) = read_with(with_header("groupcast-deadline", form.clone()));
+        assert_eq!((checked, envelope.deadline), (Ok(()), deadline), "{form:?}");
+    }
+}
+
+#[test]
+fn a_job_cannot_be_held_longer_than_the_broker_lets_it() {
+    let ahead =
+        |minutes: i64| read_with(with_header("groupcast-not-before", AMQPValue::LongLongInt(1_800_000_000 + 60 * minutes))).1;
+    assert_eq!(ahead(15), Ok(()));
+    assert!(ahead(16).unwrap_err().reason.contains("15 minutes"));
+}
+
+#[test]
+fn a_reply_queue_is_the_producers_own_or_the_apps_results() {
+    let reply_to = |queue: &str| read_with(BasicProperties::default().with_reply_to(queue.into())).0.reply_to;
+    assert_eq!(reply_to("answers"), ReplyTo::Named("answers".into()));
+    assert_eq!(reply_to("groupcast.app.results"), ReplyTo::Named("groupcast.app.results".into()));
+    assert_eq!(reply_to("amq.rabbitmq.reply-to.g1h2"), ReplyTo::Direct("amq.rabbitmq.reply-to.g1h2".into()));
+    for refused in ["groupcast.app.jobs", "groupcast.other.results", "groupcast.", "amq.rabbitmq.reply-to"] {
+        assert_eq!(reply_to(refused), ReplyTo::Refused, "{refused}");
+    }
+    assert_eq!(reply_to(""), ReplyTo::Nowhere);
+}
+
+#[test]
+fn a_bad_header_leaves_where_the_answer_goes() {
+    let properties = with_header("groupcast-deadline", text("tomorrow"))
+        .with_reply_to("answers".into())
+        .with_message_id("order-42".into())
+        .with_correlation_id("c".into());
+    let (envelope, checked) = read_with(properties);
+    assert_eq!(checked.unwrap_err().field, "groupcast-deadline");
+    assert_eq!((envelope.job_id.as_str(), envelope.reply_to), ("order-42", ReplyTo::Named("answers".into())));
+    assert_eq!(envelope.correlation_id.as_deref(), Some("c"));
+}
+
+#[test]
+fn a_dead_letter_that_was_moved_back_counts_its_deaths() {
+    let mut properties = with_header("groupcast-attempt", AMQPValue::LongLongInt(2));
+    let mut headers = properties.headers().clone().unwrap();
+    for name in DEAD_LETTER_HEADERS {
+        headers.insert(name.into(), text("x"));
+    }
+    properties = properties.with_headers(headers);
+    let (envelope, checked) = read_with(properties);
+    assert_eq!((checked, envelope.earlier_deaths), (Ok(()), 2));
+}
+
+#[test]
+fn headers_of_others_are_none_of_our_business() {
+    for name in ["x-death", "baggage", "my-groupcast-deadline", "Groupcast"] {
+        assert_eq!(read_with(with_header(name, AMQPValue::Void)).1, Ok(()), "{name}");
+    }
+}

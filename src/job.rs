@@ -1,0 +1,165 @@
+//! A job that has passed every check. Only `accept` makes one, so a [`Job`] can only be valid.
+//!
+//! Recipients stay compact: one buffer of JSON strings, cut at the batch borders, which goes into request bodies as it is.
+//! Invariant: an audience of members has at least one recipient in each batch, so no batch can become a broadcast.
+
+use std::{fmt, ops::Range};
+
+/// What to send and to whom.
+#[derive(Debug)]
+pub struct Job {
+    pub group_id: String,
+    pub topic_id: Option<String>,
+    /// The members of the request body that every batch shares, as JSON without the closing brace.
+    pub opening: Vec<u8>,
+    pub audience: Audience,
+}
+
+#[derive(Debug)]
+pub enum Audience {
+    /// Every member of the group: one call without a recipient list.
+    All,
+    Members(Recipients),
+}
+
+/// Recipients without duplicates, in the order given, cut into batches.
+#[derive(Debug)]
+pub struct Recipients {
+    /// `"a","b","c"`: JSON strings with commas between.
+    pub(crate) json: Vec<u8>,
+    /// Where each batch ends in `json`.
+    pub(crate) batch_ends: Vec<u32>,
+    pub(crate) batch_size: u32,
+    pub(crate) distinct: u32,
+    pub(crate) duplicates: u32,
+}
+
+impl Recipients {
+    /// Recipients asked for, duplicates included.
+    pub fn requested(&self) -> u32 {
+        self.distinct + self.duplicates
+    }
+
+    pub fn duplicates(&self) -> u32 {
+        self.duplicates
+    }
+
+    fn range(&self, batch: u32) -> Range<usize> {
+        let batch = batch as usize;
+        let start = if batch == 0 { 0 } else { self.batch_ends[batch - 1] as usize + 1 };
+        start..self.batch_ends[batch] as usize
+    }
+
+    fn len_of(&self, batch: u32) -> u32 {
+        (self.distinct - batch * self.batch_size).min(self.batch_size)
+    }
+}
+
+impl Job {
+    pub fn batch_count(&self) -> u32 {
+        match &self.audience {
+            Audience::All => 1,
+            Audience::Members(recipients) => recipients.batch_ends.len() as u32,
+        }
+    }
+
+    /// How many recipients a batch has; `None` for all members.
+    pub fn recipients_in(&self, batch: u32) -> Option<u32> {
+        match &self.audience {
+            Audience::All => None,
+            Audience::Members(recipients) => Some(recipients.len_of(batch)),
+        }
+    }
+
+    /// The API's request body for one batch.
+    pub fn request_body(&self, batch: u32) -> Vec<u8> {
+        self.body_for(std::iter::once(batch))
+    }
+
+    /// The job with only the recipients of these batches: a request body, or the body of a dead letter.
+    ///
+    /// # Panics
+    /// If an audience of members would be left with nobody: that body would mean everybody.
+    pub fn body_for(&self, batches: impl Iterator<Item = u32>) -> Vec<u8> {
+        let mut body = self.opening.clone();
+        if let Audience::Members(recipients) = &self.audience {
+            body.extend_from_slice(b",\"ToMembers_Account\":[");
+            let before = body.len();
+            for batch in batches {
+                if body.len() > before {
+                    body.push(b',');
+                }
+                body.extend_from_slice(&recipients.json[recipients.range(batch)]);
+            }
+            assert!(body.len() > before, "a list of recipients must never become empty");
+            body.push(b']');
+        }
+        body.push(b'}');
+        body
+    }
+}
+
+/// Everything about a job that its message's properties and headers say.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// The job id: the message's `message_id`, or a generated one.
+    pub job_id: String,
+    pub reply_to: ReplyTo,
+    pub correlation_id: Option<String>,
+    /// 0 to 9; a higher one is served first.
+    pub priority: u8,
+    /// How often the job was dead-lettered before.
+    pub earlier_deaths: u32,
+    pub delivery: DeliveryPromise,
+    pub deadline: Option<jiff::Timestamp>,
+    pub not_before: Option<jiff::Timestamp>,
+    pub trace: TraceContext,
+    pub received_at: jiff::Timestamp,
+}
+
+/// Where the result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplyTo {
+    Nowhere,
+    /// The app's own `results_queue`.
+    Configured(String),
+    /// A queue that the producer named.
+    Named(String),
+    /// The producer's direct reply-to address: it exists only while the producer is connected.
+    Direct(String),
+    /// The producer named a queue that no producer may make the daemon write to.
+    Refused,
+}
+
+/// What to do with a batch whose outcome is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeliveryPromise {
+    /// Send it again.
+    #[default]
+    AtLeastOnce,
+    /// Report it as unknown.
+    AtMostOnce,
+}
+
+/// W3C trace context, copied to the result.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+}
+
+/// Why a job is refused, and what of it could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The field, property or header at fault.
+    pub field: String,
+    pub reason: String,
+    pub group_id: Option<String>,
+    pub topic_id: Option<String>,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.field, self.reason)
+    }
+}
