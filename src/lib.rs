@@ -8,6 +8,7 @@
 pub mod config;
 
 
+pub mod pace;
 pub mod send;
 
 pub mod cli;
