@@ -12,6 +12,7 @@ pub mod pace;
 pub mod send;
 
 pub mod cli;
+pub mod delay;
 pub mod job;
 pub mod outcome;
 pub mod sandbox;

@@ -3,11 +3,16 @@
 //! Source: the vendor's `tls-sig-api-v2` packages. The key is used as raw text, not hex-decoded; the validity is a span
 //! in seconds, not a moment; the base64 alphabet is the vendor's own (`*`, `-`, `_` for `+`, `/`, `=`).
 
-use std::io::Write;
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use flate2::{Compression, write::ZlibEncoder};
 use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
 /// What a UserSig states and is signed over.
@@ -46,3 +51,53 @@ impl Claims<'_> {
         STANDARD.encode(deflated).replace('+', "*").replace('/', "-").replace('=', "_")
     }
 }
+
+/// How long a UserSig is valid. The vendor advises at least 24 hours.
+const VALID_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A UserSig is renewed when less than this is left of it.
+const RENEW_BEFORE: Duration = Duration::from_secs(17 * 3600);
+
+/// Makes UserSigs for one app and keeps the newest until shortly before it expires.
+pub struct UserSigner {
+    sdk_app_id: u64,
+    identifier: String,
+    key: SecretString,
+    newest: Mutex<Option<Signed>>,
+}
+
+struct Signed {
+    user_sig: Arc<str>,
+    renew_at: SystemTime,
+}
+
+impl UserSigner {
+    pub fn new(sdk_app_id: u64, identifier: String, key: SecretString) -> Self {
+        Self { sdk_app_id, identifier, key, newest: Mutex::new(None) }
+    }
+
+    /// A UserSig that is valid for hours to come.
+    pub fn user_sig(&self, now: SystemTime) -> Arc<str> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*newest {
+            // A clock set back by more than the validity must not keep a UserSig from the future.
+            Some(signed) if now < signed.renew_at && signed.renew_at < now + VALID_FOR => signed.user_sig.clone(),
+            _ => {
+                let time = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                let claims =
+                    Claims { sdk_app_id: self.sdk_app_id, identifier: &self.identifier, time, expire: VALID_FOR.as_secs() };
+                let user_sig: Arc<str> = claims.sign(self.key.expose_secret()).into();
+                *newest = Some(Signed { user_sig: user_sig.clone(), renew_at: now + VALID_FOR - RENEW_BEFORE });
+                user_sig
+            }
+        }
+    }
+
+    /// The API refused the newest UserSig: make another one next time.
+    pub fn forget(&self) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+#[path = "user_sig_tests.rs"]
+mod tests;

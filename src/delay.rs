@@ -1,0 +1,51 @@
+//! How long to wait before trying again. The one place that uses `backoff`.
+//!
+//! `backoff` computes the exponential part; the jitter is ours, so that a seed decides it and tests can repeat a run.
+
+use std::time::Duration;
+
+use backoff::{ExponentialBackoff, backoff::Backoff};
+
+/// The wait after failed attempt number `attempt` (from 1): `first`, doubled each time up to `max`, then scaled by 0.5 to
+/// 1.5 with `jitter` from 0 to 1, so that many waiters spread.
+pub fn after_attempt(attempt: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
+    let mut backoff = ExponentialBackoff {
+        current_interval: first,
+        initial_interval: first,
+        multiplier: 2.0,
+        randomization_factor: 0.0,
+        max_interval: max,
+        max_elapsed_time: None,
+        ..ExponentialBackoff::default()
+    };
+    // Doubling for longer than this reaches any maximum.
+    let doublings = attempt.clamp(1, 40);
+    let exponential = (0..doublings).filter_map(|_| backoff.next_backoff()).last().unwrap_or(max);
+    exponential.min(max).mul_f64(0.5 + jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FIRST: Duration = Duration::from_millis(500);
+    const MAX: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn the_delay_doubles_up_to_its_maximum() {
+        let middle = |attempt| after_attempt(attempt, FIRST, MAX, 0.5).as_millis();
+        assert_eq!([1, 2, 3, 4].map(middle), [500, 1000, 2000, 4000]);
+        assert_eq!(middle(7), 30_000);
+        assert_eq!(middle(u32::MAX), 30_000);
+    }
+
+    proptest! {
+        #[test]
+        fn the_delay_stays_within_half_of_its_middle(attempt in 0u32..100, jitter in 0.0f64..=1.0) {
+            let delay = after_attempt(attempt, FIRST, MAX, jitter);
+            prop_assert!(delay >= FIRST / 2 && delay <= MAX * 3 / 2);
+        }
+    }
+}

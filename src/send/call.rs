@@ -1,0 +1,216 @@
+//! One HTTP request to the API. The only file that knows `reqwest`.
+//!
+//! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are never followed.
+
+use std::{
+    error::Error as _,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use serde::Deserialize;
+
+use super::{classify::Answer, user_sig::UserSigner};
+use crate::config::App;
+
+const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Below the minute after which servers and the boxes before them commonly close idle connections.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// The API's answers have about 100 bytes; more than this is something else's.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// What a result tells of an answer's text, in characters.
+const MAX_INFO_CHARS: usize = 2000;
+
+/// What the dispatcher calls: the API, or in tests a stand-in without sockets.
+pub trait Api: Send + Sync + 'static {
+    /// Sends one request body. `on_write` has the last word when the connection is there and the request is to be written.
+    fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> impl Future<Output = Answer> + Send;
+
+    /// The API refused the UserSig: the next call makes a new one.
+    fn renew_user_sig(&self);
+}
+
+/// Asked once, at the moment of writing.
+pub trait OnWrite: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static {}
+
+impl<F: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static> OnWrite for F {}
+
+/// Whether a request that could be written now should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtWrite {
+    Send,
+    Withdraw,
+}
+
+/// Calls the API for one app.
+pub struct Caller {
+    http: reqwest::Client,
+    url: reqwest::Url,
+    sdk_app_id: u64,
+    identifier: String,
+    signer: UserSigner,
+}
+
+impl Caller {
+    pub fn new(app: &App) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("groupcast/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(app.request_timeout)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(app.max_in_flight)
+            .tcp_nodelay(true);
+        // A proxy named in the environment is for the way out, not for a sandbox on this machine.
+        let http = if is_loopback(&app.endpoint) { http.no_proxy() } else { http }.build()?;
+        let mut url = app.endpoint.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}/{PATH}"));
+        Ok(Self {
+            http,
+            url,
+            sdk_app_id: app.sdk_app_id,
+            identifier: app.identifier.clone(),
+            signer: UserSigner::new(app.sdk_app_id, app.identifier.clone(), app.secret_key.clone()),
+        })
+    }
+
+    fn signed_url(&self) -> reqwest::Url {
+        let mut url = self.url.clone();
+        url.query_pairs_mut()
+            .append_pair("sdkappid", &self.sdk_app_id.to_string())
+            .append_pair("identifier", &self.identifier)
+            .append_pair("usersig", &self.signer.user_sig(SystemTime::now()))
+            .append_pair("random", &rand::random::<u32>().to_string())
+            .append_pair("contenttype", "json");
+        url
+    }
+}
+
+impl Api for Caller {
+    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
+        let written = Arc::new(AtomicBool::new(false));
+        let mark = written.clone();
+        let on_write = move || {
+            let decision = on_write();
+            mark.store(decision == AtWrite::Send, Ordering::Release);
+            decision
+        };
+        let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
+        let request = self
+            .http
+            .post(self.signed_url())
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .body(reqwest::Body::wrap(body));
+        match request.send().await {
+            Ok(response) => read(response).await,
+            Err(error) if written.load(Ordering::Acquire) => Answer::NoAnswer { info: describe(error) },
+            Err(error) => Answer::NotSent { info: describe(error) },
+        }
+    }
+
+    fn renew_user_sig(&self) {
+        self.signer.forget();
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ApiAnswer {
+    action_status: String,
+    error_code: i64,
+    #[serde(default)]
+    error_info: String,
+}
+
+async fn read(mut response: reqwest::Response) -> Answer {
+    let http_status = response.status().as_u16();
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => {
+                return Answer::Foreign { http_status, info: format!("answer of more than {MAX_ANSWER_BYTES} bytes") };
+            }
+            Ok(None) => break,
+            Err(error) => return Answer::NoAnswer { info: format!("HTTP {http_status}, then {}", describe(error)) },
+        }
+    }
+    match serde_json::from_slice::<ApiAnswer>(&body) {
+        Ok(answer) => Answer::Api {
+            http_status,
+            action_ok: answer.action_status == "OK",
+            code: answer.error_code,
+            info: answer.error_info.chars().take(MAX_INFO_CHARS).collect(),
+        },
+        Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body) },
+    }
+}
+
+fn excerpt(http_status: u16, body: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+    format!("HTTP {http_status} without an answer of the API: {text:?}")
+}
+
+/// An error with its causes and without its URL.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    text
+}
+
+fn is_loopback(endpoint: &reqwest::Url) -> bool {
+    match endpoint.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// A request body that tells when it is taken to be written: then the connection stands and the bytes leave.
+struct WatchedBody<F> {
+    bytes: Option<Bytes>,
+    on_write: Option<F>,
+}
+
+/// The request was withdrawn before any of it was written.
+#[derive(Debug, thiserror::Error)]
+#[error("withdrawn before it was sent")]
+struct Withdrawn;
+
+impl<F: OnWrite> Body for WatchedBody<F> {
+    type Data = Bytes;
+    type Error = Withdrawn;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
+        if self.on_write.take().is_some_and(|on_write| on_write() == AtWrite::Withdraw) {
+            return Poll::Ready(Some(Err(Withdrawn)));
+        }
+        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}

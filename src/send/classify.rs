@@ -1,0 +1,104 @@
+//! Judges what came back from a call. Total: each possible answer has a verdict, also one that nobody documented.
+
+use super::codes::{Class, Effect, class_of};
+use crate::outcome::Fault;
+
+/// What came back from a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A body of the API's form. `action_ok` is whether `ActionStatus` is `OK`.
+    Api { http_status: u16, action_ok: bool, code: i64, info: String },
+    /// An HTTP answer whose body is not of the API's form.
+    Foreign { http_status: u16, info: String },
+    /// The request never left: refused connection, unknown host, failed handshake.
+    NotSent { info: String },
+    /// The request left and no whole answer came: timeout, reset.
+    NoAnswer { info: String },
+}
+
+/// An answer judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The API accepted the batch.
+    Sent,
+    Failed {
+        class: Class,
+        fault: Fault,
+    },
+}
+
+pub fn classify(answer: Answer) -> Verdict {
+    match answer {
+        Answer::Api { http_status: 200..=299, action_ok: true, code: 0, .. } => Verdict::Sent,
+        Answer::Api { http_status, action_ok, code: 0, info } => {
+            let info = format!("contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: {action_ok}; {info}");
+            failed(Class::Transient(Effect::Unknown), Some(0), None, info)
+        }
+        Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
+        Answer::Foreign { http_status, info } => failed(class_of_http(http_status), None, Some(http_status), info),
+        Answer::NotSent { info } => failed(Class::Transient(Effect::None), None, None, info),
+        Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
+    }
+}
+
+/// The vendor answers 200 to everything but network errors; other statuses come from something in between.
+fn class_of_http(http_status: u16) -> Class {
+    match http_status {
+        300..=399 => Class::Account,
+        429 => Class::RateLimited,
+        408 | 425 => Class::Transient(Effect::None),
+        400..=499 => Class::JobOrConfiguration,
+        _ => Class::Transient(Effect::Unknown),
+    }
+}
+
+fn failed(class: Class, code: Option<i64>, http_status: Option<u16>, info: String) -> Verdict {
+    Verdict::Failed { class, fault: Fault { code, http_status, info } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(http_status: u16, action_ok: bool, code: i64) -> Answer {
+        Answer::Api { http_status, action_ok, code, info: String::new() }
+    }
+
+    fn class(answer: Answer) -> Option<Class> {
+        match classify(answer) {
+            Verdict::Sent => None,
+            Verdict::Failed { class, .. } => Some(class),
+        }
+    }
+
+    #[test]
+    fn only_a_2xx_with_error_code_0_and_action_status_ok_is_a_success() {
+        assert_eq!(class(api(200, true, 0)), None);
+        for contradictory in [api(200, false, 0), api(502, true, 0)] {
+            assert_eq!(class(contradictory), Some(Class::Transient(Effect::Unknown)));
+        }
+        assert_eq!(class(api(200, true, 10010)), Some(Class::Job));
+    }
+
+    #[test]
+    fn an_answer_without_an_error_code_is_judged_by_its_http_status() {
+        let foreign = |http_status| class(Answer::Foreign { http_status, info: String::new() });
+        let expected = [
+            (200, Class::Transient(Effect::Unknown)),
+            (302, Class::Account),
+            (404, Class::JobOrConfiguration),
+            (408, Class::Transient(Effect::None)),
+            (429, Class::RateLimited),
+            (502, Class::Transient(Effect::Unknown)),
+        ];
+        for (http_status, class) in expected {
+            assert_eq!(foreign(http_status), Some(class), "{http_status}");
+        }
+    }
+
+    #[test]
+    fn only_a_request_that_never_left_surely_had_no_effect() {
+        assert_eq!(class(Answer::NotSent { info: String::new() }), Some(Class::Transient(Effect::None)));
+        assert_eq!(class(Answer::NoAnswer { info: String::new() }), Some(Class::Transient(Effect::Unknown)));
+    }
+}

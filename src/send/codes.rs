@@ -1,0 +1,199 @@
+//! The API's documented error codes, and whose fault each one is: data, no decisions.
+//!
+//! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header `TIMErrorCode.h` of its SDK.
+
+/// Whose fault an answer is, which decides what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Passes by itself.
+    Transient(Effect),
+    /// The app calls too fast. Nobody's failure.
+    RateLimited,
+    /// The UserSig or what it was made with.
+    Credential,
+    /// This job: it fails the same way every time.
+    Job,
+    /// Blamed on this job, but possibly on the configuration if every job gets it.
+    JobOrConfiguration,
+    /// The account or the configuration: no job can succeed until somebody acts.
+    Account,
+    /// More recipients than the API takes in one call.
+    TooManyRecipients,
+}
+
+/// Whether a call that failed may have notified its recipients all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    Unknown,
+}
+
+#[derive(Debug)]
+pub struct Code {
+    pub code: i64,
+    pub class: Class,
+    pub meaning: &'static str,
+    pub advice: &'static str,
+}
+
+/// The entry of a documented code.
+pub fn find(code: i64) -> Option<&'static Code> {
+    CODES.binary_search_by_key(&code, |entry| entry.code).ok().map(|index| &CODES[index])
+}
+
+/// The class of any code other than 0, documented or not.
+pub fn class_of(code: i64) -> Class {
+    match find(code) {
+        Some(entry) => entry.class,
+        // Unlisted 70xxx codes have been seen for bad signatures.
+        None if (70_000..80_000).contains(&code) => Class::Credential,
+        None if (60_000..70_000).contains(&code) => Class::Transient(Effect::Unknown),
+        None => Class::JobOrConfiguration,
+    }
+}
+
+const fn code(code: i64, class: Class, meaning: &'static str, advice: &'static str) -> Code {
+    Code { code, class, meaning, advice }
+}
+
+const TRANSIENT: Class = Class::Transient(Effect::None);
+const TRANSIENT_UNKNOWN: Class = Class::Transient(Effect::Unknown);
+const RETRIED: &str = "nothing; it is tried again";
+const SLOWED: &str = "lower calls_per_second if other programs call this API for the same app";
+const FIX_JOB: &str = "correct the job and redrive it";
+const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and this machine's clock";
+const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
+const CHECK_REGION: &str = "check sdk_app_id and region";
+
+/// Sorted by code.
+#[rustfmt::skip]
+pub static CODES: &[Code] = &[
+    code(-20009, Class::RateLimited, "frequency limit of the access layer", SLOWED),
+    code(-10114, TRANSIENT, "overloaded, refused", RETRIED),
+    code(-10113, Class::RateLimited, "frequency limit of the access layer", SLOWED),
+    code(-10112, Class::Account, "SDKAppID disabled", CHECK_CONSOLE),
+    code(-10111, Class::Account, "API blocked for this SDKAppID", CHECK_CONSOLE),
+    code(-10110, Class::Account, "SDKAppID blocked", CHECK_CONSOLE),
+    code(-10108, Class::Account, "payment overdue", "settle the account in the vendor's console"),
+    code(-302, TRANSIENT, "overloaded, refused", RETRIED),
+    code(10002, TRANSIENT_UNKNOWN, "internal server error", RETRIED),
+    code(10003, Class::Account, "invalid API name, or the API was withdrawn", CHECK_CONSOLE),
+    code(10004, Class::Job, "invalid parameter", FIX_JOB),
+    code(10005, Class::TooManyRecipients, "too many accounts in one call", "lower batch_size"),
+    code(10006, Class::RateLimited, "operation frequency limit", SLOWED),
+    code(10007, Class::JobOrConfiguration, "no permission for this operation", "check that identifier is an app administrator"),
+    code(10008, Class::Credential, "invalid request, possibly a wrong signature", FIX_KEY),
+    code(10010, Class::Job, "group does not exist or was disbanded", FIX_JOB),
+    code(10011, Class::JobOrConfiguration, "JSON could not be parsed", "look for a proxy that changes requests"),
+    code(10012, Class::Account, "invalid operator UserID", "check identifier"),
+    code(10015, Class::Job, "invalid group id", FIX_JOB),
+    code(10016, Class::Job, "refused by the app's callback", FIX_JOB),
+    code(10017, Class::Job, "sender is muted", FIX_JOB),
+    code(10018, Class::Job, "answer larger than 1 MB", FIX_JOB),
+    code(10019, Class::Job, "UserID does not exist", FIX_JOB),
+    code(10023, Class::RateLimited, "message frequency limit", SLOWED),
+    code(10026, Class::Account, "API forbidden for this SDKAppID", "new customers cannot use this API; ask the vendor"),
+    code(10049, Class::RateLimited, "attribute write frequency limit", SLOWED),
+    code(10059, Class::JobOrConfiguration, "feature is not in the app's plan", CHECK_CONSOLE),
+    code(11000, Class::JobOrConfiguration, "community feature is not enabled", CHECK_CONSOLE),
+    code(20004, TRANSIENT_UNKNOWN, "network error at the vendor", RETRIED),
+    code(20005, TRANSIENT_UNKNOWN, "internal error at the vendor", RETRIED),
+    code(60002, Class::Account, "HTTP URL could not be parsed", "check endpoint"),
+    code(60003, Class::JobOrConfiguration, "JSON of the request could not be parsed", "look for a proxy that changes requests"),
+    code(60004, Class::Credential, "UserID or UserSig is incorrect", FIX_KEY),
+    code(60005, Class::Credential, "UserID or UserSig is incorrect", FIX_KEY),
+    code(60006, Class::Account, "invalid SDKAppID", CHECK_REGION),
+    code(60007, Class::RateLimited, "call frequency limit of the API", SLOWED),
+    code(60008, TRANSIENT_UNKNOWN, "request timed out at the vendor", RETRIED),
+    code(60009, Class::Account, "requested resource is wrong", "check endpoint and region"),
+    code(60010, Class::Account, "identifier is not an app administrator", "set identifier to an administrator of the app"),
+    code(60011, Class::RateLimited, "call frequency limit of the SDKAppID", SLOWED),
+    code(60012, Class::Account, "SDKAppID is missing", "check sdk_app_id"),
+    code(60013, TRANSIENT_UNKNOWN, "the vendor could not read its own answer", RETRIED),
+    code(60014, TRANSIENT, "account exchange timed out", RETRIED),
+    code(60015, Class::Job, "UserID is of a wrong type", FIX_JOB),
+    code(60016, Class::Account, "SDKAppID is disabled", CHECK_CONSOLE),
+    code(60017, Class::Account, "request is disabled", CHECK_CONSOLE),
+    code(60018, Class::RateLimited, "too many requests", SLOWED),
+    code(60019, Class::RateLimited, "too many requests", SLOWED),
+    code(60020, Class::Account, "package expired", "renew the package; it takes effect after five minutes"),
+    code(60021, Class::Account, "source IP is refused", "allow this machine's address in the vendor's console"),
+    code(70001, Class::Credential, "UserSig expired", FIX_KEY),
+    code(70002, Class::Credential, "UserSig is empty", FIX_KEY),
+    code(70003, Class::Credential, "UserSig is invalid", FIX_KEY),
+    code(70005, Class::Credential, "UserSig is invalid", FIX_KEY),
+    code(70009, Class::Credential, "UserSig was made with another key", FIX_KEY),
+    code(70013, Class::Credential, "UserSig is for another identifier", FIX_KEY),
+    code(70014, Class::Credential, "UserSig is for another SDKAppID", FIX_KEY),
+    code(70016, Class::Account, "no key exists for this SDKAppID", CHECK_REGION),
+    code(70020, Class::Account, "SDKAppID not found", CHECK_REGION),
+    code(70050, Class::Account, "too many failed signatures", FIX_KEY),
+    code(70051, Class::Account, "account is blocked", CHECK_CONSOLE),
+    code(70052, Class::Credential, "UserSig was invalidated", "nothing; a new one is made"),
+    code(70101, Class::Credential, "ticket expired", "nothing; a new UserSig is made"),
+    code(70107, Class::JobOrConfiguration, "UserID does not exist", "import the account, or correct the job"),
+    code(70114, Class::Account, "restricted for security reasons", CHECK_CONSOLE),
+    code(70169, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
+    code(70202, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
+    code(70206, Class::Job, "invalid batch quantity", FIX_JOB),
+    code(70346, Class::Credential, "signature refused", FIX_KEY),
+    code(70398, Class::Account, "account number limit", "upgrade the app's plan"),
+    code(70402, Class::Job, "invalid parameter", FIX_JOB),
+    code(70403, Class::Account, "administrator permission required", "set identifier to an administrator of the app"),
+    code(70500, TRANSIENT, "internal server error", RETRIED),
+    code(71000, Class::Job, "not possible in this edition", FIX_JOB),
+    code(72000, Class::Account, "daily active users over the trial edition's quota", "upgrade the app's plan"),
+    code(72001, Class::Job, "feature is switched off", FIX_JOB),
+    code(72012, Class::Job, "feature is switched off", FIX_JOB),
+    code(80001, Class::Job, "sensitive text", FIX_JOB),
+    code(80002, Class::Job, "content too long", FIX_JOB),
+    code(80003, TRANSIENT, "callback failed or timed out", RETRIED),
+    code(80004, Class::Job, "sensitive image", FIX_JOB),
+    code(80101, Class::Job, "refused content", FIX_JOB),
+    code(90992, TRANSIENT_UNKNOWN, "internal error", RETRIED),
+    code(90994, TRANSIENT_UNKNOWN, "internal error", RETRIED),
+    code(90995, TRANSIENT_UNKNOWN, "internal error", RETRIED),
+    code(91000, TRANSIENT_UNKNOWN, "internal error", RETRIED),
+    code(93000, Class::Job, "JSON longer than 12 KB", FIX_JOB),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_has_each_code_once() {
+        assert!(CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
+    }
+
+    #[test]
+    fn every_entry_says_what_it_means_and_what_to_do() {
+        assert!(CODES.iter().all(|entry| !entry.meaning.is_empty() && !entry.advice.is_empty()));
+    }
+
+    #[test]
+    fn the_codes_that_the_api_documents_for_itself_have_their_class() {
+        let documented = [
+            (10002, Class::Transient(Effect::Unknown)),
+            (10003, Class::Account),
+            (10004, Class::Job),
+            (10007, Class::JobOrConfiguration),
+            (10010, Class::Job),
+            (10015, Class::Job),
+            (60007, Class::RateLimited),
+            (60020, Class::Account),
+            (70009, Class::Credential),
+        ];
+        for (code, class) in documented {
+            assert_eq!(class_of(code), class, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_undocumented_code_has_a_class_too() {
+        assert_eq!(class_of(10099), Class::JobOrConfiguration);
+        assert_eq!(class_of(60099), Class::Transient(Effect::Unknown));
+        assert_eq!(class_of(70999), Class::Credential);
+        assert_eq!(class_of(1), Class::JobOrConfiguration);
+    }
+}
