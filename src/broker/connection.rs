@@ -1,0 +1,124 @@
+//! Opens connections to one of the broker's nodes, each step in bounded time.
+
+use std::{
+    io,
+    net::Shutdown,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_compat::Compat;
+use lapin::{
+    AsyncTcpStream, Connection, ConnectionProperties,
+    runtime::default_runtime,
+    tcp::{OwnedIdentity, OwnedTLSConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::BrokerLost;
+use crate::config::Broker;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The broker's default is 60. Below 5, a busy broker looks dead.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Knows the broker's nodes and how to reach them.
+pub struct Connector {
+    nodes: Vec<AMQPUri>,
+    tls: OwnedTLSConfig,
+    next_node: AtomicUsize,
+}
+
+impl Connector {
+    pub fn new(broker: &Broker) -> Result<Self, String> {
+        let nodes = broker.urls.iter().map(|url| {
+            let mut uri: AMQPUri = url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
+            uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+            Ok::<_, String>(uri)
+        });
+        let nodes: Vec<AMQPUri> = nodes.collect::<Result<_, _>>()?;
+        // Replicas that start together spread over the nodes.
+        let first = rand::random_range(0..nodes.len().max(1));
+        Ok(Self { nodes, tls: tls(broker)?, next_node: AtomicUsize::new(first) })
+    }
+
+    /// Opens a connection to the next node.
+    pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
+        let node = &self.nodes[self.next_node.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
+        let address = format!("{}:{}", node.authority.host, node.authority.port);
+        self.connect_to(node, role)
+            .await
+            .map_err(|reason| BrokerLost::new("connect to the broker", format!("{address}: {reason}")))
+    }
+
+    async fn connect_to(&self, node: &AMQPUri, role: &str) -> Result<Connection, String> {
+        // lapin cannot be told to give up a handshake; shutting the socket down ends it without leaving a thread behind.
+        let socket: Arc<Mutex<Option<socket2::Socket>>> = Arc::default();
+        let kept = socket.clone();
+        let tls = self.tls.clone();
+        let open = async move |uri: AMQPUri, _| {
+            let stream = open_socket(&uri).await?;
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(SockRef::from(&stream).try_clone()?);
+            let plain = AsyncTcpStream::Plain(Compat::new(stream));
+            match uri.scheme {
+                AMQPScheme::AMQP => Ok(plain),
+                AMQPScheme::AMQPS => Ok(plain.into_tls(&uri.authority.host, tls.as_ref()).await?),
+            }
+        };
+        let properties = ConnectionProperties::default().with_connection_name(format!("groupcast {role}").into());
+        let runtime = default_runtime().map_err(|error| error.to_string())?;
+        let connecting = Connection::connector(node.clone(), runtime, open, properties);
+        match timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => {
+                if let Some(socket) = socket.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    let _ = socket.shutdown(Shutdown::Both);
+                }
+                Err(format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}; is this an AMQP port?"))
+            }
+        }
+    }
+}
+
+async fn open_socket(uri: &AMQPUri) -> io::Result<TcpStream> {
+    let connecting = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port));
+    let stream = timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}")))??;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
+    Ok(stream)
+}
+
+/// Closes a connection; one that does not answer is dropped.
+pub async fn close(connection: &Connection) {
+    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
+}
+
+fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("broker: cannot read {}: {error}", path.display()));
+    let cert_chain = match &broker.ca_file {
+        Some(path) => {
+            let pem = read(path)?;
+            Some(String::from_utf8(pem).map_err(|_| format!("broker.ca_file {}: is not PEM", path.display()))?)
+        }
+        None => None,
+    };
+    let identity = match (&broker.cert_file, &broker.key_file) {
+        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),
+        _ => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
+}

@@ -1,0 +1,71 @@
+//! RabbitMQ as the rest of the crate sees it: [`connection`] opens connections in bounded time, [`publisher`] publishes
+//! with confirms, [`topology`] declares the queues. `accept` consumes.
+//!
+//! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a connection that publishes,
+//! acknowledgements too. Neither recovers by itself; whoever meets an error or an await past its bound tears it down and
+//! builds it anew, so that nobody believes in a delivery that the broker has long given to somebody else.
+
+pub mod connection;
+pub mod publisher;
+pub mod queues;
+pub mod topology;
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use tokio::time::timeout;
+
+/// A message to publish, persistent and confirmed.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub target: Target,
+    pub body: Vec<u8>,
+    pub properties: BasicProperties,
+}
+
+/// Where a message goes, by the default exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A queue that the configuration names.
+    Own(String),
+    /// A queue that a producer named. The broker closes the channel if it refuses the publish, so these have their own.
+    Producer(String),
+    /// A producer's direct reply-to address. Not `mandatory`: brokers up to 4.1 return such messages although they deliver
+    /// them, later ones accept them although nobody is there. So the address is asked for beforehand.
+    Direct(String),
+}
+
+/// What became of a confirmed publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// A queue has it.
+    Routed,
+    /// There is no such queue, or it may not be written to.
+    NoSuchQueue,
+}
+
+/// The broker is out of reach, or an answer of it did not come in time. What was under way is unknown.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation}: {reason}")]
+pub struct BrokerLost {
+    pub operation: &'static str,
+    pub reason: String,
+}
+
+impl BrokerLost {
+    pub fn new(operation: &'static str, reason: impl ToString) -> Self {
+        Self { operation, reason: reason.to_string() }
+    }
+}
+
+/// The longest that an answer of the broker to anything but a publish is waited for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Waits for the broker in bounded time. An error says what was being done.
+pub async fn bounded<T>(operation: &'static str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerLost> {
+    match timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(BrokerLost::new(operation, error)),
+        Err(_) => Err(BrokerLost::new(operation, format!("no answer within {ANSWER_TIMEOUT:?}"))),
+    }
+}

@@ -1,0 +1,28 @@
+//! The names of an app's queues.
+
+use std::time::Duration;
+
+/// Jobs, from producers.
+pub fn jobs(app: &str) -> String {
+    format!("groupcast.{app}.jobs")
+}
+
+/// Jobs that were not sent whole.
+pub fn dead(app: &str) -> String {
+    format!("groupcast.{app}.dead")
+}
+
+/// Results whose reply queue does not exist.
+pub fn unrouted(app: &str) -> String {
+    format!("groupcast.{app}.unrouted")
+}
+
+/// The app's own results, if `results_queue` names it.
+pub fn results(app: &str) -> String {
+    format!("groupcast.{app}.results")
+}
+
+/// Jobs that wait this long before they return to [`jobs`].
+pub fn wait(app: &str, wait: Duration) -> String {
+    format!("groupcast.{app}.wait.{}", wait.as_secs())
+}

@@ -1,0 +1,159 @@
+//! The queues of an app: what they are, declared, checked, or printed as a definitions file.
+//!
+//! All are durable quorum queues. What loses messages if it is missing stands in the arguments, not in a policy, because
+//! only one policy applies to a queue and an administrator's next one would replace it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lapin::{
+    Connection,
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use serde_json::{Value, json};
+
+use super::{BrokerLost, bounded, queues};
+use crate::config::{App, Config};
+
+/// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection counts, so it is high.
+const JOB_DELIVERY_LIMIT: i64 = 50;
+/// Queues that people look into with "get and requeue" must not drop what they look at (brokers from 4.0 drop at 20).
+const KEEP_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// A queue with its arguments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueSpec {
+    pub name: String,
+    pub arguments: BTreeMap<&'static str, Argument>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Argument {
+    Text(String),
+    Number(i64),
+    Flag(bool),
+}
+
+/// The queues of one app, each after those that it dead-letters to.
+pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
+    let mut specs = vec![kept(queues::dead(name)), kept(queues::unrouted(name))];
+    if app.results_queue.as_deref() == Some(queues::results(name).as_str()) {
+        specs.push(kept(queues::results(name)));
+    }
+    specs.push(jobs(name));
+    specs.extend(app.retry.park.iter().map(|wait| waiting(name, *wait)));
+    specs
+}
+
+fn kept(name: String) -> QueueSpec {
+    quorum(name, [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT))])
+}
+
+fn jobs(app: &str) -> QueueSpec {
+    let mut spec = dead_lettering(queues::jobs(app), queues::dead(app));
+    spec.arguments.insert("x-single-active-consumer", Argument::Flag(true));
+    spec.arguments.insert("x-delivery-limit", Argument::Number(JOB_DELIVERY_LIMIT));
+    spec
+}
+
+fn waiting(app: &str, wait: Duration) -> QueueSpec {
+    let mut spec = dead_lettering(queues::wait(app, wait), queues::jobs(app));
+    spec.arguments.insert("x-message-ttl", Argument::Number(wait.as_millis() as i64));
+    spec
+}
+
+/// Dead-letters through the default exchange, at least once; that strategy needs `reject-publish`.
+fn dead_lettering(name: String, to: String) -> QueueSpec {
+    quorum(
+        name,
+        [
+            ("x-dead-letter-exchange", Argument::Text(String::new())),
+            ("x-dead-letter-routing-key", Argument::Text(to)),
+            ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
+            ("x-overflow", Argument::Text("reject-publish".into())),
+        ],
+    )
+}
+
+fn quorum(name: String, arguments: impl IntoIterator<Item = (&'static str, Argument)>) -> QueueSpec {
+    let kind = ("x-queue-type", Argument::Text("quorum".into()));
+    QueueSpec { name, arguments: arguments.into_iter().chain([kind]).collect() }
+}
+
+/// Declares the queues, or only checks that they are there.
+pub async fn ensure(connection: &Connection, specs: &[QueueSpec], declare: bool) -> Result<(), BrokerLost> {
+    for spec in specs {
+        let channel = bounded("open a channel", connection.create_channel()).await?;
+        let options = QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
+        let arguments = if declare { spec.field_table() } else { FieldTable::default() };
+        let name: ShortString = spec.name.as_str().into();
+        match bounded("declare a queue", channel.queue_declare(name, options, arguments)).await {
+            Ok(_) => {
+                let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
+            }
+            // RabbitMQ 4.3.0 asks for the configure permission even to look.
+            Err(error) if !declare && error.reason.contains("ACCESS_REFUSED") => {}
+            Err(error) => return Err(explain(&spec.name, declare, error)),
+        }
+    }
+    Ok(())
+}
+
+fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
+    let advice = match declare {
+        true if error.reason.contains("PRECONDITION_FAILED") => {
+            "it exists with other arguments: empty and delete it, or set broker.declare = false if they are meant"
+        }
+        true if error.reason.contains("ACCESS_REFUSED") => {
+            "grant the configure permission, or declare the queues with `groupcast topology` and set broker.declare = false"
+        }
+        false if error.reason.contains("NOT_FOUND") => "declare it with `groupcast topology`, or set broker.declare = true",
+        _ => "",
+    };
+    let separator = if advice.is_empty() { "" } else { "; " };
+    BrokerLost { operation: error.operation, reason: format!("{queue}: {}{separator}{advice}", error.reason) }
+}
+
+/// The queues of all apps in the form that `rabbitmqctl import_definitions` takes.
+pub fn definitions(config: &Config, vhost: &str) -> Value {
+    let queues: Vec<Value> = config
+        .apps
+        .iter()
+        .flat_map(|(name, app)| queues_of(name, app))
+        .map(|spec| {
+            json!({
+                "name": spec.name, "vhost": vhost, "durable": true, "auto_delete": false,
+                "arguments": spec.arguments.iter().map(|(name, value)| (*name, value.json())).collect::<BTreeMap<_, _>>(),
+            })
+        })
+        .collect();
+    json!({ "queues": queues })
+}
+
+impl QueueSpec {
+    fn field_table(&self) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in &self.arguments {
+            table.insert((*name).into(), value.amqp());
+        }
+        table
+    }
+}
+
+impl Argument {
+    fn amqp(&self) -> AMQPValue {
+        match self {
+            Self::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Self::Number(number) => AMQPValue::LongLongInt(*number),
+            Self::Flag(flag) => AMQPValue::Boolean(*flag),
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Text(text) => json!(text),
+            Self::Number(number) => json!(number),
+            Self::Flag(flag) => json!(flag),
+        }
+    }
+}
