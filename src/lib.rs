@@ -7,12 +7,18 @@
 
 pub mod config;
 
+pub mod pipeline;
 
+pub mod accept;
 pub mod pace;
 pub mod send;
+pub mod settle;
 
+pub mod broker;
 pub mod cli;
 pub mod delay;
+pub mod dispatch;
 pub mod job;
 pub mod outcome;
 pub mod sandbox;
+pub mod telemetry;

@@ -1,0 +1,47 @@
+//! The message that carries a result to where the producer asked for it.
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use super::result::JobResult;
+use crate::{
+    broker::{Outgoing, Target, queues},
+    job::{Envelope, ReplyTo},
+};
+
+/// What is appended to a job's id to make the `message_id` of its result.
+const RESULT_SUFFIX: &str = ".result";
+
+/// The result as a message; `None` if nobody asked for one.
+pub fn compose(result: &JobResult, envelope: &Envelope) -> Option<Outgoing> {
+    let target = match &envelope.reply_to {
+        ReplyTo::Nowhere => return None,
+        ReplyTo::Configured(queue) => Target::Own(queue.clone()),
+        ReplyTo::Named(queue) => Target::Producer(queue.clone()),
+        ReplyTo::Direct(address) => Target::Direct(address.clone()),
+        ReplyTo::Refused => Target::Own(queues::unrouted(&result.app)),
+    };
+    let mut headers = FieldTable::default();
+    headers.insert("groupcast-status".into(), AMQPValue::LongString(result.status.as_str().into()));
+    for (name, value) in [("traceparent", &envelope.trace.traceparent), ("tracestate", &envelope.trace.tracestate)] {
+        if let Some(value) = value {
+            headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+        }
+    }
+    let mut properties = BasicProperties::default()
+        .with_type("groupcast.result".into())
+        .with_app_id("groupcast".into())
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    if let Ok(id) = ShortString::try_new(format!("{}{RESULT_SUFFIX}", result.job_id)) {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(id) = envelope.correlation_id.as_deref().and_then(|id| ShortString::try_new(id).ok()) {
+        properties = properties.with_correlation_id(id);
+    }
+    let body = serde_json::to_vec(result).expect("a result is always JSON");
+    Some(Outgoing { target, body, properties })
+}
