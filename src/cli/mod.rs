@@ -1,7 +1,132 @@
 //! The command line: one file a command. Exit code 0 on success, 1 on failure, 2 on bad usage.
 
-use std::process::ExitCode;
+mod check;
+mod config;
+mod run;
+mod sandbox;
+mod schema;
+mod send;
+mod topology;
+mod usersig;
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{App, Config};
+
+/// Delivers Tencent Chat group system notifications from RabbitMQ: paced, batched, retried and answered.
+#[derive(Parser)]
+#[command(name = "groupcast", version, propagate_version = true)]
+pub struct Cli {
+    /// Configuration file [default: ./groupcast.toml if present, then /etc/groupcast/groupcast.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon
+    Run(run::Args),
+    /// Check the configuration, the broker and the API, and say what is wrong
+    Check(check::Args),
+    /// Publish a job, or run one without a broker
+    Send(send::Args),
+    /// Run a stand-in for the API on this machine
+    Sandbox(sandbox::Args),
+    /// Print the queues as a definitions file for `rabbitmqctl import_definitions`
+    Topology(topology::Args),
+    /// Print a UserSig
+    Usersig(usersig::Args),
+    /// Print the JSON Schema of jobs and results
+    Schema(schema::Args),
+    /// Print the effective configuration with its secrets masked
+    Config(config::Args),
+}
+
+/// Why a command failed, in words for its user.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl<E: std::fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Failure {
+    fn with_causes(error: impl std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            text = format!("{text}: {source}");
+            cause = source.source();
+        }
+        Self(text)
+    }
+}
+
+/// What a command that did not fail found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Good,
+    Bad,
+}
 
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    match in_runtime(cli) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::FAILURE,
+        Err(Failure(reason)) => {
+            eprintln!("groupcast: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))?;
+    let verdict = runtime.block_on(execute(cli));
+    // A lookup of a host name may still sit on a thread; nobody waits for its answer any more.
+    runtime.shutdown_background();
+    verdict
+}
+
+async fn execute(cli: Cli) -> Result<Verdict, Failure> {
+    let load = || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
+    match cli.command {
+        Command::Run(args) => run::run(args, load()?).await,
+        Command::Check(args) => check::run(args, load()?).await,
+        Command::Send(args) => send::run(args, load()?).await,
+        Command::Sandbox(args) => sandbox::run(args).await,
+        Command::Topology(args) => topology::run(args, &load()?),
+        Command::Usersig(args) => usersig::run(args, &load()?),
+        Command::Schema(args) => schema::run(args),
+        Command::Config(args) => {
+            config::run(&args, &load()?, &mut std::io::stdout()).map(|()| Verdict::Good).map_err(Failure::from)
+        }
+    }
+}
+
+/// Prints what a command found. A reader that has seen enough, such as `head`, is no failure.
+fn say(text: impl std::fmt::Display) -> Result<Verdict, Failure> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {error}").into()),
+        _ => Ok(Verdict::Good),
+    }
+}
+
+/// The app that a command is for: the one named, or the only one.
+fn choose_app<'a>(config: &'a Config, named: Option<&str>) -> Result<(&'a str, &'a App), Failure> {
+    let names = || config.apps.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let found = match named {
+        Some(name) => config.apps.get_key_value(name).ok_or_else(|| format!("no app `{name}`; configured: {}", names()))?,
+        None if config.apps.len() == 1 => config.apps.iter().next().ok_or("no app is configured")?,
+        None => return Err(format!("several apps are configured: choose one with --app ({})", names()).into()),
+    };
+    Ok((found.0.as_str(), found.1))
 }

@@ -1,0 +1,83 @@
+//! `groupcast run`: the life of the daemon, in order.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{Failure, Verdict};
+use crate::{
+    accept::consume::Subscription,
+    broker::{connection::Connector, publisher::Publisher, topology},
+    config::Config,
+    pipeline::Pipeline,
+    telemetry,
+};
+
+/// Run the daemon: take jobs from RabbitMQ, call the API, answer.
+///
+/// SIGTERM or SIGINT stops it: calls in flight finish, the other jobs go back to the queue. A second one ends it at once.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run")]
+pub struct Args {}
+
+pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
+    telemetry::start(&config.log)?;
+    info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");
+
+    let connector = Arc::new(Connector::new(&config.broker)?);
+    let stop_consuming = CancellationToken::new();
+    let stop_publishing = CancellationToken::new();
+    let publisher = Publisher::start(connector.clone(), stop_publishing.clone());
+
+    let subscriptions = TaskTracker::new();
+    for (name, app) in &config.apps {
+        let pipeline = Arc::new(Pipeline::new(name, app, config.broker.max_job_bytes, publisher.clone())?);
+        let subscription = Subscription {
+            app: name.clone(),
+            connector: connector.clone(),
+            topology: topology::queues_of(name, app),
+            declare: config.broker.declare,
+            prefetch: config.broker.prefetch,
+        };
+        let stop = stop_consuming.clone();
+        subscriptions.spawn(async move {
+            subscription.run(pipeline.clone(), stop).await;
+            info!(app = subscription.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
+        });
+    }
+    subscriptions.close();
+
+    let mut signals = Signals::listen()?;
+    let name = signals.next().await;
+    info!(signal = name, "stopping: calls in flight finish, other jobs go back to the queue");
+    stop_consuming.cancel();
+    tokio::select! {
+        () = subscriptions.wait() => info!("stopped"),
+        name = signals.next() => {
+            warn!(signal = name, "stopping at once; jobs in flight come again");
+            return Ok(Verdict::Bad);
+        }
+    }
+    stop_publishing.cancel();
+    Ok(Verdict::Good)
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Jobs without a broker: run from here, or only counted.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{Failure, Message, Verdict, print};
+use crate::{
+    accept::{decode::decode, envelope},
+    cli::say,
+    config::{App, Config},
+    job::{Audience, Job},
+    pipeline,
+};
+
+pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Result<Verdict, Failure> {
+    let rules = pipeline::rules(app, config.broker.max_job_bytes);
+    let batches = decode(&message.body, &rules).map_or(0, |job| job.batch_count());
+    let (progress, mut ended) = watch::channel(0);
+    let bar = bar(batches);
+    let watched = bar.clone();
+    let watching = tokio::spawn(async move {
+        while ended.changed().await.is_ok() {
+            watched.set_position(u64::from(*ended.borrow_and_update()));
+        }
+    });
+    let result = pipeline::deliver_directly(name, app, &rules, message.body, &message.properties, progress).await?;
+    watching.await?;
+    bar.finish_and_clear();
+    print(&result)
+}
+
+pub fn count(name: &str, app: &App, config: &Config, message: &Message) -> Result<Verdict, Failure> {
+    let (_, checked) = envelope::read(&message.properties, name, None, Timestamp::now());
+    let decoded = decode(&message.body, &pipeline::rules(app, config.broker.max_job_bytes));
+    let job = checked.and(decoded).map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
+    let calls = job.batch_count();
+    let seconds = f64::from(calls - 1) / f64::from(app.calls_per_second);
+    say(format_args!(
+        "group     {}\naudience  {}\nbatches   {calls}, one call each\nearliest  {seconds:.1} s after the first call, at {} calls a second",
+        job.group_id,
+        audience(&job),
+        app.calls_per_second,
+    ))
+}
+
+fn audience(job: &Job) -> String {
+    match &job.audience {
+        Audience::All => "every member of the group".into(),
+        Audience::Members(list) => {
+            format!(
+                "{} recipients ({} given, {} repeated)",
+                list.requested() - list.duplicates(),
+                list.requested(),
+                list.duplicates()
+            )
+        }
+    }
+}
+
+/// Drawn on a terminal only.
+fn bar(batches: u32) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(u64::from(batches)).with_style(style)
+}

@@ -1,0 +1,61 @@
+//! `groupcast send`: makes a job from options or from its JSON and publishes it, runs it without a broker, or only counts.
+
+mod direct;
+mod job;
+mod publish;
+
+use super::{Failure, Verdict, choose_app, say};
+use crate::{
+    config::Config,
+    settle::result::{JobResult, Status},
+};
+
+/// Publish a job.
+///
+/// Without --to and --to-file it goes to every member of the group.
+#[derive(clap::Args)]
+#[command(after_help = r#"Examples:
+  groupcast send --group @TGS#2C5SZEAEF --content 'Maintenance at 22:00' --to alice,bob --wait
+  groupcast send job.json
+  echo '{"GroupId":"g","Content":"c","ToMembers_Account":["alice"]}' | groupcast send - --id order-42"#)]
+pub struct Args {
+    #[command(flatten)]
+    job: job::JobArgs,
+    /// For which app; may be left out if there is one app
+    #[arg(long, value_name = "NAME")]
+    app: Option<String>,
+    /// Wait for the result and print it; exit 1 unless the job was sent
+    #[arg(long, conflicts_with_all = ["direct", "dry_run"])]
+    wait: bool,
+    /// Call the API from here, without a broker, and print the result; exit 1 unless the job was sent
+    #[arg(long, conflicts_with = "dry_run")]
+    direct: bool,
+    /// Print batches, calls and the earliest finish, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+    let (name, app) = choose_app(&config, args.app.as_deref())?;
+    let message = args.job.message()?;
+    if args.dry_run {
+        direct::count(name, app, &config, &message)
+    } else if args.direct {
+        direct::run(name, app, &config, message).await
+    } else if args.wait {
+        publish::and_wait(name, &config, message).await
+    } else {
+        publish::only(name, &config, message).await
+    }
+}
+
+/// A job's body and properties, as a producer publishes them.
+struct Message {
+    body: Vec<u8>,
+    properties: lapin::BasicProperties,
+}
+
+fn print(result: &JobResult) -> Result<Verdict, Failure> {
+    say(serde_json::to_string_pretty(result)?)?;
+    Ok(if result.status == Status::Sent { Verdict::Good } else { Verdict::Bad })
+}

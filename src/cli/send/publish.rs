@@ -1,0 +1,69 @@
+//! Publishes a job as a producer does, and waits for its result at a direct reply-to address.
+
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Confirmation, Connection, Consumer,
+    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions},
+};
+
+use super::{Failure, Message, Verdict, print};
+use crate::{
+    broker::{
+        bounded,
+        connection::{self, Connector},
+        queues,
+    },
+    config::Config,
+};
+
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+pub async fn only(app: &str, config: &Config, message: Message) -> Result<Verdict, Failure> {
+    let (connection, channel) = connect(config).await?;
+    publish(&channel, app, message).await?;
+    eprintln!("published to {}", queues::jobs(app));
+    connection::close(&connection).await;
+    Ok(Verdict::Good)
+}
+
+pub async fn and_wait(app: &str, config: &Config, mut message: Message) -> Result<Verdict, Failure> {
+    let (connection, channel) = connect(config).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let replies = channel.basic_consume(DIRECT_REPLY_TO.into(), "result".into(), options, Default::default());
+    let replies = bounded("wait for the result", replies).await?;
+    message.properties = message.properties.with_reply_to(DIRECT_REPLY_TO.into());
+    publish(&channel, app, message).await?;
+    let verdict = print_result(replies).await;
+    connection::close(&connection).await;
+    verdict
+}
+
+async fn connect(config: &Config) -> Result<(Connection, Channel), Failure> {
+    let advice = "is the broker running, and is broker.url right?";
+    let connection = Connector::new(&config.broker)?.connect("send").await.map_err(|error| format!("{error}; {advice}"))?;
+    let channel = bounded("open a channel", connection.create_channel()).await?;
+    bounded("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok((connection, channel))
+}
+
+async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), Failure> {
+    let queue = queues::jobs(app);
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    #[expect(clippy::disallowed_methods, reason = "a producer of one message, confirmed and mandatory")]
+    let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &message.body, message.properties);
+    match bounded("publish the job", async { publishing.await?.await }).await? {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(_)) => {
+            Err(format!("there is no queue {queue}: start `groupcast run`, or declare it with `groupcast topology`").into())
+        }
+        Confirmation::Nack(_) | Confirmation::NotRequested => Err("the broker could not take the job; try again".into()),
+    }
+}
+
+async fn print_result(mut replies: Consumer) -> Result<Verdict, Failure> {
+    match replies.next().await {
+        Some(Ok(reply)) => print(&serde_json::from_slice(&reply.data)?),
+        Some(Err(error)) => Err(format!("lost the broker while waiting for the result: {error}").into()),
+        None => Err("the broker ended the wait for the result".into()),
+    }
+}
