@@ -1,0 +1,241 @@
+//! The documents say what the program does: tables, examples and links that could drift are compared with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use groupcast::{
+    accept::decode::{Rules, decode},
+    config::{Config, ConfigFile, EmptyRecipients},
+    settle::result::JobResult,
+};
+use serde_json::Value;
+
+#[test]
+fn every_key_in_the_readme_is_accepted_by_the_configuration() {
+    for key in config_table().keys() {
+        let variable = format!("GROUPCAST__{}", key.replace('.', "__").to_uppercase());
+        // Whatever is wrong with the value: the key is known.
+        let refusal = load(SMALLEST, &[(&variable, "?")]).err().unwrap_or_default();
+        assert!(!refusal.contains("unknown"), "{key}: {refusal}");
+    }
+}
+
+#[test]
+fn every_key_that_the_configuration_accepts_is_in_the_readme() {
+    let documented = config_table();
+    let sections: BTreeSet<&str> = documented.keys().filter_map(|key| key.rsplit_once('.')).map(|(section, _)| section).collect();
+    for section in sections {
+        let variable = format!("GROUPCAST__{}__ZZZZZZZZ", section.replace('.', "__").to_uppercase());
+        let refusal = load(SMALLEST, &[(&variable, "?")]).expect_err("there is no such key");
+        let allowed = refusal.rsplit_once("allowed are ").unwrap_or_else(|| panic!("no allowed keys are named: {refusal}")).1;
+        for variable in allowed.split(", ") {
+            let key = variable.trim_start_matches("GROUPCAST__").to_lowercase().replace("__", ".");
+            let is_section = documented.keys().any(|documented| documented.starts_with(&format!("{key}.")));
+            assert!(is_section || documented.contains_key(&key), "the README lacks {key}");
+        }
+    }
+}
+
+#[test]
+fn every_default_in_the_readme_is_the_one_in_effect() {
+    let documented = config_table();
+    let defaults = effective(SMALLEST);
+    for key in defaults.keys() {
+        assert!(documented.contains_key(key), "the README lacks {key}");
+    }
+    for (key, default) in &documented {
+        match default.as_str() {
+            "required" => assert!(SMALLEST.contains(key.rsplit('.').next().unwrap()), "{key} has a default"),
+            "–" => assert!(!defaults.contains_key(key), "the README lacks the default of {key}: {:?}", defaults[key]),
+            default => {
+                let literal = default.trim_matches('`');
+                let (section, name) = key.rsplit_once('.').unwrap();
+                let written = match section {
+                    "apps.default" => SMALLEST.replace("[apps.default]", &format!("[apps.default]\n{name} = {literal}")),
+                    _ => format!("{SMALLEST}[{section}]\n{name} = {literal}\n"),
+                };
+                assert!(defaults.contains_key(key), "{key} has no default");
+                assert_eq!(effective(&written)[key], defaults[key], "the default of {key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_command_table_has_the_commands_of_the_help_and_no_others() {
+    let help = groupcast(&["--help"]);
+    let listed = help.split_once("Commands:\n").expect("a list of commands").1;
+    let offered: BTreeSet<&str> = listed
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|&command| command != "help")
+        .collect();
+    let readme = readme();
+    let documented: BTreeSet<&str> = rows(section(&readme, "## Commands"))
+        .map(|cells| cells[0].trim_matches('`').strip_prefix("groupcast ").expect("a command"))
+        .collect();
+    assert_eq!(documented, offered);
+}
+
+#[test]
+fn the_options_of_send_in_the_readme_are_those_of_its_help() {
+    let help = groupcast(&["send", "--help"]);
+    let offered: BTreeSet<&str> =
+        options_in(&help).filter(|option| !["--app", "--config", "--help", "--version"].contains(option)).collect();
+    let readme = readme();
+    let row = section(&readme, "## Commands").lines().find(|line| line.starts_with("| `groupcast send`")).expect("its row");
+    assert_eq!(options_in(row).collect::<BTreeSet<_>>(), offered);
+}
+
+#[test]
+fn the_job_in_the_readme_is_a_valid_job() {
+    let job = json_example("## A job");
+    let rules = Rules { max_job_bytes: 1 << 20, batch_size: 500, empty_recipients: EmptyRecipients::Reject };
+    decode(job.to_string().as_bytes(), &rules).unwrap();
+    validate("job", &job);
+}
+
+#[test]
+fn the_result_in_the_readme_has_every_field_of_a_result_and_no_others() {
+    let example = json_example("## Its result");
+    let result: JobResult = serde_json::from_value(example.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&result).unwrap(), example);
+    validate("result", &example);
+}
+
+#[test]
+fn every_relative_link_of_the_documents_leads_somewhere() {
+    for document in documents() {
+        let text = without_code(&fs::read_to_string(&document).unwrap());
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+        for link in links.filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link} does not exist", document.display());
+            assert!(anchor.is_empty() || has_heading(&target, anchor), "{}: {link} has no such heading", document.display());
+        }
+    }
+}
+
+const SMALLEST: &str = "[apps.default]\nsdk_app_id = 1400000000\nsecret_key = \"key\"\nregion = \"singapore\"\n";
+
+fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let file = ConfigFile { path: "groupcast.toml".into(), text: text.to_owned() };
+    let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
+    Config::read(Some(&file), environment).map_err(|error| error.to_string())
+}
+
+/// The effective configuration by full key.
+fn effective(text: &str) -> BTreeMap<String, toml::Value> {
+    let printed = load(text, &[]).unwrap_or_else(|refusal| panic!("{refusal}\n{text}")).to_masked_toml();
+    let mut keys = BTreeMap::new();
+    flatten("", toml::Value::Table(toml::from_str(&printed).unwrap()), &mut keys);
+    keys
+}
+
+fn flatten(prefix: &str, value: toml::Value, keys: &mut BTreeMap<String, toml::Value>) {
+    match value {
+        toml::Value::Table(table) => {
+            let dot = if prefix.is_empty() { "" } else { "." };
+            table.into_iter().for_each(|(key, value)| flatten(&format!("{prefix}{dot}{key}"), value, keys));
+        }
+        value => {
+            keys.insert(prefix.to_owned(), value);
+        }
+    }
+}
+
+/// The README's keys, those of an app for the app `default`, with what stands in the column of defaults.
+fn config_table() -> BTreeMap<String, String> {
+    let readme = readme();
+    let keys = rows(section(&readme, "## Configuration"));
+    let table: BTreeMap<_, _> =
+        keys.map(|cells| (cells[0].trim_matches('`').replace("<app>", "default"), cells[1].to_owned())).collect();
+    assert!(!table.is_empty());
+    table
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+/// README.md, CHANGELOG.md and everything under docs/.
+fn documents() -> Vec<PathBuf> {
+    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                documents.push(path);
+            }
+        }
+    }
+    documents
+}
+
+/// What stands under a heading, up to the next one of its level.
+fn section<'a>(document: &'a str, heading: &str) -> &'a str {
+    let after = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no heading {heading}")).1;
+    after.split_once("\n## ").map_or(after, |(section, _)| section)
+}
+
+/// The cells of a table's rows, without its head.
+fn rows(section: &str) -> impl Iterator<Item = Vec<&str>> {
+    let body = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
+    body.map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+}
+
+/// The first JSON example under a heading.
+fn json_example(heading: &str) -> Value {
+    let readme = readme();
+    let after = section(&readme, heading).split_once("```json\n").expect("an example").1;
+    serde_json::from_str(after.split_once("```").expect("its end").0).unwrap()
+}
+
+fn options_in(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'));
+    words.filter(|word| word.starts_with("--") && word.len() > 2)
+}
+
+fn without_code(document: &str) -> String {
+    document.split("```").step_by(2).collect()
+}
+
+/// Whether a heading becomes this anchor where documents are shown.
+fn has_heading(document: &Path, anchor: &str) -> bool {
+    let slug = |heading: &str| {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, '-' | '_')).collect::<String>()
+    };
+    let text = without_code(&fs::read_to_string(document).unwrap());
+    text.lines().filter(|line| line.starts_with('#')).any(|line| slug(line.trim_start_matches('#').trim()) == anchor)
+}
+
+fn groupcast(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_groupcast")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Holds an example against `groupcast schema`.
+fn validate(definition: &str, example: &Value) {
+    let mut schema: Value = serde_json::from_str(&groupcast(&["schema"])).unwrap();
+    schema["$ref"] = format!("#/$defs/{definition}").into();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let faults: Vec<String> = validator.iter_errors(example).map(|fault| fault.to_string()).collect();
+    assert!(faults.is_empty(), "{definition}: {faults:?}");
+    // The schema is not one that lets everything through.
+    assert!(!validator.is_valid(&Value::Array(Vec::new())));
+}

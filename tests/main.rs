@@ -1,0 +1,11 @@
+//! The promises of the daemon, a file each, kept by the real binary against a real broker and a scripted API.
+
+mod bad_input;
+mod command_line;
+mod delivery;
+mod documents;
+mod failures;
+mod pacing;
+mod replies;
+mod secrets;
+mod support;

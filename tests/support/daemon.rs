@@ -1,0 +1,104 @@
+//! The real binary as a child process, with its log in a file.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::eventually;
+
+/// A running daemon. Killed when dropped.
+pub struct Daemon {
+    child: Child,
+    directory: TempDir,
+}
+
+impl Daemon {
+    /// Starts the daemon with this configuration and does not wait for it.
+    pub fn spawn(configuration: &str) -> Daemon {
+        let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
+        std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+        Daemon { child: spawn_in(&directory), directory }
+    }
+
+    /// Starts the daemon and waits until it consumes for all of its apps.
+    pub async fn start(configuration: &str) -> Daemon {
+        let daemon = Daemon::spawn(configuration);
+        daemon.until_consuming(1).await;
+        daemon
+    }
+
+    /// Starts it again in the same place after it ended.
+    pub async fn start_again(&mut self) {
+        let before = self.times_logged("consuming");
+        self.child = spawn_in(&self.directory);
+        self.until_consuming(before + 1).await;
+    }
+
+    /// Waits until the log tells of the given number of subscriptions.
+    pub async fn until_consuming(&self, times: usize) {
+        eventually("the daemon to consume", async || (self.times_logged("consuming") >= times).then_some(())).await;
+    }
+
+    pub async fn until_logged(&self, text: &str) {
+        eventually(text, async || self.log().contains(text).then_some(())).await;
+    }
+
+    pub fn times_logged(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("the daemon runs").to_string();
+        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill is there");
+        assert!(sent.success());
+    }
+
+    /// Asks it to stop, and says how it ended.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        timeout(Duration::from_secs(30), self.child.wait()).await.expect("it stops in time").expect("it can be waited for")
+    }
+
+    /// Ends it as a crash does.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("it can be killed");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+fn spawn_in(directory: &TempDir) -> Child {
+    let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log file");
+    Command::new(env!("CARGO_BIN_EXE_groupcast"))
+        .arg("run")
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary starts")
+}

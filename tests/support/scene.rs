@@ -1,0 +1,115 @@
+//! A broker, a sandbox, a daemon with one app of its own, and a producer.
+
+use groupcast::{
+    sandbox::{PUBLIC_KEY, Sandbox, Settings},
+    settle::result::JobResult,
+};
+use lapin::message::Delivery;
+use serde_json::{Value, json};
+use tokio::sync::RwLockReadGuard;
+
+use super::{among_others, broker::Broker, daemon::Daemon, producer::Producer};
+
+pub struct Scene {
+    pub app: String,
+    pub configuration: String,
+    pub sandbox: Sandbox,
+    pub daemon: Daemon,
+    pub producer: Producer,
+    /// Keeps tests away that measure speed.
+    #[expect(dead_code, reason = "held, not read")]
+    machine: Option<RwLockReadGuard<'static, ()>>,
+}
+
+impl Scene {
+    /// Everything running, on the shared broker.
+    pub async fn start() -> Scene {
+        Scene::with("").await
+    }
+
+    /// The same with lines added to the app's configuration.
+    pub async fn with(app_lines: &str) -> Scene {
+        Scene::on(Broker::shared().await, app_lines).await
+    }
+
+    pub async fn on(broker: &Broker, app_lines: &str) -> Scene {
+        let machine = among_others().await;
+        Scene { machine: Some(machine), ..Scene::open(broker, app_lines).await }
+    }
+
+    /// For a test that holds [`alone`](super::alone).
+    pub async fn start_alone(app_lines: &str) -> Scene {
+        Scene::open(Broker::shared().await, app_lines).await
+    }
+
+    async fn open(broker: &Broker, app_lines: &str) -> Scene {
+        let (app, sandbox) = (unique_app(), sandbox().await);
+        let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), app_lines);
+        let daemon = Daemon::start(&configuration).await;
+        let producer = Producer::connect(broker.url()).await;
+        Scene { app, configuration, sandbox, daemon, producer, machine: None }
+    }
+
+    /// Of parts that are running already.
+    pub fn of(app: String, configuration: String, sandbox: Sandbox, daemon: Daemon, producer: Producer) -> Scene {
+        Scene { app, configuration, sandbox, daemon, producer, machine: None }
+    }
+
+    /// Publishes a job and waits for its result.
+    pub async fn send(&mut self, job: &Value) -> JobResult {
+        self.publish(job).await;
+        self.producer.result().await
+    }
+
+    pub async fn publish(&self, job: &Value) {
+        let body = serde_json::to_vec(job).expect("JSON");
+        self.producer.publish(&self.app, &body, self.producer.properties()).await;
+    }
+
+    pub async fn dead_letter(&self) -> Delivery {
+        self.producer.take(&self.queue("dead")).await
+    }
+
+    pub fn queue(&self, name: &str) -> String {
+        format!("groupcast.{}.{name}", self.app)
+    }
+
+    /// Everybody whom the sandbox notified in a group, in order of arrival; with repetitions.
+    pub fn notified(&self, group: &str) -> Vec<String> {
+        self.sandbox.received(Some(group)).into_iter().filter_map(|call| call.recipients).flatten().collect()
+    }
+}
+
+/// An app of its own for each test, and with it queues of its own on the shared broker.
+pub fn unique_app() -> String {
+    format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
+}
+
+/// A sandbox with the API's own limits, which answers at once.
+pub async fn sandbox() -> Sandbox {
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        latency: std::time::Duration::ZERO,
+        ..Settings::default()
+    };
+    Sandbox::start(settings).await.expect("a free port")
+}
+
+/// A configuration with one app. Delays are short, so that retries take no minute.
+pub fn configuration(broker_url: &str, app: &str, endpoint: &str, app_lines: &str) -> String {
+    format!(
+        "[broker]\nurl = \"{broker_url}\"\n\
+         [apps.{app}]\nsdk_app_id = 1400000000\nidentifier = \"administrator\"\nsecret_key = \"{PUBLIC_KEY}\"\n\
+         endpoint = \"{endpoint}\"\nrequest_timeout = \"1s\"\n\
+         retry.first_delay = \"50ms\"\nretry.max_delay = \"200ms\"\n{app_lines}\n"
+    )
+}
+
+/// A job for recipients `user-0` and on.
+pub fn job(group: &str, recipients: usize) -> Value {
+    json!({ "GroupId": group, "Content": "hello", "ToMembers_Account": users(recipients) })
+}
+
+pub fn users(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("user-{number}")).collect()
+}
