@@ -138,9 +138,8 @@ async fn queues_that_are_deleted_under_the_daemon_are_declared_again() {
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
 
     administrator.queue_delete(scene.queue("dead").as_str().into(), Default::default()).await.unwrap();
-    scene.publish(&job("unknown", 1)).await;
-    scene.daemon.until_consuming(3).await;
-    assert_eq!(scene.producer.result().await.status, Status::Failed);
+    assert_eq!(scene.send(&job("unknown", 1)).await.status, Status::Failed);
+    assert_eq!(scene.daemon.times_logged("lost the subscription"), 1, "no other job was let go for that");
     assert!(!scene.dead_letter().await.data.is_empty());
 }
 

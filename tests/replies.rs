@@ -103,6 +103,31 @@ async fn no_producer_can_make_the_daemon_write_into_its_own_queues() {
     assert_eq!(scene.sandbox.stats().calls, 0);
 }
 
+/// Both make the broker close the whole connection that they arrive on.
+#[tokio::test]
+async fn a_message_that_upsets_the_broker_is_settled_and_holds_up_nobody() {
+    let mut scene = Scene::start().await;
+    // The broker makes such addresses; this one it cannot read.
+    let junk = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to.AAAA.eA==".into()).with_message_id("junk".into());
+    scene.producer.publish(&scene.app, &body(), junk).await;
+    // With the headers of a dead letter these no longer fit into a frame.
+    let mut headers = FieldTable::default();
+    headers.insert("x-large".into(), text(&"x".repeat(130_800)));
+    let large = scene.producer.properties().with_headers(headers).with_message_id("large".into());
+    scene.producer.publish(&scene.app, b"not a job", large).await;
+    scene.producer.publish(&scene.app, &body(), scene.producer.properties().with_message_id("innocent".into())).await;
+
+    let mut answered = vec![scene.producer.result().await.job_id, scene.producer.result().await.job_id];
+    answered.sort();
+    assert_eq!(answered, ["innocent", "large"]);
+    let letter = scene.dead_letter().await;
+    assert_eq!((letter.data.as_slice(), header(&letter, "groupcast-job-id").as_deref()), (&b"not a job"[..], Some("large")));
+    let unrouted = scene.producer.take(&scene.queue("unrouted")).await;
+    assert_eq!(serde_json::from_slice::<JobResult>(&unrouted.data).unwrap().job_id, "junk");
+    eventually("all to be acknowledged", async || (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())).await;
+    assert_eq!(scene.notified("g").len(), 2);
+}
+
 #[tokio::test]
 async fn without_a_reply_to_the_result_goes_to_the_configured_queue_or_nowhere() {
     let nowhere = Scene::start().await;

@@ -40,7 +40,7 @@ pub enum Target {
 pub enum Routing {
     /// A queue has it.
     Routed,
-    /// There is no such queue, or it may not be written to.
+    /// There is no such queue, or the broker does not take this message for it.
     NoSuchQueue,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One publish is in flight on each channel of a pool: with more, a returned message is told to the wrong one of them
 //! (measured), which would count an undelivered message as delivered. A publish is tried until the broker has confirmed
-//! it; who loses interest drops the future.
+//! it; who loses interest drops the future. What a producer chose (its reply queue, its headers) can make the broker refuse
+//! or go silent; that ends in an answer, so that no producer holds up the others.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,8 +12,10 @@ use std::{
 
 use futures_util::StreamExt;
 use lapin::{
-    Channel, Confirmation, Connection, Event,
+    BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    protocol::{AMQPErrorKind, AMQPHardError},
+    types::FieldTable,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -22,8 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    BrokerLost, Outgoing, Routing, Target, bounded,
+    BrokerLost, Outgoing, Routing, Target,
     connection::{self, Connector},
+    topology::{self, QueueSpec},
 };
 use crate::delay;
 
@@ -37,6 +41,13 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Publisher {
     session: watch::Receiver<Option<Arc<Session>>>,
+    queues: Arc<OwnQueues>,
+}
+
+/// The queues that must be there, to declare them again if somebody deletes one.
+struct OwnQueues {
+    specs: Vec<QueueSpec>,
+    declare: bool,
 }
 
 /// One connection's life.
@@ -52,36 +63,87 @@ struct Pool {
     permits: Semaphore,
 }
 
+/// Closing the connection or the channel over the same message so often is the message's doing.
+const BLAMED_AT_MOST: u32 = 3;
+
 /// Why one attempt to publish ended without a confirm.
 enum Unconfirmed {
+    /// The broker took the message and could not keep it, as a full queue cannot.
+    Nacked,
     /// The channel is closed because the broker refused; the connection lives on.
     Refused(BrokerLost),
+    /// No confirm came, and the connection lives on.
+    Silent(BrokerLost),
+    /// The broker closed the connection over something that it was sent.
+    Fatal(BrokerLost),
     Lost(BrokerLost),
 }
 
 impl Publisher {
-    /// Keeps a publishing connection alive in the background until `stop`.
-    pub fn start(connector: Arc<Connector>, stop: CancellationToken) -> Self {
+    /// Keeps a publishing connection alive in the background until `stop`. `specs` are our own queues.
+    pub fn start(connector: Arc<Connector>, specs: Vec<QueueSpec>, declare: bool, stop: CancellationToken) -> Self {
         let (sender, session) = watch::channel(None);
         tokio::spawn(async move { stop.run_until_cancelled(keep_connected(&connector, &sender)).await });
-        Self { session }
+        Self { session, queues: Arc::new(OwnQueues { specs, declare }) }
     }
 
-    /// Publishes a message. Waits as long as the broker is away or refuses.
+    /// Publishes a message to a queue of our own. Waits as long as the broker is away, the queue is gone or full.
+    pub async fn publish_to_own(&self, queue: &str, mut message: Outgoing) {
+        message.target = Target::Own(queue.to_owned());
+        while self.publish(&message).await == Routing::NoSuchQueue {
+            warn!(queue, "the broker takes a message only without what its producer added");
+            message.properties = without_producers_additions(&message.properties);
+        }
+    }
+
+    /// Publishes a message. Says that a producer's queue does not exist also if the broker refuses it or does not confirm,
+    /// and of a queue of our own if the broker closes on this very message.
     pub async fn publish(&self, message: &Outgoing) -> Routing {
+        let mut blamed = 0;
         for attempt in 1.. {
             let session = self.session().await;
-            match session.publish(message).await {
+            let unconfirmed = match session.publish(message).await {
+                Ok(Routing::NoSuchQueue) if matches!(message.target, Target::Own(_)) => {
+                    self.restore_queues(&session).await;
+                    None
+                }
                 Ok(routing) => return routing,
-                Err(Unconfirmed::Refused(error)) => warn!(%error, target = ?message.target, "the broker refused a message"),
-                Err(Unconfirmed::Lost(error)) => {
+                Err(unconfirmed) => Some(unconfirmed),
+            };
+            match (unconfirmed, &message.target) {
+                (None | Some(Unconfirmed::Nacked), _) => {
+                    warn!(target = ?message.target, "the queue is gone or full; trying again")
+                }
+                (Some(Unconfirmed::Refused(error) | Unconfirmed::Silent(error)), Target::Producer(_) | Target::Direct(_)) => {
+                    warn!(%error, target = ?message.target, "a reply queue was refused");
+                    return Routing::NoSuchQueue;
+                }
+                (Some(Unconfirmed::Refused(error)), Target::Own(_)) => {
+                    warn!(%error, target = ?message.target, "the broker refused a message");
+                    blamed += u32::from(error.reason.contains("PRECONDITION_FAILED"));
+                }
+                (Some(Unconfirmed::Fatal(error)), _) => {
+                    warn!(%error, "the broker closed the publishing connection");
+                    session.lost.cancel();
+                    blamed += 1;
+                }
+                (Some(Unconfirmed::Lost(error) | Unconfirmed::Silent(error)), _) => {
                     warn!(%error, "lost the publishing connection");
                     session.lost.cancel();
                 }
             }
+            if blamed >= BLAMED_AT_MOST {
+                return Routing::NoSuchQueue;
+            }
             sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, rand::random())).await;
         }
         unreachable!("the attempts do not end")
+    }
+
+    async fn restore_queues(&self, session: &Session) {
+        if let Err(error) = topology::ensure(&session.connection, &self.queues.specs, self.queues.declare).await {
+            warn!(%error, "a queue of ours is missing");
+        }
     }
 
     /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
@@ -161,22 +223,11 @@ impl Session {
     async fn publish(&self, message: &Outgoing) -> Result<Routing, Unconfirmed> {
         match &message.target {
             Target::Own(queue) => self.publish_on(&self.own, queue, Mandatory::Yes, message).await,
-            Target::Producer(queue) => self.publish_for_producer(queue, Mandatory::Yes, message).await,
+            Target::Producer(queue) => self.publish_on(&self.producers, queue, Mandatory::Yes, message).await,
             Target::Direct(address) if self.somebody_is_at(address).await? => {
-                self.publish_for_producer(address, Mandatory::No, message).await
+                self.publish_on(&self.producers, address, Mandatory::No, message).await
             }
             Target::Direct(_) => Ok(Routing::NoSuchQueue),
-        }
-    }
-
-    /// A queue that a producer named and the broker refuses is as good as none.
-    async fn publish_for_producer(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Result<Routing, Unconfirmed> {
-        match self.publish_on(&self.producers, queue, mandatory, message).await {
-            Err(Unconfirmed::Refused(error)) => {
-                warn!(%error, queue, "a reply queue was refused");
-                Ok(Routing::NoSuchQueue)
-            }
-            outcome => outcome,
         }
     }
 
@@ -201,7 +252,8 @@ impl Session {
             Confirmation::Ack(None) => Routing::Routed,
             Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
             Confirmation::Nack(_) | Confirmation::NotRequested => {
-                return Err(Unconfirmed::Refused(BrokerLost::new("publish", "the broker could not take the message")));
+                pool.put_back(channel);
+                return Err(Unconfirmed::Nacked);
             }
         };
         // Only a channel with nothing under way goes back: a publish that was dropped half-way takes its channel with it.
@@ -226,15 +278,14 @@ impl Session {
         let _permit = self.producers.permits.acquire().await.expect("never closed");
         let channel = self.channel(&self.producers).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        match bounded("look for a requester", channel.queue_declare(address.into(), options, Default::default())).await {
+        match self.while_blocked_or_soon(channel.queue_declare(address.into(), options, Default::default())).await {
             Ok(_) => {
                 self.producers.put_back(channel);
                 Ok(true)
             }
-            Err(error) if error.reason.contains("NOT_FOUND") => Ok(false),
             // RabbitMQ 4.3.0 asks for the configure permission even to look: then nobody knows.
-            Err(error) if error.reason.contains("ACCESS_REFUSED") => Ok(true),
-            Err(error) => Err(Unconfirmed::Lost(error)),
+            Err(Unconfirmed::Refused(error)) => Ok(error.reason.contains("ACCESS_REFUSED")),
+            Err(unconfirmed) => Err(unconfirmed),
         }
     }
 
@@ -247,14 +298,38 @@ impl Session {
                 Ok(Err(error)) if error.is_amqp_soft_error() => {
                     return Err(Unconfirmed::Refused(BrokerLost::new("publish", error)));
                 }
+                Ok(Err(error)) if closed_over_a_message(&error) => {
+                    return Err(Unconfirmed::Fatal(BrokerLost::new("publish", error)));
+                }
                 Ok(Err(error)) => return Err(Unconfirmed::Lost(BrokerLost::new("publish", error))),
                 Err(_) if self.connection.status().blocked() => {}
                 Err(_) => {
                     let reason = format!("no confirm within {CONFIRM_TIMEOUT:?}");
-                    return Err(Unconfirmed::Lost(BrokerLost::new("publish", reason)));
+                    return Err(Unconfirmed::Silent(BrokerLost::new("publish", reason)));
                 }
             }
         }
+    }
+}
+
+/// Whether the broker closed the connection over what it was sent, and not because it stops or an operator said so.
+fn closed_over_a_message(error: &lapin::Error) -> bool {
+    let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced)
+}
+
+/// A message's properties with only the headers that we set: those of producers may be more than the broker takes.
+fn without_producers_additions(properties: &BasicProperties) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        if name.as_str().starts_with("groupcast-") {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    let kept = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+    match properties.message_id() {
+        Some(id) => kept.with_message_id(id.clone()),
+        None => kept,
     }
 }
 

@@ -29,7 +29,8 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let connector = Arc::new(Connector::new(&config.broker)?);
     let stop_consuming = CancellationToken::new();
     let stop_publishing = CancellationToken::new();
-    let publisher = Publisher::start(connector.clone(), stop_publishing.clone());
+    let queues = config.apps.iter().flat_map(|(name, app)| topology::queues_of(name, app)).collect();
+    let publisher = Publisher::start(connector.clone(), queues, config.broker.declare, stop_publishing.clone());
 
     let subscriptions = TaskTracker::new();
     for (name, app) in &config.apps {

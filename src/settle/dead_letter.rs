@@ -14,6 +14,19 @@ use crate::{
     outcome::{BatchOutcome, Report},
 };
 
+/// Headers that the broker made, or that tell of an earlier death.
+const DROPPED_PREFIXES: [&str; 9] = [
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "groupcast-error-",
+    "groupcast-status",
+    "groupcast-job-id",
+    "groupcast-died-at",
+    "groupcast-attempt",
+];
+
 /// The dead letter of a rejected job.
 pub fn of_rejected(original: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, result: &JobResult) -> Outgoing {
     letter(original, properties, envelope, result)
@@ -64,23 +77,16 @@ fn letter(body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, resu
 fn kept_headers(properties: &BasicProperties) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-        let broker_made = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
-        let stale = ["groupcast-error-", "groupcast-status", "groupcast-job-id", "groupcast-died-at", "groupcast-attempt"];
-        let dropped = ["CC", "BCC"].contains(&name.as_str())
-            || broker_made.iter().any(|prefix| name.as_str().starts_with(prefix))
-            || result_of_an_earlier_death(name.as_str(), &stale);
-        if !dropped {
+        let copies = ["CC", "BCC"].contains(&name.as_str());
+        if !copies && !DROPPED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix)) {
             kept.insert(name.clone(), value.clone());
         }
     }
     kept
 }
 
-fn result_of_an_earlier_death(name: &str, stale: &[&str]) -> bool {
-    stale.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// All but `expiration`, which would delete the letter, and `user_id`, which the broker checks against our own user.
+/// All but `expiration`, which would delete the letter, and `user_id`, which the broker checks against our own user. A bare
+/// direct reply-to says "to whoever publishes this", which the broker refuses from us.
 fn kept_properties(properties: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {
@@ -93,11 +99,13 @@ fn kept_properties(properties: &BasicProperties) -> BasicProperties {
         content_encoding with with_content_encoding,
         priority with with_priority,
         correlation_id with with_correlation_id,
-        reply_to with with_reply_to,
         message_id with with_message_id,
         timestamp with with_timestamp,
         kind with with_type,
         app_id with with_app_id,
     );
-    kept
+    match properties.reply_to() {
+        Some(queue) if queue.as_str() != "amq.rabbitmq.reply-to" => kept.with_reply_to(queue.clone()),
+        _ => kept,
+    }
 }

@@ -18,8 +18,7 @@ const RESULT_SUFFIX: &str = ".result";
 pub fn compose(result: &JobResult, envelope: &Envelope) -> Option<Outgoing> {
     let target = match &envelope.reply_to {
         ReplyTo::Nowhere => return None,
-        ReplyTo::Configured(queue) => Target::Own(queue.clone()),
-        ReplyTo::Named(queue) => Target::Producer(queue.clone()),
+        ReplyTo::Configured(queue) | ReplyTo::Named(queue) => Target::Producer(queue.clone()),
         ReplyTo::Direct(address) => Target::Direct(address.clone()),
         ReplyTo::Refused => Target::Own(queues::unrouted(&result.app)),
     };

@@ -6,11 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::{Audience, Envelope, Job, Rejection},
-    outcome::{BatchOutcome, FailureKind, Fault, Report},
+    outcome::{BatchOutcome, FailureKind, Fault, MAX_INFO_CHARS, Report},
 };
-
-/// What an error's `info` has at most, in characters.
-const MAX_INFO_CHARS: usize = 2000;
 
 /// A job's result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -251,10 +248,8 @@ fn group_errors(job: &Job, report: &Report) -> Vec<ErrorEntry> {
             BatchOutcome::Unknown { fault, attempts } => (ErrorKind::Unknown, fault, *attempts),
         };
         let Fault { code, http_status, info } = fault;
-        let info = shortened(info);
-        let same = |error: &&mut ErrorEntry| {
-            (error.kind, error.code, error.http_status, &error.info) == (kind, *code, *http_status, &info)
-        };
+        // The texts of one cause may differ, by a request's number for one: the first stands for all.
+        let same = |error: &&mut ErrorEntry| (error.kind, error.code, error.http_status) == (kind, *code, *http_status);
         match errors.iter_mut().find(same) {
             Some(error) => {
                 error.batches.push(batch);
@@ -267,7 +262,7 @@ fn group_errors(job: &Job, report: &Report) -> Vec<ErrorEntry> {
                 kind,
                 code: *code,
                 http_status: *http_status,
-                info,
+                info: shortened(info),
                 attempts,
             }),
         }
