@@ -30,7 +30,7 @@ use crate::{
         call::{Api, AtWrite},
         classify::{Answer, Verdict, classify},
         codes::Class,
-        retry::{self, Attempts, Next},
+        retry::{self, Attempts, Next, OnAccountFault, Others},
     },
 };
 
@@ -68,6 +68,7 @@ pub struct Settings<A> {
     pub pacer: Pacer,
     pub max_in_flight: usize,
     pub retry: Retry,
+    pub on_account_fault: OnAccountFault,
     /// Whether the outcome of a call that starts now could be told.
     pub may_start: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -106,6 +107,8 @@ struct Dispatch<A> {
     /// What happens later, soonest first.
     later: BinaryHeap<Reverse<(Instant, JobKey, Later)>>,
     calls: FuturesUnordered<BoxFuture<'static, Called>>,
+    /// When the API last accepted a batch.
+    accepted_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +129,7 @@ struct Sending {
     calls: u64,
     /// Of batches that are tried again.
     attempts: HashMap<u32, Tried>,
+    taken_up: Instant,
     deadline: Option<Instant>,
     abandoned: bool,
     done: oneshot::Sender<Result<Report, Unfinished>>,
@@ -155,6 +159,7 @@ impl<A: Api> Dispatch<A> {
             next_key: 0,
             later: BinaryHeap::new(),
             calls: FuturesUnordered::new(),
+            accepted_at: None,
         }
     }
 
@@ -197,6 +202,7 @@ impl<A: Api> Dispatch<A> {
             in_flight: 0,
             calls: 0,
             attempts: HashMap::new(),
+            taken_up: now,
             deadline,
             abandoned: false,
             done,
@@ -262,19 +268,26 @@ impl<A: Api> Dispatch<A> {
     fn judge(&mut self, Called { key, batch, answer }: Called, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         job.in_flight -= 1;
+        if answer == Answer::Withdrawn {
+            self.queue.put_back(key, batch);
+            self.expire_if_overdue(key, now);
+            return self.finish_if_done(key);
+        }
         job.calls += u64::from(!matches!(answer, Answer::NotSent { .. }));
         let verdict = classify(answer);
-        let attempts = job.count_attempt(batch, &verdict, now);
+        let attempts = job.count_attempt(batch, &verdict, now, self.accepted_at);
         match &verdict {
             Verdict::Failed { class: Class::RateLimited, .. } => self.settings.pacer.slow_down(now),
-            Verdict::Failed { class: Class::Credential, .. } => self.settings.api.renew_user_sig(),
-            Verdict::Failed { .. } | Verdict::Sent => {}
+            Verdict::Failed { class: Class::Credential | Class::CredentialOrJob, .. } => self.settings.api.renew_user_sig(),
+            Verdict::Failed { .. } => {}
+            Verdict::Sent => self.accepted_at = Some(now),
         }
         if let Verdict::Failed { class, fault } = &verdict {
             debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
         }
         let promise = job.submission.envelope.delivery;
-        match retry::decide(verdict, promise, attempts, &self.settings.retry, rand::random()) {
+        let Settings { retry, on_account_fault, .. } = &*self.settings;
+        match retry::decide(verdict, promise, attempts, retry, *on_account_fault, rand::random()) {
             Next::Sent => job.end(batch, BatchOutcome::Sent),
             Next::Failed(kind, fault) => job.end(batch, BatchOutcome::Failed { kind, fault, attempts: attempts.count }),
             Next::Unknown(fault) => job.end(batch, BatchOutcome::Unknown { fault, attempts: attempts.count }),
@@ -339,13 +352,14 @@ impl Sending {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    fn count_attempt(&mut self, batch: u32, verdict: &Verdict, now: Instant) -> Attempts {
+    fn count_attempt(&mut self, batch: u32, verdict: &Verdict, now: Instant, accepted_at: Option<Instant>) -> Attempts {
         let tried = self.attempts.entry(batch).or_insert(Tried { count: 0, first_at: now });
         match verdict {
             Verdict::Failed { class: Class::RateLimited, .. } => {}
             Verdict::Failed { .. } | Verdict::Sent => tried.count += 1,
         }
-        Attempts { count: tried.count, since_first: now - tried.first_at }
+        let others = if accepted_at.is_some_and(|at| at > tried.first_at) { Others::Accepted } else { Others::Unknown };
+        Attempts { count: tried.count, since_first: now - tried.first_at, held: now - self.taken_up, others }
     }
 
     fn end(&mut self, batch: u32, outcome: BatchOutcome) {

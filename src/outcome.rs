@@ -1,5 +1,8 @@
 //! How a job's batches ended: what `send` finds out and `settle` tells.
 
+/// What a result tells of an error's text, in characters.
+pub const MAX_INFO_CHARS: usize = 2000;
+
 /// What went wrong with a call, as the result tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fault {

@@ -23,7 +23,7 @@ use crate::{
     job::{Envelope, Job, Rejection},
     outcome::Report,
     pace::Pacer,
-    send::call::Caller,
+    send::{call::Caller, retry::OnAccountFault},
     settle::{Owed, dead_letter, reply, result::JobResult, settle},
 };
 
@@ -64,7 +64,7 @@ impl Work for Pipeline {
             },
             Err((rejection, body)) => self.reject(rejection, body, &received.envelope, &delivery.properties),
         };
-        lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        lease.unless_lost(settle(&self.publisher, &self.app, owed)).await?;
         lease.acknowledge().await
     }
 
@@ -77,7 +77,8 @@ impl Pipeline {
     pub fn new(name: &str, app: &App, max_job_bytes: u64, publisher: Publisher) -> Result<Self, reqwest::Error> {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
         let outcomes_can_be_told = publisher.clone();
-        let dispatcher = dispatcher(app, pacer.clone(), move || outcomes_can_be_told.is_open())?;
+        let may_start = move || outcomes_can_be_told.is_open();
+        let dispatcher = dispatcher(app, pacer.clone(), OnAccountFault::KeepTrying, may_start)?;
         let results_queue = app.results_queue.clone();
         Ok(Self { app: name.to_owned(), rules: rules(app, max_job_bytes), results_queue, pacer, dispatcher, publisher })
     }
@@ -152,7 +153,8 @@ pub async fn deliver_directly(
         Err((rejection, _)) => return Ok(JobResult::rejected(name, &envelope, &rejection, Timestamp::now())),
     };
     let envelope = Arc::new(envelope);
-    let dispatcher = dispatcher(app, Pacer::new(app.calls_per_second, app.burst, Instant::now()), || true)?;
+    let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
+    let dispatcher = dispatcher(app, pacer, OnAccountFault::Fail, || true)?;
     let lease = Lease::unlimited();
     let submission = Submission { job: job.clone(), envelope: envelope.clone(), lease, progress: Some(progress) };
     let report = dispatcher.send(submission).await.expect("an unlimited lease lets every job finish");
@@ -162,6 +164,7 @@ pub async fn deliver_directly(
 fn dispatcher(
     app: &App,
     pacer: Pacer,
+    on_account_fault: OnAccountFault,
     may_start: impl Fn() -> bool + Send + Sync + 'static,
 ) -> Result<Dispatcher, reqwest::Error> {
     Ok(Dispatcher::start(dispatch::Settings {
@@ -169,6 +172,7 @@ fn dispatcher(
         pacer,
         max_in_flight: app.max_in_flight,
         retry: app.retry.clone(),
+        on_account_fault,
         may_start: Box::new(may_start),
     }))
 }

@@ -152,6 +152,11 @@ async fn send_direct_goes_through_the_same_pipeline_without_a_broker() {
     assert_eq!(ran.code, Some(1));
     assert_eq!(serde_json::from_str::<JobResult>(&ran.out).unwrap().errors[0].code, Some(10010));
 
+    let wrong_key = [("GROUPCAST__APPS__DEFAULT__SECRET_KEY", "another-key")];
+    let ran = run_with(folder.path(), &["send", "--group", "g", "--content", "c", "--direct"], &wrong_key, "").await;
+    assert_eq!(ran.code, Some(1));
+    assert_eq!(serde_json::from_str::<JobResult>(&ran.out).unwrap().errors[0].code, Some(70009));
+
     let ran = run(folder.path(), &[&to_file[..], &["--dry-run"]].concat()).await;
     assert_eq!(ran.code, Some(0));
     assert!(ran.out.contains("1201 recipients") && ran.out.contains("batches   3"), "{}", ran.out);

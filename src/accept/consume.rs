@@ -31,6 +31,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 /// A subscription without deliveries for this long asks the queue whether there are any.
 const SILENCE: Duration = Duration::from_secs(60);
+/// The same for one that never had a delivery: its jobs are most likely with another replica.
+const STANDBY_SILENCE: Duration = Duration::from_secs(15 * 60);
 /// How long calls in flight and their results may take after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -137,19 +139,20 @@ impl Subscription {
                     Some(Err(error)) => break Ended::Lost(BrokerLost::new("consume", error)),
                     None => break Ended::Lost(BrokerLost::new("consume", "the broker ended the subscription")),
                 },
-                () = sleep(SILENCE) => if tasks.is_empty() && let Err(error) = self.look_for_jobs(connection).await {
+                () = sleep(if standing_by { STANDBY_SILENCE } else { SILENCE }) => if tasks.is_empty() && let Err(error) = self.look_for_jobs(connection).await {
                     break Ended::Lost(error);
                 },
             }
         };
+        // Before the broker hears of it: from then on a standby replica may call.
+        calls_end.cancel();
+        work.let_go().await;
         if matches!(ended, Ended::Stopped) {
             let tag = consumer.tag();
             let _ = bounded("cancel the subscription", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
         } else {
             lost.cancel();
         }
-        calls_end.cancel();
-        work.let_go().await;
         tasks.close();
         if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
             warn!(app = self.app, "gave up waiting for {} jobs; they come again", tasks.len());
@@ -167,7 +170,7 @@ impl Subscription {
         let queue = channel.queue_declare(queues::jobs(&self.app).into(), options, FieldTable::default());
         match bounded("look at the queue", queue).await {
             Ok(queue) if queue.message_count() > 0 => {
-                let reason = format!("{} jobs wait and none was delivered for {SILENCE:?}", queue.message_count());
+                let reason = format!("{} jobs wait and none is delivered", queue.message_count());
                 Err(BrokerLost::new("consume", reason))
             }
             Ok(_) => {

@@ -94,15 +94,13 @@ impl Reading {
             topic_id: Option<&'a str>,
             content: &'a str,
         }
-        let missing = |field: &str| (field.to_owned(), "is missing".to_owned());
-        let group_id = self.group_id.as_deref().ok_or_else(|| missing("GroupId"));
-        let content = self.content.as_deref().ok_or_else(|| missing("Content"));
-        let (group_id, content) = match (group_id, content) {
-            (Ok(group_id), Ok(content)) => (group_id, content),
-            (Err((field, reason)), _) | (_, Err((field, reason))) => {
-                self.field = field;
-                return Err(reason);
-            }
+        let Some(group_id) = self.group_id.as_deref() else {
+            self.field = "GroupId".into();
+            return Err("is missing".into());
+        };
+        let Some(content) = self.content.as_deref() else {
+            self.field = "Content".into();
+            return Err("is missing".into());
         };
         let mut json = serde_json::to_vec(&Opening { group_id, topic_id: self.topic_id.as_deref(), content })
             .map_err(|error| error.to_string())?;

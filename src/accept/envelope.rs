@@ -5,11 +5,12 @@
 use jiff::{SignedDuration, Timestamp};
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 
 use crate::job::{DeliveryPromise, Envelope, Rejection, ReplyTo, TraceContext};
 
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const DEFAULT_PRIORITY: u8 = 4;
 const MAX_PRIORITY: u8 = 9;
 const MAX_HOLD: SignedDuration = SignedDuration::from_mins(15);
@@ -91,8 +92,7 @@ impl Envelope {
             return Ok(());
         };
         self.reply_to = match queue {
-            "amq.rabbitmq.reply-to" => ReplyTo::Refused,
-            _ if queue.starts_with("amq.rabbitmq.reply-to.") => ReplyTo::Direct(queue.to_owned()),
+            _ if queue.starts_with(DIRECT_REPLY_TO) => direct_address(queue),
             _ if queue.starts_with("groupcast.") && queue != format!("groupcast.{app}.results") => ReplyTo::Refused,
             _ => ReplyTo::Named(queue.to_owned()),
         };
@@ -115,12 +115,14 @@ impl Envelope {
         }
     }
 
+    /// Reads all headers, also behind a bad one: the trace context goes into the result of a rejected job too.
     fn read_headers(&mut self, properties: &BasicProperties) -> Result<(), Rejection> {
-        let Some(headers) = properties.headers() else { return Ok(()) };
-        headers.inner().iter().try_for_each(|(name, value)| {
-            let name = name.as_str();
-            self.read_header(name, value).map_err(|reason| rejection(name, reason))
-        })
+        let mut first_problem = Ok(());
+        for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+            let read = self.read_header(name.as_str(), value).map_err(|reason| rejection(name.as_str(), reason));
+            first_problem = first_problem.and(read);
+        }
+        first_problem
     }
 
     fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
@@ -138,6 +140,17 @@ impl Envelope {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// `amq.rabbitmq.reply-to.<base64>.<key>`, as the broker makes them; another one would only upset it.
+fn direct_address(queue: &str) -> ReplyTo {
+    let base64 =
+        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte));
+    let parts = queue.strip_prefix(DIRECT_REPLY_TO).and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
+    match parts {
+        Some((process, key)) if base64(process) && base64(key) => ReplyTo::Direct(queue.to_owned()),
+        _ => ReplyTo::Refused,
     }
 }
 

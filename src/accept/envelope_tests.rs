@@ -1,5 +1,3 @@
-use lapin::types::FieldTable;
-
 use super::*;
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
@@ -56,8 +54,16 @@ fn a_reply_queue_is_the_producers_own_or_the_apps_results() {
     let reply_to = |queue: &str| read_with(BasicProperties::default().with_reply_to(queue.into())).0.reply_to;
     assert_eq!(reply_to("answers"), ReplyTo::Named("answers".into()));
     assert_eq!(reply_to("groupcast.app.results"), ReplyTo::Named("groupcast.app.results".into()));
-    assert_eq!(reply_to("amq.rabbitmq.reply-to.g1h2"), ReplyTo::Direct("amq.rabbitmq.reply-to.g1h2".into()));
-    for refused in ["groupcast.app.jobs", "groupcast.other.results", "groupcast.", "amq.rabbitmq.reply-to"] {
+    let direct = "amq.rabbitmq.reply-to.g1h2+/==.kZ3A==";
+    assert_eq!(reply_to(direct), ReplyTo::Direct(direct.into()));
+    for refused in [
+        "groupcast.app.jobs",
+        "groupcast.other.results",
+        "groupcast.",
+        "amq.rabbitmq.reply-to",
+        "amq.rabbitmq.reply-to.g1h2",
+        "amq.rabbitmq.reply-to.!!!.x",
+    ] {
         assert_eq!(reply_to(refused), ReplyTo::Refused, "{refused}");
     }
     assert_eq!(reply_to(""), ReplyTo::Nowhere);

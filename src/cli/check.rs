@@ -1,6 +1,6 @@
 //! `groupcast check`: tries everything that the daemon needs, and says in plain words what is wrong.
 
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, say};
 use crate::{
     broker::{
         connection::{self, Connector},
@@ -37,11 +37,11 @@ struct Findings {
 
 impl Findings {
     fn good(&mut self, what: &str, found: impl std::fmt::Display) {
-        println!("ok      {what}: {found}");
+        let _ = say(format_args!("ok      {what}: {found}"));
     }
 
     fn bad(&mut self, what: &str, found: impl std::fmt::Display) {
-        println!("FAILED  {what}: {found}");
+        let _ = say(format_args!("FAILED  {what}: {found}"));
         self.verdict = Verdict::Bad;
     }
 }
@@ -104,7 +104,7 @@ fn verdict_on(class: Class) -> Result<(), &'static str> {
     match class {
         Class::Job | Class::TooManyRecipients | Class::RateLimited => Ok(()),
         Class::JobOrConfiguration => Err("if jobs get this answer too, look at the app in the vendor's console"),
-        Class::Credential => Err("check secret_key, sdk_app_id, identifier and this machine's clock"),
+        Class::Credential | Class::CredentialOrJob => Err("check secret_key, sdk_app_id, identifier and this machine's clock"),
         Class::Account => Err("look at the app in the vendor's console, and check region or endpoint"),
         Class::Transient(_) => Err("check region or endpoint and this machine's way to it; if it worked before, it may pass"),
     }

@@ -17,6 +17,8 @@ use super::written::{Given, Section, Setting, Written, word};
 /// The API's own limit of recipients in one call.
 const LARGEST_BATCH: usize = 500;
 const DEFAULT_BURST_CALLS: u32 = 20;
+/// A stop waits 20 s for calls in flight and their results.
+const LONGEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The pacer remembers when each call of the last second left.
 const MOST_CALLS_PER_SECOND: u32 = 100_000;
 /// One address has no more ports to call from.
@@ -99,7 +101,7 @@ impl AppSection {
             burst,
             batch_size: batch_size(self.batch_size)?,
             max_in_flight: max_in_flight(self.max_in_flight)?,
-            request_timeout: Given::or(self.request_timeout, Duration::from_secs(5)),
+            request_timeout: request_timeout(self.request_timeout)?,
             results_queue: results_queue(self.results_queue, name)?,
             empty_recipients: Given::or(self.empty_recipients, EmptyRecipients::Broadcast),
             retry: self.retry.0.check().map_err(|problem| problem.under("retry"))?,
@@ -122,6 +124,14 @@ fn identifier(given: Option<Given<String>>) -> Result<String, Problem> {
         return Err(Problem::wrong("identifier", "must not be empty; the vendor's default is \"administrator\""));
     }
     Ok(identifier)
+}
+
+fn request_timeout(given: Option<Given<Duration>>) -> Result<Duration, Problem> {
+    let request_timeout = Given::or(given, Duration::from_secs(5));
+    if request_timeout > LONGEST_REQUEST_TIMEOUT {
+        return Err(Problem::wrong("request_timeout", "must be 15s at most: a stop of the daemon waits for calls in flight"));
+    }
+    Ok(request_timeout)
 }
 
 fn rate(calls_per_second: Option<Given<u32>>, burst: Option<Given<u32>>) -> Result<(u32, u32), Problem> {

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
 use super::{classify::Answer, user_sig::UserSigner};
-use crate::config::App;
+use crate::{config::App, outcome::MAX_INFO_CHARS};
 
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,8 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// The API's answers have about 100 bytes; more than this is something else's.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// What a result tells of an answer's text, in characters.
-const MAX_INFO_CHARS: usize = 2000;
 
 /// What the dispatcher calls: the API, or in tests a stand-in without sockets.
 pub trait Api: Send + Sync + 'static {
@@ -100,12 +98,18 @@ impl Caller {
 
 impl Api for Caller {
     async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
-        let written = Arc::new(AtomicBool::new(false));
-        let mark = written.clone();
-        let on_write = move || {
-            let decision = on_write();
-            mark.store(decision == AtWrite::Send, Ordering::Release);
-            decision
+        let fate = Arc::new(Fate::default());
+        let fate_of_body = fate.clone();
+        // Whoever comes first decides: the write, or the caller who no longer waits.
+        let on_write = move || match fate_of_body.settle(AT_WRITE) {
+            Ok(()) => {
+                let decision = on_write();
+                if decision == AtWrite::Withdraw {
+                    fate_of_body.0.store(WITHDRAWN, Ordering::Release);
+                }
+                decision
+            }
+            Err(_) => AtWrite::Withdraw,
         };
         let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
         let request = self
@@ -115,8 +119,11 @@ impl Api for Caller {
             .body(reqwest::Body::wrap(body));
         match request.send().await {
             Ok(response) => read(response).await,
-            Err(error) if written.load(Ordering::Acquire) => Answer::NoAnswer { info: describe(error) },
-            Err(error) => Answer::NotSent { info: describe(error) },
+            Err(error) => match fate.settle(GIVEN_UP) {
+                Ok(()) => Answer::NotSent { info: describe(error) },
+                Err(WITHDRAWN) => Answer::Withdrawn,
+                Err(_) => Answer::NoAnswer { info: describe(error) },
+            },
         }
     }
 
@@ -130,8 +137,7 @@ impl Api for Caller {
 struct ApiAnswer {
     action_status: String,
     error_code: i64,
-    #[serde(default)]
-    error_info: String,
+    error_info: Option<String>,
 }
 
 async fn read(mut response: reqwest::Response) -> Answer {
@@ -152,7 +158,7 @@ async fn read(mut response: reqwest::Response) -> Answer {
             http_status,
             action_ok: answer.action_status == "OK",
             code: answer.error_code,
-            info: answer.error_info.chars().take(MAX_INFO_CHARS).collect(),
+            info: answer.error_info.unwrap_or_default().chars().take(MAX_INFO_CHARS).collect(),
         },
         Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body) },
     }
@@ -181,6 +187,22 @@ fn is_loopback(endpoint: &reqwest::Url) -> bool {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
+    }
+}
+
+const UNDECIDED: u8 = 0;
+const AT_WRITE: u8 = 1;
+const WITHDRAWN: u8 = 2;
+const GIVEN_UP: u8 = 3;
+
+/// What became of a request: settled once, by whoever comes first.
+#[derive(Default)]
+struct Fate(AtomicU8);
+
+impl Fate {
+    /// Fails with what it is already.
+    fn settle(&self, fate: u8) -> Result<(), u8> {
+        self.0.compare_exchange(UNDECIDED, fate, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 }
 

@@ -10,6 +10,8 @@ pub enum Answer {
     Api { http_status: u16, action_ok: bool, code: i64, info: String },
     /// An HTTP answer whose body is not of the API's form.
     Foreign { http_status: u16, info: String },
+    /// The request was withdrawn at the moment of writing.
+    Withdrawn,
     /// The request never left: refused connection, unknown host, failed handshake.
     NotSent { info: String },
     /// The request left and no whole answer came: timeout, reset.
@@ -36,6 +38,7 @@ pub fn classify(answer: Answer) -> Verdict {
         }
         Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
         Answer::Foreign { http_status, info } => failed(class_of_http(http_status), None, Some(http_status), info),
+        Answer::Withdrawn => failed(Class::Transient(Effect::None), None, None, "withdrawn before it was sent".into()),
         Answer::NotSent { info } => failed(Class::Transient(Effect::None), None, None, info),
         Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
     }
@@ -44,7 +47,7 @@ pub fn classify(answer: Answer) -> Verdict {
 /// The vendor answers 200 to everything but network errors; other statuses come from something in between.
 fn class_of_http(http_status: u16) -> Class {
     match http_status {
-        300..=399 => Class::Account,
+        300..=399 | 401 | 403 | 404 | 407 => Class::Account,
         429 => Class::RateLimited,
         408 | 425 => Class::Transient(Effect::None),
         400..=499 => Class::JobOrConfiguration,
@@ -86,7 +89,8 @@ mod tests {
         let expected = [
             (200, Class::Transient(Effect::Unknown)),
             (302, Class::Account),
-            (404, Class::JobOrConfiguration),
+            (403, Class::Account),
+            (413, Class::JobOrConfiguration),
             (408, Class::Transient(Effect::None)),
             (429, Class::RateLimited),
             (502, Class::Transient(Effect::Unknown)),

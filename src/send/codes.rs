@@ -11,6 +11,8 @@ pub enum Class {
     RateLimited,
     /// The UserSig or what it was made with.
     Credential,
+    /// The UserSig, or a UserID in this job.
+    CredentialOrJob,
     /// This job: it fails the same way every time.
     Job,
     /// Blamed on this job, but possibly on the configuration if every job gets it.
@@ -46,7 +48,7 @@ pub fn class_of(code: i64) -> Class {
     match find(code) {
         Some(entry) => entry.class,
         // Unlisted 70xxx codes have been seen for bad signatures.
-        None if (70_000..80_000).contains(&code) => Class::Credential,
+        None if (70_000..80_000).contains(&code) => Class::CredentialOrJob,
         None if (60_000..70_000).contains(&code) => Class::Transient(Effect::Unknown),
         None => Class::JobOrConfiguration,
     }
@@ -100,8 +102,8 @@ pub static CODES: &[Code] = &[
     code(20005, TRANSIENT_UNKNOWN, "internal error at the vendor", RETRIED),
     code(60002, Class::Account, "HTTP URL could not be parsed", "check endpoint"),
     code(60003, Class::JobOrConfiguration, "JSON of the request could not be parsed", "look for a proxy that changes requests"),
-    code(60004, Class::Credential, "UserID or UserSig is incorrect", FIX_KEY),
-    code(60005, Class::Credential, "UserID or UserSig is incorrect", FIX_KEY),
+    code(60004, Class::CredentialOrJob, "UserID or UserSig is incorrect", FIX_KEY),
+    code(60005, Class::CredentialOrJob, "UserID or UserSig is incorrect", FIX_KEY),
     code(60006, Class::Account, "invalid SDKAppID", CHECK_REGION),
     code(60007, Class::RateLimited, "call frequency limit of the API", SLOWED),
     code(60008, TRANSIENT_UNKNOWN, "request timed out at the vendor", RETRIED),
@@ -193,7 +195,7 @@ mod tests {
     fn an_undocumented_code_has_a_class_too() {
         assert_eq!(class_of(10099), Class::JobOrConfiguration);
         assert_eq!(class_of(60099), Class::Transient(Effect::Unknown));
-        assert_eq!(class_of(70999), Class::Credential);
+        assert_eq!(class_of(70999), Class::CredentialOrJob);
         assert_eq!(class_of(1), Class::JobOrConfiguration);
     }
 }

@@ -16,8 +16,10 @@ use crate::{
 /// An answer that said "slow down" is asked again after the API's own window has passed.
 const AFTER_RATE_LIMIT: Duration = Duration::from_secs(1);
 
-/// A batch is tried no longer than this: half the time after which the broker takes a delivery away by default.
+/// A batch is tried no longer than this, and not again once its job was held for [`HELD_AT_MOST`]: by default the broker takes
+/// deliveries away that are held for 30 minutes.
 const TRIED_AT_MOST: Duration = Duration::from_secs(15 * 60);
+const HELD_AT_MOST: Duration = Duration::from_secs(25 * 60);
 
 /// Where a batch stands in its attempts.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,25 @@ pub struct Attempts {
     pub count: u32,
     /// Time since the first of them.
     pub since_first: Duration,
+    /// Time since the job was taken up.
+    pub held: Duration,
+    pub others: Others,
+}
+
+/// How calls for other batches of the app fared since the first attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    Accepted,
+    Unknown,
+}
+
+/// What follows a fault of the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnAccountFault {
+    /// It is not the job's fault, so never its end: somebody has to act, however long that takes.
+    KeepTrying,
+    /// Somebody waits for the answer.
+    Fail,
 }
 
 /// What to do with a batch now.
@@ -38,10 +59,18 @@ pub enum Next {
 }
 
 /// `jitter` is from 0 to 1.
-pub fn decide(verdict: Verdict, promise: DeliveryPromise, attempts: Attempts, policy: &Retry, jitter: f64) -> Next {
+pub fn decide(
+    verdict: Verdict,
+    promise: DeliveryPromise,
+    attempts: Attempts,
+    policy: &Retry,
+    on_account_fault: OnAccountFault,
+    jitter: f64,
+) -> Next {
     let Verdict::Failed { class, fault } = verdict else { return Next::Sent };
     let again = |after: Duration, fault: Fault| {
-        if attempts.since_first + after > policy.give_up_after.min(TRIED_AT_MOST) {
+        let give_up_after = policy.give_up_after.min(TRIED_AT_MOST);
+        if attempts.since_first + after > give_up_after || attempts.held + after > HELD_AT_MOST {
             Next::Failed(FailureKind::Transient, fault)
         } else {
             Next::Again { after }
@@ -52,8 +81,11 @@ pub fn decide(verdict: Verdict, promise: DeliveryPromise, attempts: Attempts, po
         (Class::Transient(Effect::Unknown), DeliveryPromise::AtMostOnce) => Next::Unknown(fault),
         (Class::RateLimited, _) => again(AFTER_RATE_LIMIT, fault),
         (Class::Transient(Effect::None | Effect::Unknown), _) => again(backoff, fault),
-        // Not the job's fault, so never its end: somebody has to act, however long that takes.
-        (Class::Credential | Class::Account, _) => Next::Again { after: backoff },
+        (Class::CredentialOrJob, _) if attempts.others == Others::Accepted => Next::Failed(FailureKind::Job, fault),
+        (Class::Credential | Class::CredentialOrJob | Class::Account, _) => match on_account_fault {
+            OnAccountFault::KeepTrying => Next::Again { after: backoff },
+            OnAccountFault::Fail => Next::Failed(FailureKind::Job, fault),
+        },
         (Class::Job | Class::JobOrConfiguration | Class::TooManyRecipients, _) => Next::Failed(FailureKind::Job, fault),
     }
 }
@@ -73,9 +105,14 @@ mod tests {
     }
 
     fn next(class: Class, promise: DeliveryPromise, since_first_seconds: u64) -> Next {
+        next_with(class, promise, since_first_seconds, Others::Unknown, OnAccountFault::KeepTrying)
+    }
+
+    fn next_with(class: Class, promise: DeliveryPromise, seconds: u64, others: Others, on_account_fault: OnAccountFault) -> Next {
         let fault = Fault { code: None, http_status: None, info: String::new() };
-        let attempts = Attempts { count: 3, since_first: Duration::from_secs(since_first_seconds) };
-        decide(Verdict::Failed { class, fault }, promise, attempts, &policy(), 0.5)
+        let time = Duration::from_secs(seconds);
+        let attempts = Attempts { count: 3, since_first: time, held: time, others };
+        decide(Verdict::Failed { class, fault }, promise, attempts, &policy(), on_account_fault, 0.5)
     }
 
     #[test]
@@ -95,8 +132,18 @@ mod tests {
 
     #[test]
     fn a_fault_of_the_account_never_ends_a_job() {
-        for of_the_account in [Class::Credential, Class::Account] {
+        for of_the_account in [Class::Credential, Class::CredentialOrJob, Class::Account] {
             assert!(matches!(next(of_the_account, DeliveryPromise::AtMostOnce, 1_000_000), Next::Again { .. }));
         }
+    }
+
+    #[test]
+    fn a_user_id_is_to_blame_if_other_calls_are_accepted_in_the_meantime() {
+        let next = |others, on_account_fault| {
+            next_with(Class::CredentialOrJob, DeliveryPromise::AtLeastOnce, 1, others, on_account_fault)
+        };
+        assert!(matches!(next(Others::Accepted, OnAccountFault::KeepTrying), Next::Failed(FailureKind::Job, _)));
+        assert!(matches!(next(Others::Unknown, OnAccountFault::KeepTrying), Next::Again { .. }));
+        assert!(matches!(next(Others::Unknown, OnAccountFault::Fail), Next::Failed(FailureKind::Job, _)));
     }
 }

@@ -1,10 +1,14 @@
 //! Publishes a job as a producer does, and waits for its result at a direct reply-to address.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use lapin::{
     Channel, Confirmation, Connection, Consumer,
     options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions},
 };
+
+use tokio::time::timeout;
 
 use super::{Failure, Message, Verdict, print};
 use crate::{
@@ -17,6 +21,8 @@ use crate::{
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+/// After this the user is told why nothing may ever come.
+const QUIET_WAIT: Duration = Duration::from_secs(10);
 
 pub async fn only(app: &str, config: &Config, message: Message) -> Result<Verdict, Failure> {
     let (connection, channel) = connect(config).await?;
@@ -61,7 +67,15 @@ async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), F
 }
 
 async fn print_result(mut replies: Consumer) -> Result<Verdict, Failure> {
-    match replies.next().await {
+    let mut reply = replies.next();
+    let first = match timeout(QUIET_WAIT, &mut reply).await {
+        Ok(first) => first,
+        Err(_) => {
+            eprintln!("no result yet; is `groupcast run` running for this app? Still waiting, until Ctrl-C");
+            reply.await
+        }
+    };
+    match first {
         Some(Ok(reply)) => print(&serde_json::from_slice(&reply.data)?),
         Some(Err(error)) => Err(format!("lost the broker while waiting for the result: {error}").into()),
         None => Err("the broker ended the wait for the result".into()),
