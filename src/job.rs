@@ -141,6 +141,17 @@ pub enum DeliveryPromise {
     AtMostOnce,
 }
 
+/// Headers that a dead letter carries beside `groupcast-attempt`. A shovel may bring them back with the job; they say nothing
+/// about how to send it.
+pub const DEAD_LETTER_HEADERS: [&str; 6] = [
+    "groupcast-error-kind",
+    "groupcast-error-code",
+    "groupcast-error-info",
+    "groupcast-status",
+    "groupcast-job-id",
+    "groupcast-died-at",
+];
+
 /// W3C trace context, copied to the result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceContext {

@@ -127,7 +127,7 @@ impl Subscription {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ended::Stopped,
-                () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "see the warning before")),
+                () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
                 delivery = consumer.next() => match delivery {
                     Some(Ok(delivery)) => {
                         if std::mem::take(&mut standing_by) {

@@ -8,7 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use crate::job::{DeliveryPromise, Envelope, Rejection, ReplyTo, TraceContext};
+use crate::job::{DEAD_LETTER_HEADERS, DeliveryPromise, Envelope, Rejection, ReplyTo, TraceContext};
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const DEFAULT_PRIORITY: u8 = 4;
@@ -17,16 +17,6 @@ const MAX_HOLD: SignedDuration = SignedDuration::from_mins(15);
 
 /// A result's `message_id` is the job id with `.result` after it, and AMQP gives it 255 bytes.
 const MAX_JOB_ID_BYTES: usize = 255 - ".result".len();
-
-/// Headers that dead letters carry. A shovel may bring them back with the job; they say nothing to us.
-const DEAD_LETTER_HEADERS: [&str; 6] = [
-    "groupcast-error-kind",
-    "groupcast-error-code",
-    "groupcast-error-info",
-    "groupcast-status",
-    "groupcast-job-id",
-    "groupcast-died-at",
-];
 
 /// The envelope of a message, and the first thing that is wrong with it.
 pub fn read(

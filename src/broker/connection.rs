@@ -50,13 +50,17 @@ impl Connector {
         Ok(Self { nodes, tls: tls(broker)?, next_node: AtomicUsize::new(first) })
     }
 
-    /// Opens a connection to the next node.
+    /// Opens a connection to one of the nodes, the next one first. Fails if none can be reached, and says why of each.
     pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
-        let node = &self.nodes[self.next_node.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
-        let address = format!("{}:{}", node.authority.host, node.authority.port);
-        self.connect_to(node, role)
-            .await
-            .map_err(|reason| BrokerLost::new("connect to the broker", format!("{address}: {reason}")))
+        let mut reasons = Vec::new();
+        for _ in &self.nodes {
+            let node = &self.nodes[self.next_node.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
+            match self.connect_to(node, role).await {
+                Ok(connection) => return Ok(connection),
+                Err(reason) => reasons.push(format!("{}:{}: {reason}", node.authority.host, node.authority.port)),
+            }
+        }
+        Err(BrokerLost::new("connect to the broker", reasons.join("; ")))
     }
 
     async fn connect_to(&self, node: &AMQPUri, role: &str) -> Result<Connection, String> {

@@ -146,6 +146,12 @@ impl Publisher {
         }
     }
 
+    /// Returns when the background task is gone: stopped, or by a panic.
+    pub async fn ended(&self) {
+        let mut session = self.session.clone();
+        while session.changed().await.is_ok() {}
+    }
+
     /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
     pub fn is_open(&self) -> bool {
         self.session.borrow().as_ref().is_some_and(|session| session.is_alive() && !session.connection.status().blocked())

@@ -59,7 +59,7 @@ async fn check_broker(config: &Config, findings: &mut Findings) {
             return findings.bad("broker", format!("{error}; {advice}"));
         }
     };
-    findings.good("broker", format!("reached {urls}"));
+    findings.good("broker", format!("reached ({urls})"));
     for (name, app) in &config.apps {
         let queues = topology::queues_of(name, app);
         match topology::ensure(&connection, &queues, false).await {

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Failure, Verdict};
@@ -32,7 +35,7 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let queues = config.apps.iter().flat_map(|(name, app)| topology::queues_of(name, app)).collect();
     let publisher = Publisher::start(connector.clone(), queues, config.broker.declare, stop_publishing.clone());
 
-    let subscriptions = TaskTracker::new();
+    let mut subscriptions = JoinSet::new();
     for (name, app) in &config.apps {
         let pipeline = Arc::new(Pipeline::new(name, app, config.broker.max_job_bytes, publisher.clone())?);
         let subscription = Subscription {
@@ -48,14 +51,18 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
             info!(app = subscription.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
         });
     }
-    subscriptions.close();
 
     let mut signals = Signals::listen()?;
-    let name = signals.next().await;
+    let name = tokio::select! {
+        name = signals.next() => name,
+        // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
+        Some(_) = subscriptions.join_next() => return Err("the work for an app ended by itself; see the log".into()),
+        () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),
+    };
     info!(signal = name, "stopping: calls in flight finish, other jobs go back to the queue");
     stop_consuming.cancel();
     tokio::select! {
-        () = subscriptions.wait() => info!("stopped"),
+        () = async { while subscriptions.join_next().await.is_some() {} } => info!("stopped"),
         name = signals.next() => {
             warn!(signal = name, "stopping at once; jobs in flight come again");
             return Ok(Verdict::Bad);

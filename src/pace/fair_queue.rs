@@ -45,7 +45,6 @@ impl FairQueue {
     pub fn take_next(&mut self) -> Option<(JobKey, u32)> {
         for lane in self.lanes.iter_mut().rev() {
             while let Some(key) = lane.pop_front() {
-                // A removed job stays in its lane until its turn comes.
                 let Some(job) = self.jobs.get_mut(&key) else { continue };
                 let Some(batch) = job.batches.pop_front() else { continue };
                 if !job.batches.is_empty() {
@@ -58,12 +57,16 @@ impl FairQueue {
     }
 
     pub fn remove(&mut self, key: JobKey) {
-        self.jobs.remove(&key);
+        if let Some(job) = self.jobs.remove(&key)
+            && !job.batches.is_empty()
+        {
+            self.lanes[job.priority as usize].retain(|waiting| *waiting != key);
+        }
     }
 
     /// Whether no batch is ready.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().flatten().all(|key| !self.jobs.contains_key(key))
+        self.lanes.iter().all(VecDeque::is_empty)
     }
 }
 

@@ -84,12 +84,12 @@ impl Caller {
         })
     }
 
-    fn signed_url(&self) -> reqwest::Url {
+    fn signed_url(&self, user_sig: &str) -> reqwest::Url {
         let mut url = self.url.clone();
         url.query_pairs_mut()
             .append_pair("sdkappid", &self.sdk_app_id.to_string())
             .append_pair("identifier", &self.identifier)
-            .append_pair("usersig", &self.signer.user_sig(SystemTime::now()))
+            .append_pair("usersig", user_sig)
             .append_pair("random", &rand::random::<u32>().to_string())
             .append_pair("contenttype", "json");
         url
@@ -112,13 +112,14 @@ impl Api for Caller {
             Err(_) => AtWrite::Withdraw,
         };
         let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
+        let user_sig = self.signer.user_sig(SystemTime::now());
         let request = self
             .http
-            .post(self.signed_url())
+            .post(self.signed_url(&user_sig))
             .header(reqwest::header::CONTENT_TYPE, "application/json")
             .body(reqwest::Body::wrap(body));
         match request.send().await {
-            Ok(response) => read(response).await,
+            Ok(response) => read(response, &user_sig).await,
             Err(error) => match fate.settle(GIVEN_UP) {
                 Ok(()) => Answer::NotSent { info: describe(error) },
                 Err(WITHDRAWN) => Answer::Withdrawn,
@@ -135,12 +136,13 @@ impl Api for Caller {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ApiAnswer {
-    action_status: String,
+    action_status: Option<String>,
     error_code: i64,
     error_info: Option<String>,
 }
 
-async fn read(mut response: reqwest::Response) -> Answer {
+/// Reads an answer. One that echoes the request must not carry the UserSig on.
+async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
     let http_status = response.status().as_u16();
     let mut body = Vec::new();
     loop {
@@ -156,16 +158,16 @@ async fn read(mut response: reqwest::Response) -> Answer {
     match serde_json::from_slice::<ApiAnswer>(&body) {
         Ok(answer) => Answer::Api {
             http_status,
-            action_ok: answer.action_status == "OK",
+            action_ok: answer.action_status.as_deref() == Some("OK"),
             code: answer.error_code,
-            info: answer.error_info.unwrap_or_default().chars().take(MAX_INFO_CHARS).collect(),
+            info: answer.error_info.unwrap_or_default().replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect(),
         },
-        Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body) },
+        Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body, user_sig) },
     }
 }
 
-fn excerpt(http_status: u16, body: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+fn excerpt(http_status: u16, body: &[u8], user_sig: &str) -> String {
+    let text: String = String::from_utf8_lossy(body).replace(user_sig, "***").chars().take(200).collect();
     format!("HTTP {http_status} without an answer of the API: {text:?}")
 }
 
@@ -234,5 +236,17 @@ impl<F: OnWrite> Body for WatchedBody<F> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_echoes_the_request_does_not_carry_the_user_sig_on() {
+        let page = b"<a href=\"/v4/x?sdkappid=1&usersig=eJw*secret-_&random=7\">moved</a>";
+        let told = excerpt(200, page, "eJw*secret-_");
+        assert!(told.contains("usersig=***&random=7") && !told.contains("secret"), "{told}");
     }
 }

@@ -10,22 +10,12 @@ use lapin::{
 use super::result::{ErrorEntry, ErrorKind, JobResult};
 use crate::{
     broker::{Outgoing, Target, queues},
-    job::{Envelope, Job},
+    job::{DEAD_LETTER_HEADERS, Envelope, Job},
     outcome::{BatchOutcome, Report},
 };
 
-/// Headers that the broker made, or that tell of an earlier death.
-const DROPPED_PREFIXES: [&str; 9] = [
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    "x-delivery-count",
-    "groupcast-error-",
-    "groupcast-status",
-    "groupcast-job-id",
-    "groupcast-died-at",
-    "groupcast-attempt",
-];
+/// Headers that the broker made.
+const BROKERS_PREFIXES: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
 
 /// The dead letter of a rejected job.
 pub fn of_rejected(original: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, result: &JobResult) -> Outgoing {
@@ -77,8 +67,10 @@ fn letter(body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, resu
 fn kept_headers(properties: &BasicProperties) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-        let copies = ["CC", "BCC"].contains(&name.as_str());
-        if !copies && !DROPPED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix)) {
+        let name_text = name.as_str();
+        let copies = ["CC", "BCC"].contains(&name_text);
+        let stale = DEAD_LETTER_HEADERS.contains(&name_text) || name_text == "groupcast-attempt";
+        if !copies && !stale && !BROKERS_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix)) {
             kept.insert(name.clone(), value.clone());
         }
     }

@@ -35,7 +35,7 @@ pub fn count(name: &str, app: &App, config: &Config, message: &Message) -> Resul
     let decoded = decode(&message.body, &pipeline::rules(app, config.broker.max_job_bytes));
     let job = checked.and(decoded).map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
     let calls = job.batch_count();
-    let seconds = f64::from(calls - 1) / f64::from(app.calls_per_second);
+    let seconds = f64::from(calls.saturating_sub(app.burst)) / f64::from(app.calls_per_second);
     say(format_args!(
         "group     {}\naudience  {}\nbatches   {calls}, one call each\nearliest  {seconds:.1} s after the first call, at {} calls a second",
         job.group_id,
