@@ -2,7 +2,7 @@
 //!
 //! A token is taken for every attempt, at the moment of sending. After a start, and whenever another process may have sent
 //! in the meantime, the first second is waited out with an empty bucket, so no second that spans two processes exceeds the
-//! limit. An answer that says "slow down" halves the rate; it grows back by itself.
+//! limit. Answers that say "slow down" lower the rate, the more of them the lower; it grows back by itself.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,8 +16,10 @@ use super::{
     token_bucket::TokenBucket,
 };
 
-/// Answers of calls that left before the slow-down took effect must not slow down again.
-const ONE_SLOW_DOWN_PER: Duration = Duration::from_secs(1);
+/// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a second are another limit.
+const LEFT_AFTER_REFUSAL: f64 = 0.98;
+/// The rate loses at most half in this time: refusals of calls that left before it fell must not drive it to nothing.
+const ROUND: Duration = Duration::from_secs(1);
 /// What a second without a refusal gives back, as a share of the configured rate.
 const RECOVERED_PER_SECOND: f64 = 0.05;
 
@@ -33,7 +35,8 @@ struct State {
     ceiling: f64,
     rate: f64,
     rate_set_at: Instant,
-    slowed_at: Option<Instant>,
+    /// The last round of refusals: when it began, and how far the rate may fall in it.
+    round: Option<(Instant, f64)>,
 }
 
 /// Whether a call may leave.
@@ -59,7 +62,7 @@ impl Pacer {
             ceiling: rate,
             rate,
             rate_set_at: now,
-            slowed_at: None,
+            round: None,
         })))
     }
 
@@ -91,12 +94,13 @@ impl Pacer {
     /// The API said that calls come too fast.
     pub fn slow_down(&self, now: Instant) {
         let mut state = lock(&self.0);
-        if state.slowed_at.is_some_and(|at| now < at + ONE_SLOW_DOWN_PER) {
-            return;
-        }
-        state.slowed_at = Some(now);
-        let halved = (state.rate / 2.0).max(1.0);
-        state.set_rate(halved, now);
+        let half = (state.rate / 2.0).max(1.0);
+        let (_, lowest) = match state.round {
+            Some((began, lowest)) if now < began + ROUND => (began, lowest),
+            _ => *state.round.insert((now, half)),
+        };
+        let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
+        state.set_rate(slower, now);
     }
 
     /// The most calls that left in any second so far.
@@ -112,7 +116,7 @@ impl Pacer {
 
 impl State {
     fn recover(&mut self, now: Instant) {
-        if self.rate < self.ceiling && self.slowed_at.is_none_or(|at| now >= at + ONE_SLOW_DOWN_PER) {
+        if self.rate < self.ceiling && self.round.is_none_or(|(began, _)| now >= began + ROUND) {
             let seconds = now.saturating_duration_since(self.rate_set_at).as_secs_f64();
             let recovered = self.rate + seconds * RECOVERED_PER_SECOND * self.ceiling;
             self.set_rate(recovered.min(self.ceiling), now);

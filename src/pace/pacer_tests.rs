@@ -84,13 +84,26 @@ fn a_slot_that_was_never_written_is_given_back() {
 }
 
 #[test]
-fn a_slow_down_halves_the_rate_once_and_it_grows_back() {
+fn many_refusals_halve_the_rate_in_a_second_and_it_grows_back() {
     let start = Instant::now();
     let pacer = Pacer::new(200, 20, start);
     let now = start + 5 * SECOND;
-    (0..30).for_each(|_| pacer.slow_down(now));
+    (0..500).for_each(|_| pacer.slow_down(now));
     assert_eq!(pacer.rate(), 100.0);
+    (0..500).for_each(|_| pacer.slow_down(now + SECOND));
+    assert_eq!(pacer.rate(), 50.0);
     drop(pacer.turn(now + 30 * SECOND));
+    assert_eq!(pacer.rate(), 200.0);
+}
+
+#[test]
+fn a_single_refusal_costs_next_to_nothing() {
+    let start = Instant::now();
+    let pacer = Pacer::new(200, 20, start);
+    let now = start + 5 * SECOND;
+    pacer.slow_down(now);
+    assert_eq!(pacer.rate(), 196.0);
+    drop(pacer.turn(now + 2 * SECOND));
     assert_eq!(pacer.rate(), 200.0);
 }
 
