@@ -24,6 +24,35 @@ pub fn after_attempt(attempt: u32, first: Duration, max: Duration, jitter: f64) 
     exponential.min(max).mul_f64(0.5 + jitter.clamp(0.0, 1.0))
 }
 
+/// A jitter by chance, from 0 to 1. In tests a seed can decide it.
+pub fn jitter() -> f64 {
+    #[cfg(test)]
+    if let Some(jitter) = seeded::jitter() {
+        return jitter;
+    }
+    rand::random()
+}
+
+#[cfg(test)]
+pub mod seeded {
+    use std::cell::RefCell;
+
+    use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+    thread_local! {
+        static CHANCE: RefCell<Option<SmallRng>> = const { RefCell::new(None) };
+    }
+
+    /// From now on this thread's jitters follow from `seed`.
+    pub fn start_with(seed: u64) {
+        CHANCE.set(Some(SmallRng::seed_from_u64(seed)));
+    }
+
+    pub(super) fn jitter() -> Option<f64> {
+        CHANCE.with_borrow_mut(|chance| chance.as_mut().map(|chance| chance.random()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

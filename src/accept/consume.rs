@@ -1,31 +1,21 @@
 //! Keeps one app's subscription alive and hands its deliveries out.
 //!
 //! Any error, the end of the stream, or an await past its bound ends the subscription: its leases are lost, the work on
-//! them ends, and only then a new one begins on a new connection. So no job is worked on twice in this process.
+//! them ends, and only then a new one begins. So no job is worked on twice in this process.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
-use lapin::{
-    Channel, Connection, Consumer,
-    message::Delivery,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
-    types::FieldTable,
+use futures_util::FutureExt;
+use lapin::BasicProperties;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
 };
-use tokio::time::{sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
-use super::lease::Lease;
-use crate::{
-    broker::{
-        BrokerLost, bounded,
-        connection::{self, Connector},
-        queues,
-        topology::{self, QueueSpec},
-    },
-    delay,
-};
+use super::lease::{Acknowledge, Lease};
+use crate::{broker::BrokerLost, delay};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -33,25 +23,45 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(60);
 /// The same for one that never had a delivery: its jobs are most likely with another replica.
 const STANDBY_SILENCE: Duration = Duration::from_secs(15 * 60);
+/// How long a subscription has to live before its end is taken for a new fault.
+const TRUSTED_AFTER: Duration = Duration::from_secs(10);
 /// How long calls in flight and their results may take after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a subscription needs to know.
-pub struct Subscription {
-    pub app: String,
-    pub connector: Arc<Connector>,
-    pub topology: Vec<QueueSpec>,
-    pub declare: bool,
-    /// Deliveries held unacknowledged, at most.
-    pub prefetch: u16,
+/// A message delivered and not yet acknowledged.
+pub struct Delivery {
+    pub body: Vec<u8>,
+    pub properties: BasicProperties,
+    pub acknowledge: Arc<dyn Acknowledge>,
+}
+
+/// A queue to subscribe to: the broker's, or in tests one in memory.
+pub trait Queue: Send + Sync + 'static {
+    type Subscription: Subscription;
+    fn subscribe(&self) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
+}
+
+/// A subscription while it lives.
+pub trait Subscription: Send {
+    /// The next delivery. An error is the end of the subscription.
+    fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerLost>> + Send;
+    /// Looks whether jobs wait that are not delivered: a subscription can be dead without another sign of it.
+    fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
+    /// Takes no more; a standby replica may begin.
+    fn cancel(&self) -> impl Future<Output = ()> + Send;
+    /// Gives back what is unacknowledged.
+    fn close(self) -> impl Future<Output = ()> + Send;
 }
 
 /// What happens with deliveries. Implemented by the pipeline.
 pub trait Work: Send + Sync + 'static {
+    type Error: Display + Send;
+    /// Returns when deliveries can be worked on.
+    fn until_ready(&self) -> impl Future<Output = ()> + Send;
     /// The first delivery of a subscription is here: until now another replica may have been the active one.
     fn begin(&self);
     /// Carries one delivery to its acknowledgement.
-    fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), BrokerLost>> + Send;
+    fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Leases no longer allow calls: let their jobs go.
     fn let_go(&self) -> impl Future<Output = ()> + Send;
 }
@@ -62,137 +72,99 @@ enum Ended {
     Lost(BrokerLost),
 }
 
-impl Subscription {
-    /// Consumes until `stop`, then finishes what is in flight and hands the rest back to the queue.
-    pub async fn run<W: Work>(&self, work: Arc<W>, stop: CancellationToken) {
-        let mut failures = 0;
-        while let Some(connected) = stop.run_until_cancelled(self.connect()).await {
-            match connected {
-                Ok((connection, channel, consumer)) => {
-                    failures = 0;
-                    info!(app = self.app, "consuming");
-                    match self.consume(&connection, &channel, consumer, &work, &stop).await {
-                        Ended::Stopped => break,
-                        Ended::Lost(error) => warn!(app = self.app, %error, "lost the subscription; its jobs come again"),
-                    }
-                }
-                Err(error) => {
-                    failures += 1;
-                    warn!(app = self.app, %error, "cannot consume yet; trying again");
+/// Consumes until `stop`, then finishes what is in flight and hands the rest back to the queue.
+pub async fn consume<Q: Queue, W: Work>(app: &str, queue: &Q, work: Arc<W>, stop: CancellationToken) {
+    let mut failures = 0;
+    let subscribe = async || {
+        work.until_ready().await;
+        queue.subscribe().await
+    };
+    while let Some(subscribed) = stop.run_until_cancelled(subscribe()).await {
+        match subscribed {
+            Ok(mut subscription) => {
+                info!(app, "consuming");
+                let since = Instant::now();
+                let ended = hand_out(app, &mut subscription, &work, &stop).await;
+                subscription.close().await;
+                // One that ends at once again and again must not use up how often the broker delivers a job.
+                failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
+                match ended {
+                    Ended::Stopped => break,
+                    Ended::Lost(error) => warn!(app, %error, "lost the subscription; its jobs come again"),
                 }
             }
-            let pause = delay::after_attempt(failures, FIRST_RETRY, MAX_RETRY, rand::random());
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
-                break;
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<(Connection, Channel, Consumer), BrokerLost> {
-        let connection = self.connector.connect("consumer").await?;
-        match self.subscribe(&connection).await {
-            Ok((channel, consumer)) => Ok((connection, channel, consumer)),
             Err(error) => {
-                connection::close(&connection).await;
-                Err(error)
+                failures += 1;
+                warn!(app, %error, "cannot consume yet; trying again");
             }
         }
-    }
-
-    async fn subscribe(&self, connection: &Connection) -> Result<(Channel, Consumer), BrokerLost> {
-        topology::ensure(connection, &self.topology, self.declare).await?;
-        let channel = bounded("open a channel", connection.create_channel()).await?;
-        bounded("set the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
-        // A tag of its own for each subscription: reused tags lost deliveries of quorum queues until 3.12.5.
-        let tag = format!("groupcast-{}", uuid::Uuid::new_v4());
-        let queue = queues::jobs(&self.app);
-        let consuming = channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = bounded("consume", consuming).await?;
-        Ok((channel, consumer))
-    }
-
-    async fn consume<W: Work>(
-        &self,
-        connection: &Connection,
-        channel: &Channel,
-        mut consumer: Consumer,
-        work: &Arc<W>,
-        stop: &CancellationToken,
-    ) -> Ended {
-        let calls_end = CancellationToken::new();
-        let lost = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let mut standing_by = true;
-        let ended = loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break Ended::Stopped,
-                () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
-                delivery = consumer.next() => match delivery {
-                    Some(Ok(delivery)) => {
-                        if std::mem::take(&mut standing_by) {
-                            work.begin();
-                        }
-                        let lease = Lease::of_delivery(delivery.acker.clone(), calls_end.clone(), lost.clone());
-                        spawn(&tasks, work.clone(), delivery, lease, lost.clone());
-                    }
-                    Some(Err(error)) => break Ended::Lost(BrokerLost::new("consume", error)),
-                    None => break Ended::Lost(BrokerLost::new("consume", "the broker ended the subscription")),
-                },
-                () = sleep(if standing_by { STANDBY_SILENCE } else { SILENCE }) => if tasks.is_empty() && let Err(error) = self.look_for_jobs(connection).await {
-                    break Ended::Lost(error);
-                },
-            }
-        };
-        // Before the broker hears of it: from then on a standby replica may call.
-        calls_end.cancel();
-        work.let_go().await;
-        if matches!(ended, Ended::Stopped) {
-            let tag = consumer.tag();
-            let _ = bounded("cancel the subscription", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
-        } else {
-            lost.cancel();
-        }
-        tasks.close();
-        if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-            warn!(app = self.app, "gave up waiting for {} jobs; they come again", tasks.len());
-            lost.cancel();
-            tasks.wait().await;
-        }
-        connection::close(connection).await;
-        ended
-    }
-
-    /// A subscription can be dead without a sign of it. Jobs that wait while nothing is delivered are one.
-    async fn look_for_jobs(&self, connection: &Connection) -> Result<(), BrokerLost> {
-        let channel = bounded("open a channel", connection.create_channel()).await?;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = channel.queue_declare(queues::jobs(&self.app).into(), options, FieldTable::default());
-        match bounded("look at the queue", queue).await {
-            Ok(queue) if queue.message_count() > 0 => {
-                let reason = format!("{} jobs wait and none is delivered", queue.message_count());
-                Err(BrokerLost::new("consume", reason))
-            }
-            Ok(_) => {
-                let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
-                Ok(())
-            }
-            // RabbitMQ 4.3.0 asks for the configure permission even to look.
-            Err(error) if error.reason.contains("ACCESS_REFUSED") => Ok(()),
-            Err(error) => Err(error),
+        let pause = delay::after_attempt(failures, FIRST_RETRY, MAX_RETRY, delay::jitter());
+        if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+            break;
         }
     }
 }
 
-fn spawn<W: Work>(tasks: &TaskTracker, work: Arc<W>, delivery: Delivery, lease: Lease, lost: CancellationToken) {
-    tasks.spawn(async move {
-        // A panic loses the lease too, so that the job comes again instead of being held for ever.
-        let guard = lost.drop_guard();
-        match work.process(delivery, lease).await {
-            Ok(()) => {
-                guard.disarm();
-            }
-            Err(error) => warn!(%error, "a job could not be settled; it comes again"),
+async fn hand_out<S: Subscription, W: Work>(app: &str, subscription: &mut S, work: &Arc<W>, stop: &CancellationToken) -> Ended {
+    let calls_end = CancellationToken::new();
+    let lost = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let mut standing_by = true;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Ended::Stopped,
+            () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
+            Some(_) = tasks.join_next() => {}
+            delivery = subscription.next() => match delivery {
+                Ok(delivery) => {
+                    if std::mem::take(&mut standing_by) {
+                        work.begin();
+                    }
+                    let lease = Lease::of_delivery(delivery.acknowledge.clone(), calls_end.clone(), lost.clone());
+                    tasks.spawn(carry(work.clone(), delivery, lease, lost.clone()));
+                }
+                Err(error) => break Ended::Lost(error),
+            },
+            () = sleep(if standing_by { STANDBY_SILENCE } else { SILENCE }) => {
+                if tasks.is_empty() && let Err(error) = subscription.look_for_jobs().await {
+                    break Ended::Lost(error);
+                }
+            },
         }
-    });
+    };
+    // Before the broker hears of it: from then on a standby replica may call.
+    calls_end.cancel();
+    work.let_go().await;
+    match ended {
+        Ended::Stopped => subscription.cancel().await,
+        Ended::Lost(_) => lost.cancel(),
+    }
+    if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
+        warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
+        lost.cancel();
+        all_done(&mut tasks).await;
+    }
+    ended
+}
+
+async fn carry<W: Work>(work: Arc<W>, delivery: Delivery, lease: Lease, lost: CancellationToken) {
+    match AssertUnwindSafe(work.process(delivery, lease.clone())).catch_unwind().await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(%error, "a job could not be settled; it comes again");
+            lost.cancel();
+        }
+        // It comes again alone, until the broker has delivered it too often.
+        Err(_) => {
+            error!("the work on a job panicked; it comes again");
+            if lease.give_back().await.is_err() {
+                lost.cancel();
+            }
+        }
+    }
+}
+
+async fn all_done(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }

@@ -2,18 +2,19 @@
 //!
 //! An envelope can always be made, so that a job with a bad header still gets its one answer where it asked for it.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use crate::job::{DEAD_LETTER_HEADERS, DeliveryPromise, Envelope, Rejection, ReplyTo, TraceContext};
+use crate::job::{
+    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DeliveryPromise, Envelope, Identity, PARKED_HEADER, Rejection, ReplyTo, TraceContext,
+};
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const DEFAULT_PRIORITY: u8 = 4;
 const MAX_PRIORITY: u8 = 9;
-const MAX_HOLD: SignedDuration = SignedDuration::from_mins(15);
 
 /// A result's `message_id` is the job id with `.result` after it, and AMQP gives it 255 bytes.
 const MAX_JOB_ID_BYTES: usize = 255 - ".result".len();
@@ -27,10 +28,12 @@ pub fn read(
 ) -> (Envelope, Result<(), Rejection>) {
     let mut envelope = Envelope {
         job_id: uuid::Uuid::new_v4().to_string(),
+        identity: Identity::Generated,
         reply_to: results_queue.map_or(ReplyTo::Nowhere, |queue| ReplyTo::Configured(queue.to_owned())),
         correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
         priority: DEFAULT_PRIORITY,
         earlier_deaths: 0,
+        parkings: 0,
         delivery: DeliveryPromise::default(),
         deadline: None,
         not_before: None,
@@ -74,6 +77,7 @@ impl Envelope {
             return Err(rejection("message_id", reason));
         }
         self.job_id = id.as_str().to_owned();
+        self.identity = Identity::Given;
         Ok(())
     }
 
@@ -118,9 +122,10 @@ impl Envelope {
     fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
         match name {
             "groupcast-deadline" => self.deadline = Some(moment(value)?),
-            "groupcast-not-before" => self.not_before = Some(soon(moment(value)?, self.received_at)?),
+            "groupcast-not-before" => self.not_before = Some(moment(value)?),
             "groupcast-delivery" => self.delivery = delivery_promise(value)?,
-            "groupcast-attempt" => self.earlier_deaths = earlier_deaths(value)?,
+            ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,
+            PARKED_HEADER => self.parkings = times(value, "parked")?,
             "traceparent" => self.trace.traceparent = Some(traceparent(value)?),
             "tracestate" => self.trace.tracestate = Some(text(value)?.to_owned()),
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}
@@ -178,14 +183,6 @@ fn moment(value: &AMQPValue) -> Result<Timestamp, String> {
     text.parse().map_err(|_| format!("`{text}` is not a time; {FORMS}"))
 }
 
-/// A job is held until its time comes, and a broker takes deliveries away that are held for half an hour.
-fn soon(not_before: Timestamp, now: Timestamp) -> Result<Timestamp, String> {
-    if not_before.duration_since(now) > MAX_HOLD {
-        return Err(format!("{not_before} is more than {} minutes ahead", MAX_HOLD.as_mins()));
-    }
-    Ok(not_before)
-}
-
 fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
     match text(value)? {
         "at-least-once" => Ok(DeliveryPromise::AtLeastOnce),
@@ -194,9 +191,9 @@ fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
     }
 }
 
-fn earlier_deaths(value: &AMQPValue) -> Result<u32, String> {
+fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
     let count = integer(value).and_then(|count| u32::try_from(count).ok()).filter(|count| (1..u32::MAX).contains(count));
-    count.ok_or_else(|| "must be an integer from 1: how often the job was dead-lettered".into())
+    count.ok_or_else(|| format!("must be an integer from 1: how often the job was {what}"))
 }
 
 /// W3C trace context, version 00 or a later one: `00-<32 hex>-<16 hex>-<2 hex>`.

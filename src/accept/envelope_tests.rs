@@ -42,11 +42,10 @@ fn a_time_is_rfc_3339_or_unix_seconds_or_an_amqp_timestamp() {
 }
 
 #[test]
-fn a_job_cannot_be_held_longer_than_the_broker_lets_it() {
-    let ahead =
-        |minutes: i64| read_with(with_header("groupcast-not-before", AMQPValue::LongLongInt(1_800_000_000 + 60 * minutes))).1;
-    assert_eq!(ahead(15), Ok(()));
-    assert!(ahead(16).unwrap_err().reason.contains("15 minutes"));
+fn a_parked_job_tells_how_often_it_was() {
+    let parked = |value| read_with(with_header("groupcast-parked", value));
+    assert_eq!(parked(AMQPValue::LongLongInt(3)).0.parkings, 3);
+    assert_eq!(parked(text("3")).1.unwrap_err().field, "groupcast-parked");
 }
 
 #[test]

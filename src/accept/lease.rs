@@ -2,38 +2,45 @@
 //! the job to somebody else; and before that, when the daemon stops, the right to start calls ends. Looked at right before
 //! each call.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc};
 
-use lapin::{Acker, options::BasicAckOptions};
-use tokio::time::timeout;
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::BrokerLost;
 
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How a delivery is settled with the broker that made it.
+pub trait Acknowledge: Send + Sync {
+    /// Even success means only that the acknowledgement was written; if it is lost, the job comes again. Ends in bounded time.
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    /// Hands the delivery back to the queue. Ends in bounded time.
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    /// Whether the broker has taken the delivery away.
+    fn is_taken_away(&self) -> bool;
+}
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Lease {
     calls_end: CancellationToken,
     lost: CancellationToken,
     /// `None` for a job that did not come from a broker.
-    acker: Option<Acker>,
+    delivery: Option<Arc<dyn Acknowledge>>,
 }
 
 impl Lease {
     /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is somebody else's.
-    pub fn of_delivery(acker: Acker, calls_end: CancellationToken, lost: CancellationToken) -> Self {
-        Self { calls_end, lost, acker: Some(acker) }
+    pub fn of_delivery(delivery: Arc<dyn Acknowledge>, calls_end: CancellationToken, lost: CancellationToken) -> Self {
+        Self { calls_end, lost, delivery: Some(delivery) }
     }
 
     /// For a job that nobody can take away.
     pub fn unlimited() -> Self {
-        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), acker: None }
+        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), delivery: None }
     }
 
     /// Whether a call may start now.
     pub fn allows_calls(&self) -> bool {
-        let taken_away = self.acker.as_ref().is_some_and(Acker::poisoned);
+        let taken_away = self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away());
         !self.calls_end.is_cancelled() && !self.lost.is_cancelled() && !taken_away
     }
 
@@ -42,15 +49,30 @@ impl Lease {
         self.lost.run_until_cancelled(work).await.ok_or_else(|| BrokerLost::new("settle a job", "its delivery was lost"))
     }
 
-    /// Acknowledges the delivery. Even success means only that the acknowledgement was written; if it is lost, the job
-    /// comes again.
+    /// Runs `work` unless calls may no longer start before it is done.
+    pub async fn while_calls_may_start<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.unless_lost(self.calls_end.run_until_cancelled(work)).await.ok().flatten()
+    }
+
+    /// Acknowledges the delivery.
     pub async fn acknowledge(&self) -> Result<(), BrokerLost> {
-        let Some(acker) = &self.acker else { return Ok(()) };
-        match timeout(ACK_TIMEOUT, acker.ack(BasicAckOptions::default())).await {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err(BrokerLost::new("acknowledge", "the channel is closed")),
-            Ok(Err(error)) => Err(BrokerLost::new("acknowledge", error)),
-            Err(_) => Err(BrokerLost::new("acknowledge", format!("not written within {ACK_TIMEOUT:?}"))),
+        match &self.delivery {
+            Some(delivery) => delivery.acknowledge().await,
+            None => Ok(()),
         }
+    }
+
+    /// Hands the delivery back to the queue, for the broker to count.
+    pub async fn give_back(&self) -> Result<(), BrokerLost> {
+        match &self.delivery {
+            Some(delivery) => delivery.give_back().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Lease").field("allows_calls", &self.allows_calls()).finish()
     }
 }

@@ -1,13 +1,15 @@
 //! RabbitMQ as the rest of the crate sees it: [`connection`] opens connections in bounded time, [`publisher`] publishes
-//! with confirms, [`topology`] declares the queues. `accept` consumes.
+//! with confirms over a [`session`], [`jobs_queue`] subscribes, [`topology`] declares the queues.
 //!
 //! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a connection that publishes,
 //! acknowledgements too. Neither recovers by itself; whoever meets an error or an await past its bound tears it down and
 //! builds it anew, so that nobody believes in a delivery that the broker has long given to somebody else.
 
 pub mod connection;
+pub mod jobs_queue;
 pub mod publisher;
 pub mod queues;
+pub mod session;
 pub mod topology;
 
 use std::time::Duration;

@@ -1,73 +1,60 @@
-//! Publishes persistent messages with confirms, over one connection that it keeps alive.
+//! Publishes persistent messages with confirms, whatever happens to the connection.
 //!
-//! One publish is in flight on each channel of a pool: with more, a returned message is told to the wrong one of them
-//! (measured), which would count an undelivered message as delivered. A publish is tried until the broker has confirmed
-//! it; who loses interest drops the future. What a producer chose (its reply queue, its headers) can make the broker refuse
-//! or go silent; that ends in an answer, so that no producer holds up the others.
+//! A publish is tried until the broker has confirmed it; who loses interest drops the future. What a producer chose (its
+//! reply queue, its headers) can make the broker refuse or go silent; that ends in an answer, so that no producer holds up
+//! the others.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event,
-    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    protocol::{AMQPErrorKind, AMQPHardError},
-    types::FieldTable,
-};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::{sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use futures_util::future::BoxFuture;
+use lapin::{BasicProperties, types::FieldTable};
+use tokio::{sync::watch, time::sleep};
+use tracing::warn;
 
-use super::{
-    BrokerLost, Outgoing, Routing, Target,
-    connection::{self, Connector},
-    topology::{self, QueueSpec},
-};
+use super::{BrokerLost, Outgoing, Routing, Target};
 use crate::delay;
 
-/// Publishes in flight on a connection, for queues of ours and for those of producers.
-const CHANNELS: usize = 8;
-/// How long a confirm may take, unless the broker says that it blocks publishers.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-
-#[derive(Clone)]
-pub struct Publisher {
-    session: watch::Receiver<Option<Arc<Session>>>,
-    queues: Arc<OwnQueues>,
-}
-
-/// The queues that must be there, to declare them again if somebody deletes one.
-struct OwnQueues {
-    specs: Vec<QueueSpec>,
-    declare: bool,
-}
-
-/// One connection's life.
-struct Session {
-    connection: Connection,
-    own: Pool,
-    producers: Pool,
-    lost: CancellationToken,
-}
-
-struct Pool {
-    free: Mutex<Vec<Channel>>,
-    permits: Semaphore,
-}
-
 /// Closing the connection or the channel over the same message so often is the message's doing.
 const BLAMED_AT_MOST: u32 = 3;
 
+/// A connection to publish on, while it lives: the broker's, or in tests one in memory.
+pub trait Link: Send + Sync + 'static {
+    /// One attempt. Ends in bounded time, unless the broker says that it blocks publishers.
+    fn publish<'a>(
+        &'a self,
+        lane: Lane,
+        queue: &'a str,
+        mandatory: Mandatory,
+        message: &'a Outgoing,
+    ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
+    /// Whether a requester still listens at a direct reply-to address.
+    fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
+    /// Declares our own queues again, or checks them.
+    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    fn is_alive(&self) -> bool;
+    fn is_blocked(&self) -> bool;
+    /// Gives the connection up: another one is made.
+    fn give_up(&self);
+}
+
+/// Whose queues: the broker closes a channel over a publish that it refuses, so producers' have channels of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    Own,
+    Producers,
+}
+
+/// Whether the broker has to say if no queue takes the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mandatory {
+    Yes,
+    No,
+}
+
 /// Why one attempt to publish ended without a confirm.
-enum Unconfirmed {
+pub enum Unconfirmed {
     /// The broker took the message and could not keep it, as a full queue cannot.
     Nacked,
     /// The channel is closed because the broker refused; the connection lives on.
@@ -79,20 +66,25 @@ enum Unconfirmed {
     Lost(BrokerLost),
 }
 
+#[derive(Clone)]
+pub struct Publisher {
+    link: watch::Receiver<Option<Arc<dyn Link>>>,
+}
+
 impl Publisher {
-    /// Keeps a publishing connection alive in the background until `stop`. `specs` are our own queues.
-    pub fn start(connector: Arc<Connector>, specs: Vec<QueueSpec>, declare: bool, stop: CancellationToken) -> Self {
-        let (sender, session) = watch::channel(None);
-        tokio::spawn(async move { stop.run_until_cancelled(keep_connected(&connector, &sender)).await });
-        Self { session, queues: Arc::new(OwnQueues { specs, declare }) }
+    /// Publishes on whatever link there is; whoever holds the sender keeps one alive.
+    pub fn over(link: watch::Receiver<Option<Arc<dyn Link>>>) -> Self {
+        Self { link }
     }
 
     /// Publishes a message to a queue of our own. Waits as long as the broker is away, the queue is gone or full.
-    pub async fn publish_to_own(&self, queue: &str, mut message: Outgoing) {
-        message.target = Target::Own(queue.to_owned());
-        while self.publish(&message).await == Routing::NoSuchQueue {
-            warn!(queue, "the broker takes a message only without what its producer added");
-            message.properties = without_producers_additions(&message.properties);
+    pub async fn publish_to_own(&self, mut message: Outgoing) {
+        for kept in [Kept::Properties, Kept::Id].into_iter().chain(std::iter::repeat(Kept::Id)) {
+            if self.publish(&message).await == Routing::Routed {
+                return;
+            }
+            warn!(target = ?message.target, "the broker takes a message only without what its producer added");
+            message.properties = without_producers_additions(&message.properties, kept);
         }
     }
 
@@ -101,10 +93,10 @@ impl Publisher {
     pub async fn publish(&self, message: &Outgoing) -> Routing {
         let mut blamed = 0;
         for attempt in 1.. {
-            let session = self.session().await;
-            let unconfirmed = match session.publish(message).await {
+            let link = self.link().await;
+            let unconfirmed = match attempt_on(&*link, message).await {
                 Ok(Routing::NoSuchQueue) if matches!(message.target, Target::Own(_)) => {
-                    self.restore_queues(&session).await;
+                    restore_queues(&*link).await;
                     None
                 }
                 Ok(routing) => return routing,
@@ -124,45 +116,39 @@ impl Publisher {
                 }
                 (Some(Unconfirmed::Fatal(error)), _) => {
                     warn!(%error, "the broker closed the publishing connection");
-                    session.lost.cancel();
+                    link.give_up();
                     blamed += 1;
                 }
                 (Some(Unconfirmed::Lost(error) | Unconfirmed::Silent(error)), _) => {
                     warn!(%error, "lost the publishing connection");
-                    session.lost.cancel();
+                    link.give_up();
                 }
             }
             if blamed >= BLAMED_AT_MOST {
                 return Routing::NoSuchQueue;
             }
-            sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, rand::random())).await;
+            sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
         }
         unreachable!("the attempts do not end")
     }
 
-    async fn restore_queues(&self, session: &Session) {
-        if let Err(error) = topology::ensure(&session.connection, &self.queues.specs, self.queues.declare).await {
-            warn!(%error, "a queue of ours is missing");
-        }
-    }
-
     /// Returns when the background task is gone: stopped, or by a panic.
     pub async fn ended(&self) {
-        let mut session = self.session.clone();
-        while session.changed().await.is_ok() {}
+        let mut link = self.link.clone();
+        while link.changed().await.is_ok() {}
     }
 
     /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
     pub fn is_open(&self) -> bool {
-        self.session.borrow().as_ref().is_some_and(|session| session.is_alive() && !session.connection.status().blocked())
+        self.link.borrow().as_ref().is_some_and(|link| link.is_alive() && !link.is_blocked())
     }
 
-    async fn session(&self) -> Arc<Session> {
-        let mut receiver = self.session.clone();
+    async fn link(&self) -> Arc<dyn Link> {
+        let mut receiver = self.link.clone();
         loop {
             let current = receiver.borrow_and_update().clone();
-            if let Some(session) = current.filter(|session| session.is_alive()) {
-                return session;
+            if let Some(link) = current.filter(|link| link.is_alive()) {
+                return link;
             }
             if receiver.changed().await.is_err() {
                 // The process is stopping: whoever still waits is dropped with the runtime.
@@ -172,190 +158,43 @@ impl Publisher {
     }
 }
 
-/// Connects, announces the session, and does so again whenever it is lost.
-async fn keep_connected(connector: &Connector, sender: &watch::Sender<Option<Arc<Session>>>) {
-    let mut failures = 0;
-    loop {
-        match connector.connect("publisher").await {
-            Ok(connection) => {
-                failures = 0;
-                info!("connected to publish");
-                let session = Arc::new(Session::new(connection));
-                sender.send_replace(Some(session.clone()));
-                let reason = session.until_lost().await;
-                sender.send_replace(None);
-                warn!(reason, "the publishing connection is gone");
-                connection::close(&session.connection).await;
-            }
-            Err(error) => {
-                failures += 1;
-                warn!(%error, "cannot publish yet; trying again");
-            }
+async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+    match &message.target {
+        Target::Own(queue) => link.publish(Lane::Own, queue, Mandatory::Yes, message).await,
+        Target::Producer(queue) => link.publish(Lane::Producers, queue, Mandatory::Yes, message).await,
+        Target::Direct(address) if link.somebody_is_at(address).await? => {
+            link.publish(Lane::Producers, address, Mandatory::No, message).await
         }
-        sleep(delay::after_attempt(failures, FIRST_RETRY, MAX_RETRY, rand::random())).await;
+        Target::Direct(_) => Ok(Routing::NoSuchQueue),
     }
 }
 
-impl Session {
-    fn new(connection: Connection) -> Self {
-        Self { connection, own: Pool::new(), producers: Pool::new(), lost: CancellationToken::new() }
-    }
-
-    fn is_alive(&self) -> bool {
-        !self.lost.is_cancelled() && self.connection.status().connected()
-    }
-
-    async fn until_lost(&self) -> String {
-        let mut events = self.connection.events_listener();
-        loop {
-            tokio::select! {
-                () = self.lost.cancelled() => return "a publish was not confirmed".into(),
-                event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks publishing; no new calls start"),
-                    Some(Event::ConnectionUnblocked) => info!("the broker takes messages again"),
-                    // A refusal closes a channel and makes an event too; the connection lives on.
-                    Some(Event::Error(error)) if !self.connection.status().connected() => return error.to_string(),
-                    Some(_) => {}
-                    None => return "closed".into(),
-                },
-                // Not every way to lose a connection makes an event.
-                () = sleep(Duration::from_secs(1)) => if !self.connection.status().connected() {
-                    return "disconnected".into();
-                },
-            }
-        }
-    }
-
-    async fn publish(&self, message: &Outgoing) -> Result<Routing, Unconfirmed> {
-        match &message.target {
-            Target::Own(queue) => self.publish_on(&self.own, queue, Mandatory::Yes, message).await,
-            Target::Producer(queue) => self.publish_on(&self.producers, queue, Mandatory::Yes, message).await,
-            Target::Direct(address) if self.somebody_is_at(address).await? => {
-                self.publish_on(&self.producers, address, Mandatory::No, message).await
-            }
-            Target::Direct(_) => Ok(Routing::NoSuchQueue),
-        }
-    }
-
-    async fn publish_on(
-        &self,
-        pool: &Pool,
-        queue: &str,
-        mandatory: Mandatory,
-        message: &Outgoing,
-    ) -> Result<Routing, Unconfirmed> {
-        let _permit = pool.permits.acquire().await.expect("never closed");
-        let channel = self.channel(pool).await?;
-        let options = BasicPublishOptions { mandatory: mandatory == Mandatory::Yes, ..Default::default() };
-        let confirmed = async {
-            #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-            let written =
-                channel.basic_publish("".into(), queue.into(), options, &message.body, message.properties.clone()).await?;
-            written.await
-        };
-        let confirmation = self.while_blocked_or_soon(confirmed).await?;
-        let routing = match confirmation {
-            Confirmation::Ack(None) => Routing::Routed,
-            Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
-            Confirmation::Nack(_) | Confirmation::NotRequested => {
-                pool.put_back(channel);
-                return Err(Unconfirmed::Nacked);
-            }
-        };
-        // Only a channel with nothing under way goes back: a publish that was dropped half-way takes its channel with it.
-        pool.put_back(channel);
-        Ok(routing)
-    }
-
-    async fn channel(&self, pool: &Pool) -> Result<Channel, Unconfirmed> {
-        if let Some(channel) = pool.take() {
-            return Ok(channel);
-        }
-        self.while_blocked_or_soon(async {
-            let channel = self.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok(channel)
-        })
-        .await
-    }
-
-    /// A direct reply-to address is a queue to a passive declare while its requester is connected.
-    async fn somebody_is_at(&self, address: &str) -> Result<bool, Unconfirmed> {
-        let _permit = self.producers.permits.acquire().await.expect("never closed");
-        let channel = self.channel(&self.producers).await?;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        match self.while_blocked_or_soon(channel.queue_declare(address.into(), options, Default::default())).await {
-            Ok(_) => {
-                self.producers.put_back(channel);
-                Ok(true)
-            }
-            // RabbitMQ 4.3.0 asks for the configure permission even to look: then nobody knows.
-            Err(Unconfirmed::Refused(error)) => Ok(error.reason.contains("ACCESS_REFUSED")),
-            Err(unconfirmed) => Err(unconfirmed),
-        }
-    }
-
-    /// Waits for a confirm in bounded time; while the broker blocks publishers, as long as that takes.
-    async fn while_blocked_or_soon<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Unconfirmed> {
-        let mut answer = std::pin::pin!(answer);
-        loop {
-            match timeout(CONFIRM_TIMEOUT, answer.as_mut()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) if error.is_amqp_soft_error() => {
-                    return Err(Unconfirmed::Refused(BrokerLost::new("publish", error)));
-                }
-                Ok(Err(error)) if closed_over_a_message(&error) => {
-                    return Err(Unconfirmed::Fatal(BrokerLost::new("publish", error)));
-                }
-                Ok(Err(error)) => return Err(Unconfirmed::Lost(BrokerLost::new("publish", error))),
-                Err(_) if self.connection.status().blocked() => {}
-                Err(_) => {
-                    let reason = format!("no confirm within {CONFIRM_TIMEOUT:?}");
-                    return Err(Unconfirmed::Silent(BrokerLost::new("publish", reason)));
-                }
-            }
-        }
+async fn restore_queues(link: &dyn Link) {
+    if let Err(error) = link.restore_queues().await {
+        warn!(%error, "a queue of ours is missing");
     }
 }
 
-/// Whether the broker closed the connection over what it was sent, and not because it stops or an operator said so.
-fn closed_over_a_message(error: &lapin::Error) -> bool {
-    let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced)
+/// What is left of a message that the broker does not take as it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// All properties, and the headers that we set: those of producers may be more than the broker takes.
+    Properties,
+    /// The id and our headers.
+    Id,
 }
 
-/// A message's properties with only the headers that we set: those of producers may be more than the broker takes.
-fn without_producers_additions(properties: &BasicProperties) -> BasicProperties {
+fn without_producers_additions(properties: &BasicProperties, kept: Kept) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         if name.as_str().starts_with("groupcast-") {
             headers.insert(name.clone(), value.clone());
         }
     }
-    let kept = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
-    match properties.message_id() {
-        Some(id) => kept.with_message_id(id.clone()),
-        None => kept,
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mandatory {
-    Yes,
-    No,
-}
-
-impl Pool {
-    fn new() -> Self {
-        Self { free: Mutex::default(), permits: Semaphore::new(CHANNELS) }
-    }
-
-    fn take(&self) -> Option<Channel> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        std::iter::from_fn(|| free.pop()).find(|channel| channel.status().connected())
-    }
-
-    fn put_back(&self, channel: Channel) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
-    }
+    let properties = match (kept, properties.message_id()) {
+        (Kept::Properties, _) => properties.clone(),
+        (Kept::Id, Some(id)) => BasicProperties::default().with_message_id(id.clone()),
+        (Kept::Id, None) => BasicProperties::default(),
+    };
+    properties.with_headers(headers).with_delivery_mode(2)
 }
