@@ -5,6 +5,8 @@
 
 use std::{fmt, ops::Range};
 
+use sha2::{Digest, Sha256};
+
 /// What to send and to whom.
 #[derive(Debug)]
 pub struct Job {
@@ -53,6 +55,36 @@ impl Recipients {
     fn len_of(&self, batch: u32) -> u32 {
         (self.distinct - batch * self.batch_size).min(self.batch_size)
     }
+
+    /// Cuts the batches anew.
+    fn cut(&mut self, batch_size: u32) {
+        let commas = commas_between_strings(&self.json);
+        let last_of_batch = commas.zip(1u32..).filter(|(_, count)| count.is_multiple_of(batch_size));
+        self.batch_ends = last_of_batch.map(|(comma, _)| comma as u32).chain([self.json.len() as u32]).collect();
+        self.batch_size = batch_size;
+    }
+}
+
+/// Where the commas are that stand outside the strings.
+fn commas_between_strings(json: &[u8]) -> impl Iterator<Item = usize> {
+    #[derive(PartialEq)]
+    enum At {
+        Between,
+        Inside,
+        Escape,
+    }
+    let mut at = At::Between;
+    json.iter().enumerate().filter_map(move |(index, byte)| {
+        let (next, is_comma) = match (&at, byte) {
+            (At::Between, b'"') => (At::Inside, false),
+            (At::Between, byte) => (At::Between, *byte == b','),
+            (At::Inside, b'\\') => (At::Escape, false),
+            (At::Inside, b'"') => (At::Between, false),
+            (At::Inside | At::Escape, _) => (At::Inside, false),
+        };
+        at = next;
+        is_comma.then_some(index)
+    })
 }
 
 impl Job {
@@ -69,6 +101,46 @@ impl Job {
             Audience::All => None,
             Audience::Members(recipients) => Some(recipients.len_of(batch)),
         }
+    }
+
+    pub fn batch_size(&self) -> u32 {
+        match &self.audience {
+            Audience::All => 1,
+            Audience::Members(recipients) => recipients.batch_size,
+        }
+    }
+
+    pub fn duplicates(&self) -> u32 {
+        match &self.audience {
+            Audience::All => 0,
+            Audience::Members(recipients) => recipients.duplicates,
+        }
+    }
+
+    /// Takes on the batches of an earlier run of the same job, and what was counted then.
+    pub fn resume(&mut self, batch_size: u32, duplicates: u32) {
+        if let Audience::Members(recipients) = &mut self.audience {
+            recipients.duplicates = duplicates;
+            if recipients.batch_size != batch_size {
+                recipients.cut(batch_size);
+            }
+        }
+    }
+
+    /// What is to be sent and to whom, as a number that no other job has: SHA-256 in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(&self.opening);
+        if let Audience::Members(recipients) = &self.audience {
+            hash.update(b",");
+            hash.update(&recipients.json);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The whole job as a message's body.
+    pub fn body(&self) -> Vec<u8> {
+        self.body_for(0..self.batch_count())
     }
 
     /// The API's request body for one batch.
@@ -104,17 +176,29 @@ impl Job {
 pub struct Envelope {
     /// The job id: the message's `message_id`, or a generated one.
     pub job_id: String,
+    pub identity: Identity,
     pub reply_to: ReplyTo,
     pub correlation_id: Option<String>,
     /// 0 to 9; a higher one is served first.
     pub priority: u8,
     /// How often the job was dead-lettered before.
     pub earlier_deaths: u32,
+    /// How often the job was parked since.
+    pub parkings: u32,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
     pub not_before: Option<jiff::Timestamp>,
     pub trace: TraceContext,
     pub received_at: jiff::Timestamp,
+}
+
+/// Where a job's id comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// The producer's: a second message with it is the same job.
+    Given,
+    /// Made here for one delivery of a message without an id.
+    Generated,
 }
 
 /// Where the result goes.
@@ -152,6 +236,11 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
     "groupcast-died-at",
 ];
 
+/// Header of a parked job: how often it was parked.
+pub const PARKED_HEADER: &str = "groupcast-parked";
+/// Header of a dead letter: how often the job was dead-lettered.
+pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
+
 /// W3C trace context, copied to the result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceContext {
@@ -172,5 +261,49 @@ pub struct Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}: {}", self.field, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::accept::split::Splitter;
+
+    fn job(recipients: &[String], batch_size: u32) -> Job {
+        let mut splitter = Splitter::new(batch_size, 0);
+        recipients.iter().for_each(|recipient| splitter.push(recipient));
+        let audience = Audience::Members(splitter.finish());
+        Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience }
+    }
+
+    fn bodies(job: &Job) -> Vec<Vec<u8>> {
+        (0..job.batch_count()).map(|batch| job.request_body(batch)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_job_takes_on_the_batches_of_an_earlier_run(
+            recipients in prop::collection::vec("[a-c\"\\\\é,]{1,3}", 1..40),
+            now in 1u32..9,
+            then in 1u32..9,
+        ) {
+            let mut resumed = job(&recipients, now);
+            resumed.resume(then, 7);
+            let earlier = job(&recipients, then);
+            prop_assert_eq!(bodies(&resumed), bodies(&earlier));
+            prop_assert_eq!(resumed.recipients_in(0), earlier.recipients_in(0));
+            prop_assert_eq!(resumed.fingerprint(), earlier.fingerprint());
+            prop_assert_eq!(resumed.duplicates(), 7);
+        }
+    }
+
+    #[test]
+    fn other_recipients_or_everybody_make_another_fingerprint() {
+        let fingerprint = |names: &[&str]| job(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), 2).fingerprint();
+        let everybody = Job { audience: Audience::All, ..job(&["a".to_owned()], 2) }.fingerprint();
+        let all = [fingerprint(&["a"]), fingerprint(&["b"]), fingerprint(&["a", "b"]), fingerprint(&["b", "a"]), everybody];
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }
 }

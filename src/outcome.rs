@@ -1,10 +1,13 @@
-//! How a job's batches ended: what `send` finds out and `settle` tells.
+//! How a job's batches stand and how they ended: what `send` finds out and `settle` tells and remembers.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// What a result tells of an error's text, in characters.
 pub const MAX_INFO_CHARS: usize = 2000;
 
 /// What went wrong with a call, as the result tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
     /// The API's `ErrorCode`.
     pub code: Option<i64>,
@@ -14,7 +17,7 @@ pub struct Fault {
 }
 
 /// Why a batch was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The API refused this job.
     Job,
@@ -25,7 +28,7 @@ pub enum FailureKind {
 }
 
 /// How one batch ended. `attempts` leaves out answers that only said "slow down".
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BatchOutcome {
     /// The API accepted it.
     Sent,
@@ -39,6 +42,37 @@ pub enum BatchOutcome {
         fault: Fault,
         attempts: u32,
     },
+}
+
+/// How one batch stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BatchProgress {
+    /// Requests sent, rate-limited ones too.
+    pub calls: u32,
+    /// Attempts that counted; answers that only said "slow down" do not.
+    pub attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_attempt_at: Option<Timestamp>,
+    pub state: BatchState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum BatchState {
+    /// It is yet to be sent, or to be sent again.
+    #[default]
+    Open,
+    /// A call that must not be repeated is about to be made.
+    Intended,
+    Ended(BatchOutcome),
+}
+
+impl BatchProgress {
+    pub fn outcome(&self) -> Option<&BatchOutcome> {
+        match &self.state {
+            BatchState::Ended(outcome) => Some(outcome),
+            BatchState::Open | BatchState::Intended => None,
+        }
+    }
 }
 
 /// How a job ended: one outcome a batch, in order.

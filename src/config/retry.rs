@@ -19,7 +19,7 @@ pub struct Retry {
     pub max_delay: Duration,
     /// A job that must wait longer is parked in a wait queue.
     pub hold: Duration,
-    /// The wait queues, in the order a job goes through them; whole seconds. Empty: jobs are never parked.
+    /// The wait queues, in the order a job goes through them; whole seconds, at least one.
     pub park: Vec<Duration>,
     pub give_up_after: Duration,
 }
@@ -83,13 +83,12 @@ struct Park(Vec<Duration>);
 impl Setting for Park {
     fn read(written: Written) -> Result<Park, String> {
         let waits: Option<Vec<Duration>> = match written {
-            Written::Text(text) if text.trim().is_empty() => Some(Vec::new()),
             Written::Text(text) => text.split(',').map(|wait| park_wait(Written::Text(wait.to_owned()))).collect(),
             Written::List(list) => list.into_iter().map(park_wait).collect(),
             _ => None,
         };
-        waits.map(Park).ok_or_else(|| {
-            "must be a list of durations of whole seconds (they name the wait queues), 30 days at most each, \
+        waits.filter(|waits| !waits.is_empty()).map(Park).ok_or_else(|| {
+            "must be a list of one or more durations of whole seconds (they name the wait queues), 30 days at most each, \
              such as [\"30s\", \"2m\"]; separated by commas in a variable"
                 .to_owned()
         })

@@ -119,7 +119,6 @@ fn a_default_gives_way_to_the_limit_it_depends_on() {
     assert_eq!(app("retry.max_delay = \"100ms\"").retry.first_delay, Duration::from_millis(100));
     assert_eq!(app("retry.first_delay = \"1m\"").retry.max_delay, Duration::from_secs(60));
     assert_eq!(app("pause.probe_max = \"1s\"").pause.probe_first, Duration::from_secs(1));
-    assert!(app("retry.park = []").retry.park.is_empty());
 }
 
 #[test]
