@@ -1,27 +1,51 @@
-//! What a finished job owes, in the order it is owed: the [`dead_letter`], then the [`reply`] with the
-//! [`result`](mod@result), each confirmed by the broker. The acknowledgement comes after, in [`pipeline`](crate::pipeline).
+//! What a job owes when the work on it ends, in the order it is owed. A job that has ended owes its [`dead_letter`], then the
+//! [`reply`] with the [`result`](mod@result), then the record of the result in [`progress`]. One that waits owes its copy in a
+//! wait queue ([`parking`]). Each is confirmed before the next; the acknowledgement comes after, in
+//! [`pipeline`](crate::pipeline).
 
 pub mod dead_letter;
+mod kept;
+pub mod parking;
+pub mod progress;
 pub mod reply;
 pub mod result;
 
-use crate::broker::{Outgoing, Routing, publisher::Publisher, queues};
+use self::{
+    progress::{Entry, store::StoreLost},
+    result::JobResult,
+};
+use crate::broker::{Outgoing, Routing, Target, publisher::Publisher, queues};
 
-/// The messages that a finished job owes.
-#[derive(Debug)]
-pub struct Owed {
-    pub dead_letter: Option<Outgoing>,
-    pub reply: Option<Outgoing>,
+/// What the work on a delivery leaves to be done.
+pub enum Owed {
+    Answer {
+        dead_letter: Option<Box<Outgoing>>,
+        reply: Option<Box<Outgoing>>,
+        /// The record to be completed, with the result.
+        record: Option<(Entry, Box<JobResult>)>,
+    },
+    Parked(Box<Outgoing>),
 }
 
-/// Publishes what is owed. Waits as long as the broker is away.
-pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) {
-    if let Some(letter) = owed.dead_letter {
-        publisher.publish_to_own(&queues::dead(app), letter).await;
+/// Does what is owed. Waits as long as the broker is away.
+pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) -> Result<(), StoreLost> {
+    let (dead_letter, reply, record) = match owed {
+        Owed::Answer { dead_letter, reply, record } => (dead_letter, reply, record),
+        Owed::Parked(job) => {
+            publisher.publish_to_own(*job).await;
+            return Ok(());
+        }
+    };
+    if let Some(letter) = dead_letter {
+        publisher.publish_to_own(*letter).await;
     }
-    if let Some(reply) = owed.reply
+    if let Some(reply) = reply
         && publisher.publish(&reply).await == Routing::NoSuchQueue
     {
-        publisher.publish_to_own(&queues::unrouted(app), reply).await;
+        publisher.publish_to_own(Outgoing { target: Target::Own(queues::unrouted(app)), ..*reply }).await;
+    }
+    match record {
+        Some((entry, result)) => entry.complete(&result).await,
+        None => Ok(()),
     }
 }

@@ -1,0 +1,81 @@
+//! A job that has to wait for longer than it may be held goes to a wait queue, from which the broker brings it back. Its
+//! progress stays in the state store.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lapin::{BasicProperties, types::AMQPValue};
+
+use super::kept::{kept_headers, kept_properties};
+use crate::{
+    broker::{Outgoing, Target, queues},
+    clock,
+    job::{ATTEMPT_HEADER, Envelope, PARKED_HEADER},
+};
+
+/// The job's message for the wait queue that fits. `park` is never empty.
+pub fn compose(app: &str, body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, park: &[Duration]) -> Outgoing {
+    let until = |moment: Option<Timestamp>| moment.and_then(|moment| left(moment, clock::now()));
+    let (not_before, deadline) = (until(envelope.not_before), until(envelope.deadline));
+    let wait = wait(park, envelope.parkings, not_before, deadline);
+    // Waiting for its time is no failure that the next wait should be longer for.
+    let parkings = envelope.parkings + u32::from(not_before.is_none());
+    let mut headers = kept_headers(properties);
+    if parkings > 0 {
+        headers.insert(PARKED_HEADER.into(), AMQPValue::LongLongInt(i64::from(parkings)));
+    }
+    if envelope.earlier_deaths > 0 {
+        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongLongInt(i64::from(envelope.earlier_deaths)));
+    }
+    let properties = kept_properties(properties)
+        // A job without an id has got one, or its progress could not be found again.
+        .with_message_id(envelope.job_id.as_str().into())
+        .with_headers(headers)
+        .with_delivery_mode(2);
+    Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties }
+}
+
+fn left(moment: Timestamp, now: Timestamp) -> Option<Duration> {
+    moment.duration_since(now).try_into().ok().filter(|left: &Duration| !left.is_zero())
+}
+
+/// Which wait. A job whose time has not come takes the longest that ends before it; one that failed goes through the list,
+/// but comes back before its deadline if it can.
+fn wait(park: &[Duration], parkings: u32, not_before: Option<Duration>, deadline: Option<Duration>) -> Duration {
+    let shortest = park.iter().min().copied().unwrap_or_default();
+    let longest_within = |limit: Duration| park.iter().copied().filter(|wait| *wait <= limit).max().unwrap_or(shortest);
+    let in_turn = park.get(parkings as usize).or(park.last()).copied().unwrap_or_default();
+    match (not_before, deadline) {
+        (Some(left), deadline) => longest_within(deadline.map_or(left, |deadline| deadline.min(left))),
+        (None, Some(left)) if left < in_turn => longest_within(left),
+        (None, _) => in_turn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARK: [Duration; 4] =
+        [Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600), Duration::from_secs(1800)];
+
+    fn seconds(parkings: u32, not_before: Option<u64>, deadline: Option<u64>) -> u64 {
+        wait(&PARK, parkings, not_before.map(Duration::from_secs), deadline.map(Duration::from_secs)).as_secs()
+    }
+
+    #[test]
+    fn a_job_that_failed_goes_through_the_wait_queues_in_their_order() {
+        assert_eq!([0, 1, 2, 3, 4, 99].map(|parkings| seconds(parkings, None, None)), [30, 120, 600, 1800, 1800, 1800]);
+    }
+
+    #[test]
+    fn a_job_whose_time_has_not_come_is_back_before_it() {
+        assert_eq!([61, 130, 7200].map(|left| seconds(3, Some(left), None)), [30, 120, 1800]);
+        assert_eq!(seconds(0, Some(7200), Some(700)), 600);
+    }
+
+    #[test]
+    fn a_deadline_is_not_slept_through() {
+        assert_eq!([10, 40, 700, 9999].map(|left| seconds(3, None, Some(left))), [30, 30, 600, 1800]);
+    }
+}

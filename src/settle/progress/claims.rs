@@ -1,0 +1,74 @@
+//! Which jobs are being worked on in this process: each by one delivery at a time.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::store::Key;
+
+#[derive(Default)]
+pub(super) struct Claims(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    keys: Mutex<HashSet<Key>>,
+    released: Notify,
+}
+
+/// Released when dropped.
+pub(super) struct Claim {
+    key: Key,
+    shared: Arc<Shared>,
+}
+
+impl Claims {
+    /// Waits until nobody else has the key.
+    pub(super) async fn claim(&self, key: Key) -> Claim {
+        loop {
+            let mut released = std::pin::pin!(self.0.released.notified());
+            // Before the look, or a release right after it would go unheard.
+            released.as_mut().enable();
+            if lock(&self.0.keys).insert(key.clone()) {
+                return Claim { key, shared: self.0.clone() };
+            }
+            released.await;
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.shared.keys).remove(&self.key);
+        self.shared.released.notify_waiters();
+    }
+}
+
+/// No code panics while it holds the lock.
+fn lock(keys: &Mutex<HashSet<Key>>) -> MutexGuard<'_, HashSet<Key>> {
+    keys.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(job_id: &str) -> Key {
+        Key { app: "a".into(), job_id: job_id.into(), earlier_deaths: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_second_claim_waits_for_the_first_and_others_do_not() {
+        let claims = Claims::default();
+        let first = claims.claim(key("1")).await;
+        let other = claims.claim(key("2")).await;
+        let mut second = std::pin::pin!(claims.claim(key("1")));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(other);
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(futures_util::poll!(second.as_mut()).is_ready());
+    }
+}

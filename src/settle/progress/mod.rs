@@ -1,0 +1,194 @@
+//! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is answered at once.
+//!
+//! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch stands, at last its
+//! result. Two messages with one id are one job: the second waits for the first. What could not be recorded did not happen
+//! for the rest of the daemon: a batch counts as ended, and a call that must not be repeated starts, only after the store
+//! has confirmed it. While the store is [away](health), no call starts and no job is taken.
+
+mod claims;
+pub mod health;
+pub mod redis;
+pub mod sqlite;
+pub mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use self::{
+    claims::{Claim, Claims},
+    health::Health,
+    redis::RedisStore,
+    sqlite::SqliteStore,
+    store::{Answer, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
+};
+use super::result::JobResult;
+use crate::{
+    config::{Config, StateStore},
+    delay,
+    job::{Envelope, Job},
+    outcome::BatchProgress,
+};
+
+/// How long an operation is tried again before the job is let go. It comes again when the store is back.
+const TRIED_FOR: Duration = Duration::from_secs(10);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const MAX_RETRY: Duration = Duration::from_secs(2);
+
+/// The store that the configuration names.
+pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
+    let retention = retention_of(config);
+    Ok(match config.state.url.store() {
+        StateStore::Sqlite(path) => Arc::new(SqliteStore::new(path.clone(), retention)),
+        StateStore::Redis => Arc::new(RedisStore::new(config.state.url.expose(), retention)?),
+    })
+}
+
+/// The same store for somebody who only looks: it is not made if it is missing.
+pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
+    match config.state.url.store() {
+        StateStore::Sqlite(path) => Ok(Arc::new(SqliteStore::existing(path.clone()))),
+        StateStore::Redis => store_of(config),
+    }
+}
+
+/// A record must outlive the longest wait of its job.
+fn retention_of(config: &Config) -> Retention {
+    let longest_wait = config.apps.values().flat_map(|app| app.retry.park.iter().copied()).max().unwrap_or_default();
+    Retention { ended: config.state.retention, under_way: config.state.retention + 2 * longest_wait }
+}
+
+/// The daemon's memory of jobs.
+#[derive(Clone)]
+pub struct Progress(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    health: Health,
+    claims: Claims,
+}
+
+/// What is known of a job that has come.
+pub enum Opened {
+    /// It is to be sent, or to go on with.
+    Unfinished(Earlier),
+    /// It has ended before.
+    Answered(Box<JobResult>),
+    /// Its id belongs to a job with other content.
+    OtherContent,
+    /// Another message with its id is still worked on.
+    Busy,
+}
+
+/// How far a job has come before.
+pub struct Earlier {
+    pub entry: Entry,
+    pub head: Head,
+    /// The batches that have been touched.
+    pub batches: Vec<(u32, BatchProgress)>,
+    pub made: Made,
+}
+
+/// When a record was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    Now,
+    /// By another delivery: another replica may be working on it.
+    Before,
+}
+
+/// A job's place in the store. While one is held, another message with the same id waits.
+#[derive(Clone)]
+pub struct Entry(Arc<Place>);
+
+struct Place {
+    inner: Arc<Inner>,
+    opening: Arc<Opening>,
+    _claim: Claim,
+}
+
+impl Progress {
+    /// Takes the store as away until it has answered for the first time.
+    pub fn start(store: Arc<dyn Store>) -> Self {
+        let health = Health::watch(store.clone());
+        Self(Arc::new(Inner { store, health, claims: Claims::default() }))
+    }
+
+    /// Looks a job up, and makes a record of it if there is none. Waits while another message with its id is worked on, but
+    /// not longer than `patience`.
+    pub async fn open(
+        &self,
+        app: &str,
+        envelope: &Envelope,
+        job: &Job,
+        fingerprint: String,
+        patience: Duration,
+    ) -> Result<Opened, StoreLost> {
+        let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
+        let Ok(claim) = timeout(patience, self.0.claims.claim(key.clone())).await else { return Ok(Opened::Busy) };
+        let head = Head {
+            content: fingerprint,
+            batch_size: job.batch_size(),
+            batches: job.batch_count(),
+            duplicates: job.duplicates(),
+            received_at: envelope.received_at,
+        };
+        let opening = Arc::new(Opening { key, head });
+        let Record { key, head, batches, result } = self.0.insist(|store| store.open(opening.clone())).await?;
+        if head.content != opening.head.content {
+            return Ok(Opened::OtherContent);
+        }
+        if let Some(result) = result {
+            let unreadable = |error| StoreLost::of_record("read a recorded result", error);
+            return Ok(Opened::Answered(Box::new(serde_json::from_str(&result).map_err(unreadable)?)));
+        }
+        let made = if head == opening.head { Made::Now } else { Made::Before };
+        let opening = Arc::new(Opening { key, head: head.clone() });
+        let entry = Entry(Arc::new(Place { inner: self.0.clone(), opening, _claim: claim }));
+        Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.0.health
+    }
+
+    pub fn sharing(&self) -> Sharing {
+        self.0.store.sharing()
+    }
+}
+
+impl Entry {
+    /// Records how a batch stands.
+    pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
+        let Place { inner, opening, .. } = &*self.0;
+        inner.insist(|store| store.note(opening.clone(), batch, progress.clone())).await
+    }
+
+    /// Records the result. From then on the job is answered from it.
+    pub async fn complete(&self, result: &JobResult) -> Result<(), StoreLost> {
+        let Place { inner, opening, .. } = &*self.0;
+        let json = serde_json::to_string(result).expect("a result is always JSON");
+        inner.insist(|store| store.complete(opening.clone(), json.clone())).await
+    }
+}
+
+impl Inner {
+    /// Tries again for a while: a lock is released, a connection is made anew.
+    async fn insist<'a, T>(&'a self, operation: impl Fn(&'a dyn Store) -> Answer<'a, T>) -> Result<T, StoreLost> {
+        let start = Instant::now();
+        for attempt in 1.. {
+            match operation(&*self.store).await {
+                Ok(value) => return Ok(value),
+                Err(error) if error.scope == Scope::Record => return Err(error),
+                Err(error) => {
+                    self.health.is_away(&error);
+                    if start.elapsed() > TRIED_FOR {
+                        return Err(error);
+                    }
+                }
+            }
+            sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
+        }
+        unreachable!("the attempts do not end")
+    }
+}

@@ -1,0 +1,90 @@
+//! The connection: made when it is needed, shared by all that is asked at the same time, and given up with the first error.
+//!
+//! The library's own `ConnectionManager` keeps a connection whose errors are not of the network, and with it a server that
+//! has become a replica, or the refusal of a login. This one is made anew after any.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use redis::{
+    AsyncConnectionConfig, Client, FromRedisValue, IntoConnectionInfo, Pipeline, RedisResult, aio::MultiplexedConnection,
+    io::tcp::TcpSettings,
+};
+use tokio::time::timeout;
+
+use super::{
+    super::store::StoreLost,
+    fault::{self, TIMED_OUT},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Operations that wait for room on the connection; the next ones wait with their callers.
+const PIPELINE_BUFFER: usize = 512;
+
+type Connecting = Shared<BoxFuture<'static, RedisResult<MultiplexedConnection>>>;
+
+pub struct Link {
+    client: Client,
+    /// Host and port: the URL has the password.
+    address: String,
+    current: Mutex<Option<Connecting>>,
+}
+
+impl Link {
+    pub fn new(url: &str) -> Result<Self, StoreLost> {
+        // The library's error may quote the URL.
+        let open = || {
+            let settings = TcpSettings::default().set_nodelay(true);
+            Client::open(url.into_connection_info()?.set_tcp_settings(settings))
+        };
+        let client = open().map_err(|_| StoreLost::new("read state.url", "is no URL of a Redis"))?;
+        let address = client.get_connection_info().addr().to_string();
+        Ok(Self { client, address, current: Mutex::default() })
+    }
+
+    /// Sends the commands as one, and takes their answer apart.
+    pub async fn run<T: FromRedisValue>(&self, operation: &'static str, pipe: &Pipeline) -> Result<T, StoreLost> {
+        let connecting = self.connecting();
+        let asked = async { pipe.query_async::<T>(&mut connecting.clone().await?).await };
+        let reason = match timeout(CONNECT_TIMEOUT + ANSWER_TIMEOUT, asked).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => fault::reason(&error),
+            Err(_) => TIMED_OUT.to_owned(),
+        };
+        self.give_up(&connecting);
+        Err(self.lost(operation, reason))
+    }
+
+    pub fn lost(&self, operation: &'static str, reason: impl ToString) -> StoreLost {
+        StoreLost::new(operation, format!("{}: {}", self.address, reason.to_string()))
+    }
+
+    fn connecting(&self) -> Connecting {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.get_or_insert_with(|| connect(self.client.clone()).boxed().shared()).clone()
+    }
+
+    /// Unless somebody else has already made a new one.
+    fn give_up(&self, failed: &Connecting) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|current| current.ptr_eq(failed));
+    }
+}
+
+async fn connect(client: Client) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(ANSWER_TIMEOUT))
+        .set_pipeline_buffer_size(PIPELINE_BUFFER);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    // A server that wants a password refuses any command until then; the library expects no refusal of a transaction's start.
+    redis::cmd("PING").exec_async(&mut connection).await?;
+    Ok(connection)
+}

@@ -1,0 +1,61 @@
+//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in its name whether it ended.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::super::store::{Key, Record};
+use crate::outcome::BatchProgress;
+
+pub type Fields = HashMap<String, String>;
+
+const ENDED: &str = "e:";
+const TOUCHED: &str = "t:";
+
+/// The job's id comes last because it may have any characters; an app's name has no colon.
+pub fn record_key(key: &Key) -> String {
+    format!("groupcast:{}:{}:{}", key.app, key.earlier_deaths, key.job_id)
+}
+
+/// The numbers of earlier deaths that a redriven job has records for.
+pub fn deaths_key(app: &str, job_id: &str) -> String {
+    format!("groupcast:{app}:deaths:{job_id}")
+}
+
+/// The field of a batch that has ended.
+pub fn ended(batch: u32) -> String {
+    format!("{ENDED}{batch}")
+}
+
+/// The field of a batch that has not.
+pub fn touched(batch: u32) -> String {
+    format!("{TOUCHED}{batch}")
+}
+
+/// The record in a hash; none if it has no head.
+pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
+    let Some(head) = fields.get("head") else { return Ok(None) };
+    let head = serde_json::from_str(head).map_err(|error| damaged("head", &error))?;
+    let result = fields.get("result").cloned();
+    let batches = match result {
+        // What another process has written since is of no interest.
+        Some(_) => Vec::new(),
+        None => batches(fields)?,
+    };
+    Ok(Some(Record { key: key.clone(), head, batches, result }))
+}
+
+fn batches(fields: &Fields) -> Result<Vec<(u32, BatchProgress)>, String> {
+    let mut batches = BTreeMap::new();
+    for kind in [TOUCHED, ENDED] {
+        for (field, json) in fields {
+            let Some(batch) = field.strip_prefix(kind) else { continue };
+            let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
+            let progress: BatchProgress = serde_json::from_str(json).map_err(|error| damaged(field, &error))?;
+            batches.insert(batch, progress);
+        }
+    }
+    Ok(batches.into_iter().collect())
+}
+
+fn damaged(field: &str, error: &dyn std::error::Error) -> String {
+    format!("the record's field `{field}` is damaged: {error}")
+}

@@ -1,0 +1,76 @@
+//! Why the file could not be used, and what an operator can do about it.
+
+use std::{fmt, io};
+
+use rusqlite::ErrorCode;
+
+#[derive(Debug)]
+pub enum Failure {
+    Sqlite(rusqlite::Error),
+    /// The file system refused it before SQLite saw it.
+    File(io::Error),
+    /// There is a file, but none that we can work with.
+    NotOurs(String),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::File(error)
+    }
+}
+
+/// The words of whoever refused, then the advice.
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let advice = match self {
+            Self::Sqlite(error) => {
+                write!(formatter, "{error}")?;
+                error.sqlite_error_code().and_then(after_refusal_of_sqlite)
+            }
+            Self::File(error) => {
+                write!(formatter, "{error}")?;
+                after_refusal_of_the_system(error.kind())
+            }
+            Self::NotOurs(what) => return formatter.write_str(what),
+        };
+        match advice {
+            Some(advice) => write!(formatter, "; {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+const FREE_SPACE: &str = "free space on its disk";
+const GRANT_ACCESS: &str = "let this process write to the file and its folder, or set state.url to another file";
+
+fn after_refusal_of_sqlite(code: ErrorCode) -> Option<&'static str> {
+    Some(match code {
+        ErrorCode::DiskFull => FREE_SPACE,
+        ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
+            "move the file away, with its -wal and -shm; a new one is made, and jobs under way may be sent again"
+        }
+        ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied => GRANT_ACCESS,
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+            "another process holds the file; end it, or set state.url to another file"
+        }
+        ErrorCode::SystemIoFailure | ErrorCode::FileLockingProtocolFailed => {
+            "check its disk; a network file system is no place for it"
+        }
+        _ => return None,
+    })
+}
+
+fn after_refusal_of_the_system(kind: io::ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FREE_SPACE,
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "make its folder, or set state.url to another file",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => GRANT_ACCESS,
+        _ => return None,
+    })
+}

@@ -1,0 +1,111 @@
+//! The file as the writer uses it: opened when it is needed, and noticed when another is in its place.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use rusqlite::{Connection, OpenFlags};
+use tracing::warn;
+
+use super::{
+    fault::Failure,
+    place::{self, Identity},
+    schema,
+};
+
+/// How long another process's transaction is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Full,
+    /// The file has to be there.
+    ReadOnly,
+}
+
+/// What a commit survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    Process,
+    Machine,
+}
+
+pub struct StateFile {
+    path: PathBuf,
+    access: Access,
+    connection: Option<(Connection, Durability)>,
+    /// Which file was opened last, and which was its `-wal`.
+    opened: Option<(Identity, Option<Identity>)>,
+}
+
+impl StateFile {
+    pub fn new(path: PathBuf, access: Access) -> Self {
+        Self { path, access, connection: None, opened: None }
+    }
+
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    pub fn close(&mut self) {
+        self.connection = None;
+    }
+
+    /// A connection to the file that is at the path now, whose next commit survives what it has to.
+    pub fn connection(&mut self, durability: Durability) -> Result<&mut Connection, Failure> {
+        let removed = self.forget_removed()?;
+        let (connection, usual) = match self.connection.take() {
+            Some(open) => open,
+            None => (self.open(removed)?, Durability::Process),
+        };
+        if usual != durability {
+            let synchronous = match durability {
+                Durability::Process => "NORMAL",
+                Durability::Machine => "FULL",
+            };
+            connection.pragma_update(None, "synchronous", synchronous)?;
+        }
+        Ok(&mut self.connection.insert((connection, durability)).0)
+    }
+
+    /// Closes a file that is no longer at the path. Says which `-wal` it had.
+    fn forget_removed(&mut self) -> Result<Option<Identity>, Failure> {
+        let Some((file, wal)) = self.opened else { return Ok(None) };
+        if place::identity(&self.path)? == Some(file) {
+            return Ok(None);
+        }
+        warn!(file = %self.path.display(), "the state file was removed; a new one is made; jobs under way may be sent again");
+        self.close();
+        self.opened = None;
+        Ok(wal)
+    }
+
+    fn open(&mut self, removed_wal: Option<Identity>) -> Result<Connection, Failure> {
+        let access = match self.access {
+            Access::Full => {
+                place::make(&self.path, removed_wal)?;
+                OpenFlags::SQLITE_OPEN_READ_WRITE
+            }
+            Access::ReadOnly => {
+                fs::metadata(&self.path)?;
+                OpenFlags::SQLITE_OPEN_READ_ONLY
+            }
+        };
+        let mut connection = Connection::open_with_flags(&self.path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        match self.access {
+            Access::Full => {
+                connection.pragma_update(None, "journal_mode", "WAL")?;
+                connection.pragma_update(None, "synchronous", "NORMAL")?;
+                schema::make(&mut connection)?;
+            }
+            Access::ReadOnly => schema::check(&connection)?,
+        }
+        let wal = place::identity(&place::beside(&self.path, "-wal"))?;
+        self.opened = place::identity(&self.path)?.map(|file| (file, wal));
+        Ok(connection)
+    }
+}

@@ -1,0 +1,129 @@
+//! Records in a SQLite file of this machine.
+//!
+//! One thread, the writer, owns the file and does all that is asked of it, as much as is waiting in one transaction: the
+//! price of a commit is shared, and no thread of the runtime waits for a disk. An answer is given after the commit. A
+//! failure ends the connection; the next command opens the file anew, so the store recovers by itself.
+
+mod fault;
+mod file;
+mod place;
+mod records;
+mod schema;
+mod stored;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tracing::error;
+
+use self::{
+    file::{Access, StateFile},
+    stored::StoredRecord,
+    writer::{Command, Work, Writer},
+};
+use super::store::{Answer, Opening, Record, Retention, Sharing, Store, StoreLost};
+use crate::outcome::{BatchProgress, BatchState};
+
+/// More wait in line with their callers.
+const MAX_WAITING: usize = 512;
+/// A group that waits for another process's lock, and one that waited before it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// The file's user. The writer ends when this is dropped and all that was asked for is done.
+pub struct SqliteStore {
+    commands: mpsc::Sender<Command>,
+    path: PathBuf,
+}
+
+impl SqliteStore {
+    /// Touches the file with the first operation, and makes it then if it is missing.
+    pub fn new(path: PathBuf, retention: Retention) -> Self {
+        Self::start(path, Access::Full, retention)
+    }
+
+    /// Only reads, and never makes the file.
+    pub fn existing(path: PathBuf) -> Self {
+        Self::start(path, Access::ReadOnly, Retention { ended: Duration::ZERO, under_way: Duration::ZERO })
+    }
+
+    fn start(path: PathBuf, access: Access, retention: Retention) -> Self {
+        let (commands, receiver) = mpsc::channel(MAX_WAITING);
+        let writer = Writer::new(StateFile::new(path.clone(), access), retention);
+        // Without the thread its end of the channel is gone, which every operation finds out.
+        if let Err(error) = thread::Builder::new().name("state-writer".into()).spawn(move || writer.run(receiver)) {
+            error!(%error, "cannot start the thread that writes the state file");
+        }
+        Self { commands, path }
+    }
+
+    async fn ask(&self, operation: &'static str, work: Work) -> Result<Option<StoredRecord>, StoreLost> {
+        let lost = |reason: &str| StoreLost::new(operation, format!("{}: {reason}", self.path.display()));
+        let asked = async {
+            let (answer, answered) = oneshot::channel();
+            let gone = || lost("the thread that writes it has ended; restart the process");
+            self.commands.send(Command { work, answer }).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?.map_err(|reason| lost(&reason))
+        };
+        let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}; check its disk"));
+        timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?
+    }
+
+    fn decode(&self, operation: &'static str, stored: StoredRecord) -> Result<Record, StoreLost> {
+        let undecodable =
+            |error| StoreLost::of_record(operation, format!("{}: a record is damaged: {error}", self.path.display()));
+        stored.decode().map_err(undecodable)
+    }
+}
+
+impl Store for SqliteStore {
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
+        let operation = "open a job's record";
+        Box::pin(async move {
+            let stored = self.ask(operation, Work::Open(opening)).await?;
+            self.decode(operation, stored.ok_or_else(|| StoreLost::new(operation, "there is none"))?)
+        })
+    }
+
+    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
+        let work = Work::Note {
+            opening,
+            batch,
+            json: serde_json::to_string(&progress).expect("progress is always JSON"),
+            state: progress.state,
+        };
+        Box::pin(async { self.ask("record how a batch stands", work).await.map(drop) })
+    }
+
+    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
+        Box::pin(async { self.ask("record a job's result", Work::Complete { opening, result }).await.map(drop) })
+    }
+
+    fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
+        let operation = "look a job up";
+        Box::pin(async move {
+            let stored = self.ask(operation, Work::Find { app, job_id }).await?;
+            stored.map(|stored| self.decode(operation, stored)).transpose()
+        })
+    }
+
+    fn probe(&self) -> Answer<'_, ()> {
+        Box::pin(async { self.ask("try the state file", Work::Probe).await.map(drop) })
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::OwnMachine
+    }
+}
+
+impl Work {
+    /// An intent has to survive the end of the machine; the rest is found out again by asking the API again.
+    fn outlives_the_machine(&self) -> bool {
+        matches!(self, Self::Note { state: BatchState::Intended, .. })
+    }
+}

@@ -1,0 +1,200 @@
+//! What each operation reads and writes, within the transaction that it is given.
+//!
+//! A batch that has ended stays as it ended; a record whose time is over counts as absent.
+
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+
+use super::{
+    super::store::{Key, Opening, Retention},
+    schema,
+    stored::StoredRecord,
+    writer::Work,
+};
+use crate::outcome::BatchState;
+
+/// A record's life is prolonged when a write finds it this much shorter, not at each.
+const COARSE: Duration = Duration::from_hours(1);
+
+/// The records as they are at `now`, in Unix milliseconds.
+pub struct Records<'a> {
+    connection: &'a Connection,
+    now: i64,
+    retention: Retention,
+}
+
+/// A job's row, for those who write to it.
+struct Job {
+    id: i64,
+    head: String,
+    result: Option<String>,
+    expires_at: i64,
+    made: Made,
+}
+
+enum Made {
+    Now,
+    Before,
+}
+
+impl<'a> Records<'a> {
+    pub fn new(connection: &'a Connection, now: i64, retention: Retention) -> Self {
+        Self { connection, now, retention }
+    }
+
+    pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Option<StoredRecord>> {
+        match work {
+            Work::Open(opening) => self.open(opening).map(Some),
+            Work::Note { opening, batch, json, state } => self.note(opening, *batch, json, state).map(|()| None),
+            Work::Complete { opening, result } => self.complete(opening, result).map(|()| None),
+            Work::Find { app, job_id } => self.find(app, job_id),
+            Work::Probe => schema::write_version(self.connection).map(|()| None),
+        }
+    }
+
+    fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
+        let job = match self.present(opening)? {
+            Some(job) => job,
+            None => self.make(opening)?,
+        };
+        let batches = match (&job.result, &job.made) {
+            (Some(_), _) | (None, Made::Now) => Vec::new(),
+            (None, Made::Before) => {
+                self.keep_under_way(&job)?;
+                self.batches(job.id)?
+            }
+        };
+        Ok(StoredRecord { key: opening.key.clone(), head: job.head, batches, result: job.result })
+    }
+
+    fn note(&self, opening: &Opening, batch: u32, json: &str, state: &BatchState) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let ended = match state {
+            BatchState::Open | BatchState::Intended => false,
+            BatchState::Ended(_) => true,
+        };
+        let write = || {
+            self.prepare(
+                "INSERT INTO batches (job, batch, progress, ended)
+                 SELECT id, ?4, ?5, ?6 FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL
+                 ON CONFLICT (job, batch) DO UPDATE SET progress = excluded.progress, ended = excluded.ended WHERE NOT ended",
+            )?
+            .execute(params![app, job_id, earlier_deaths, batch, json, ended])
+        };
+        // Otherwise the batch or the job has ended meanwhile, or the file is not the one that the job was opened in.
+        if write()? == 0 && self.present(opening)?.is_none() {
+            self.make(opening)?;
+            write()?;
+        }
+        Ok(())
+    }
+
+    fn complete(&self, opening: &Opening, result: &str) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let expires_at = self.in_future(self.retention.ended);
+        let write = || {
+            self.prepare(
+                "UPDATE jobs SET result = ?4, expires_at = ?5
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 RETURNING id",
+            )?
+            .query_row(params![app, job_id, earlier_deaths, result, expires_at], |row| row.get::<_, i64>(0))
+            .optional()
+        };
+        let id = match write()? {
+            Some(id) => id,
+            None => {
+                let id = self.make(opening)?.id;
+                write()?;
+                id
+            }
+        };
+        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    fn find(&self, app: &str, job_id: &str) -> rusqlite::Result<Option<StoredRecord>> {
+        let latest = self
+            .prepare(
+                "SELECT id, head, result, expires_at, earlier_deaths FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC LIMIT 1",
+            )?
+            .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(4)?)))
+            .optional()?;
+        let Some((job, earlier_deaths)) = latest else {
+            return Ok(None);
+        };
+        let key = Key { app: app.to_owned(), job_id: job_id.to_owned(), earlier_deaths };
+        Ok(Some(StoredRecord { key, batches: self.batches(job.id)?, head: job.head, result: job.result }))
+    }
+
+    /// Removes up to `most` records, and says how many.
+    pub fn remove_expired(&self, most: usize) -> rusqlite::Result<usize> {
+        let expired = "SELECT id FROM jobs WHERE expires_at <= ?1 ORDER BY expires_at, id LIMIT ?2";
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        self.prepare(&format!("DELETE FROM batches WHERE job IN ({expired})"))?.execute([self.now, most])?;
+        self.prepare(&format!("DELETE FROM jobs WHERE id IN ({expired})"))?.execute([self.now, most])
+    }
+
+    /// The job's row, unless it is missing or its time is over.
+    fn present(&self, opening: &Opening) -> rusqlite::Result<Option<Job>> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let found = self
+            .prepare(
+                "SELECT id, head, result, expires_at FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
+            )?
+            .query_row(params![app, job_id, earlier_deaths], Job::read)
+            .optional()?;
+        match found {
+            Some(job) if job.expires_at <= self.now => {
+                self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
+                self.prepare("DELETE FROM jobs WHERE id = ?1")?.execute([job.id])?;
+                Ok(None)
+            }
+            found => Ok(found),
+        }
+    }
+
+    fn make(&self, opening: &Opening) -> rusqlite::Result<Job> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let head = serde_json::to_string(&opening.head).expect("a head is always JSON");
+        let expires_at = self.in_future(self.retention.under_way);
+        self.prepare("INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
+        Ok(Job { id: self.connection.last_insert_rowid(), head, result: None, expires_at, made: Made::Now })
+    }
+
+    fn keep_under_way(&self, job: &Job) -> rusqlite::Result<()> {
+        let coarse = COARSE.min(self.retention.under_way / 24);
+        let expires_at = self.in_future(self.retention.under_way);
+        if expires_at - job.expires_at > in_ms(coarse) {
+            self.prepare("UPDATE jobs SET expires_at = ?2 WHERE id = ?1")?.execute([job.id, expires_at])?;
+        }
+        Ok(())
+    }
+
+    fn batches(&self, job: i64) -> rusqlite::Result<Vec<(u32, String)>> {
+        let mut statement = self.prepare("SELECT batch, progress FROM batches WHERE job = ?1")?;
+        statement.query_map([job], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    fn in_future(&self, duration: Duration) -> i64 {
+        self.now.saturating_add(in_ms(duration))
+    }
+
+    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
+        self.connection.prepare_cached(sql)
+    }
+}
+
+impl Job {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, head: row.get(1)?, result: row.get(2)?, expires_at: row.get(3)?, made: Made::Before })
+    }
+}
+
+fn in_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,75 @@
+//! The tables. `user_version` says which form of them a file has; one that we do not know is never written to.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::fault::Failure;
+
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE jobs (
+        id             INTEGER PRIMARY KEY,
+        app            TEXT NOT NULL,
+        job_id         TEXT NOT NULL,
+        earlier_deaths INTEGER NOT NULL,
+        head           TEXT NOT NULL,    -- JSON
+        result         TEXT,             -- JSON, once the job has ended
+        expires_at     INTEGER NOT NULL, -- Unix milliseconds
+        UNIQUE (app, job_id, earlier_deaths)
+    ) STRICT;
+    CREATE INDEX jobs_by_expiry ON jobs (expires_at);
+    CREATE TABLE batches (
+        job      INTEGER NOT NULL,
+        batch    INTEGER NOT NULL,
+        progress TEXT NOT NULL,    -- JSON
+        ended    INTEGER NOT NULL, -- whether it has: 0 or 1
+        PRIMARY KEY (job, batch)
+    ) STRICT, WITHOUT ROWID;";
+
+/// Whether the file has our tables, or is empty and may get them.
+#[derive(PartialEq, Eq)]
+enum Form {
+    Ours,
+    Empty,
+}
+
+/// Makes the tables in an empty file.
+pub fn make(connection: &mut Connection) -> Result<(), Failure> {
+    if form(connection)? == Form::Ours {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have made them between the look and the lock.
+    if form(&transaction)? == Form::Empty {
+        transaction.execute_batch(TABLES)?;
+        write_version(&transaction)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Fails unless the file has our tables.
+pub fn check(connection: &Connection) -> Result<(), Failure> {
+    match form(connection)? {
+        Form::Ours => Ok(()),
+        Form::Empty => Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned())),
+    }
+}
+
+/// Writes what is there already: the least that needs all that a write needs.
+pub fn write_version(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "user_version", VERSION)
+}
+
+fn form(connection: &Connection) -> Result<Form, Failure> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    match version {
+        VERSION => Ok(Form::Ours),
+        0 if tables == 0 => Ok(Form::Empty),
+        newer if newer > VERSION => Err(Failure::NotOurs(format!(
+            "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or set state.url to another file"
+        ))),
+        _ => Err(Failure::NotOurs("is the database of something else; set state.url to another file".to_owned())),
+    }
+}

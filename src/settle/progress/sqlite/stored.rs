@@ -1,0 +1,24 @@
+//! A record as it is in the tables. The writer moves its JSON; who asked takes it apart, so that one that is damaged harms
+//! nobody else.
+
+use super::super::store::{Key, Record};
+
+#[derive(Debug)]
+pub struct StoredRecord {
+    pub key: Key,
+    pub head: String,
+    pub batches: Vec<(u32, String)>,
+    pub result: Option<String>,
+}
+
+impl StoredRecord {
+    pub fn decode(self) -> Result<Record, serde_json::Error> {
+        let batches = self.batches.into_iter().map(|(batch, json)| Ok((batch, serde_json::from_str(&json)?)));
+        Ok(Record {
+            key: self.key,
+            head: serde_json::from_str(&self.head)?,
+            batches: batches.collect::<Result<_, serde_json::Error>>()?,
+            result: self.result,
+        })
+    }
+}

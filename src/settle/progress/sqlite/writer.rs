@@ -1,0 +1,153 @@
+//! The thread that owns the file: takes a command and all that wait behind it, and carries them out in one transaction.
+//!
+//! Either all of a group happens and is answered for, or none of it.
+
+use std::sync::Arc;
+
+use rusqlite::TransactionBehavior;
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
+use tracing::warn;
+
+use super::{
+    super::store::{Opening, Retention},
+    fault::Failure,
+    file::{Access, Durability, StateFile},
+    records::Records,
+    stored::StoredRecord,
+};
+use crate::{clock, outcome::BatchState};
+
+const MAX_GROUP: usize = 512;
+/// Small enough that a command that comes meanwhile waits a few milliseconds.
+const MAX_REMOVED: usize = 500;
+const REMOVAL_PAUSE_MS: i64 = 60_000;
+/// While there is more to remove and no time off: still faster than jobs can come.
+const BUSY_REMOVAL_PAUSE_MS: i64 = 1_000;
+
+/// An operation, and who waits for it.
+pub struct Command {
+    pub work: Work,
+    /// What `Open` and `Find` found; nothing for the others.
+    pub answer: oneshot::Sender<Result<Option<StoredRecord>, String>>,
+}
+
+pub enum Work {
+    Open(Arc<Opening>),
+    Note {
+        opening: Arc<Opening>,
+        batch: u32,
+        /// The batch's progress.
+        json: String,
+        state: BatchState,
+    },
+    Complete {
+        opening: Arc<Opening>,
+        result: String,
+    },
+    Find {
+        app: String,
+        job_id: String,
+    },
+    Probe,
+}
+
+pub struct Writer {
+    pub(super) file: StateFile,
+    retention: Retention,
+    /// When expired records are removed next, in Unix milliseconds.
+    next_removal: i64,
+    more_to_remove: bool,
+}
+
+impl Writer {
+    pub fn new(file: StateFile, retention: Retention) -> Self {
+        Self { file, retention, next_removal: 0, more_to_remove: false }
+    }
+
+    /// Works until nobody can send commands any more.
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let first = match commands.try_recv() {
+                Err(TryRecvError::Empty) if self.more_to_remove => None,
+                Err(TryRecvError::Empty) => commands.blocking_recv(),
+                Err(TryRecvError::Disconnected) => None,
+                Ok(first) => Some(first),
+            };
+            let idle = first.is_none();
+            if let Some(first) = first {
+                let behind = std::iter::from_fn(|| commands.try_recv().ok());
+                self.carry_out(std::iter::once(first).chain(behind).take(MAX_GROUP).collect());
+            } else if commands.is_closed() {
+                return;
+            }
+            self.remove_expired(idle);
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, mut group: Vec<Command>) {
+        // Whoever gave up has been told nothing, and asks again if it still matters.
+        group.retain(|command| !command.answer.is_closed());
+        match self.transact(&group) {
+            Ok(found) => {
+                for (command, found) in group.into_iter().zip(found) {
+                    let _ = command.answer.send(Ok(found));
+                }
+            }
+            Err(failure) => {
+                self.file.close();
+                let reason = failure.to_string();
+                for command in group {
+                    let _ = command.answer.send(Err(reason.clone()));
+                }
+            }
+        }
+    }
+
+    fn transact(&mut self, group: &[Command]) -> Result<Vec<Option<StoredRecord>>, Failure> {
+        let outlives_the_machine = group.iter().any(|command| command.work.outlives_the_machine());
+        let durability = if outlives_the_machine { Durability::Machine } else { Durability::Process };
+        let behavior = match self.file.access() {
+            Access::Full => TransactionBehavior::Immediate,
+            Access::ReadOnly => TransactionBehavior::Deferred,
+        };
+        let transaction = self.file.connection(durability)?.transaction_with_behavior(behavior)?;
+        let records = Records::new(&transaction, now(), self.retention);
+        let found = group.iter().map(|command| records.carry_out(&command.work)).collect::<Result<_, _>>()?;
+        transaction.commit()?;
+        Ok(found)
+    }
+
+    /// Removes some expired records when it is time, or when there are more and nothing else to do.
+    pub(super) fn remove_expired(&mut self, idle: bool) {
+        let now = now();
+        let due = now >= self.next_removal || (idle && self.more_to_remove);
+        if !due || self.file.access() == Access::ReadOnly || !self.file.is_open() {
+            self.more_to_remove = false;
+            return;
+        }
+        match self.remove_some(now) {
+            Ok(removed) => self.more_to_remove = removed == MAX_REMOVED,
+            Err(error) => {
+                warn!(%error, "cannot remove expired records from the state file");
+                self.file.close();
+                self.more_to_remove = false;
+            }
+        }
+        self.next_removal = now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
+    }
+
+    fn remove_some(&mut self, now: i64) -> Result<usize, Failure> {
+        let connection = self.file.connection(Durability::Process)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let removed = Records::new(&transaction, now, self.retention).remove_expired(MAX_REMOVED)?;
+        transaction.commit()?;
+        Ok(removed)
+    }
+}
+
+fn now() -> i64 {
+    clock::now().as_millisecond()
+}

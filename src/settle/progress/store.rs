@@ -1,0 +1,112 @@
+//! What a state store has to do, in the words of both: a record for each job, which says what the job is, how each of its
+//! batches stands, and in the end its result.
+//!
+//! A store decides nothing. What an operation has answered for survives the end of the process; an intent also survives
+//! the end of the machine.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::BatchProgress;
+
+/// Which record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub app: String,
+    pub job_id: String,
+    /// How often the job was dead-lettered before: a redriven job runs anew.
+    pub earlier_deaths: u32,
+}
+
+/// What a record says of its job from the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// SHA-256 of what is to be sent and to whom, in hexadecimal.
+    pub content: String,
+    pub batch_size: u32,
+    pub batches: u32,
+    /// Recipients that were given more than once.
+    pub duplicates: u32,
+    pub received_at: Timestamp,
+}
+
+/// A record as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub key: Key,
+    pub head: Head,
+    /// The batches that have been touched, in any order.
+    pub batches: Vec<(u32, BatchProgress)>,
+    /// The job's result as JSON, once it has ended.
+    pub result: Option<String>,
+}
+
+/// Names a job's record and carries its beginning, which each write repeats: a store that has lost its data has it again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opening {
+    pub key: Key,
+    pub head: Head,
+}
+
+/// For how long records are kept after they were last written to.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// Those of jobs that have ended.
+    pub ended: Duration,
+    /// Those of jobs under way.
+    pub under_way: Duration,
+}
+
+/// Whether other processes may write to the same records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    OwnMachine,
+    Replicas,
+}
+
+/// The store could not do it, or may have. Says what was being done and what an operator can do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation}: {reason}")]
+pub struct StoreLost {
+    pub operation: &'static str,
+    pub reason: String,
+    pub scope: Scope,
+}
+
+/// What a failure of the store is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Store,
+    /// One record cannot be read; the others can.
+    Record,
+}
+
+impl StoreLost {
+    pub fn new(operation: &'static str, reason: impl ToString) -> Self {
+        Self { operation, reason: reason.to_string(), scope: Scope::Store }
+    }
+
+    pub fn of_record(operation: &'static str, reason: impl ToString) -> Self {
+        Self { scope: Scope::Record, ..Self::new(operation, reason) }
+    }
+}
+
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
+
+/// Each operation ends in bounded time.
+pub trait Store: Send + Sync + 'static {
+    /// Makes the record unless it is there, and says what is in it.
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
+    /// Remembers how a batch stands. One that has ended stays as it ended.
+    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;
+    /// Remembers the result, and forgets the batches.
+    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()>;
+    /// The latest record of a job: the one with the most earlier deaths.
+    fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>>;
+    /// Whether it can be read and written now.
+    fn probe(&self) -> Answer<'_, ()>;
+    fn sharing(&self) -> Sharing;
+}
