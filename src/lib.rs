@@ -16,9 +16,14 @@ pub mod settle;
 
 pub mod broker;
 pub mod cli;
+pub mod clock;
 pub mod delay;
 pub mod dispatch;
 pub mod job;
 pub mod outcome;
 pub mod sandbox;
 pub mod telemetry;
+
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;

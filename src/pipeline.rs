@@ -1,71 +1,125 @@
-//! The journey of a job, from its delivery to its acknowledgement. Read [`Pipeline::process`] first; it is the map.
+//! The journey of a job, from its delivery to its acknowledgement. Read [`Pipeline::process`] and `Pipeline::work` first;
+//! they are the map.
 //!
 //! Invariant: a delivery is acknowledged only after everything it owes is confirmed. Whatever ends earlier leaves it
 //! unacknowledged, and the broker delivers it again.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use jiff::Timestamp;
-use lapin::{BasicProperties, message::Delivery};
-use tokio::{sync::watch, time::Instant};
-use tracing::{debug, warn};
+use futures_util::future::try_join_all;
+use lapin::BasicProperties;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
 
 use crate::{
     accept::{
-        consume::Work,
+        consume::{Delivery, Work},
         decode::{Rules, decode},
         envelope,
         lease::Lease,
     },
     broker::{BrokerLost, publisher::Publisher},
+    clock,
     config::App,
-    dispatch::{self, Dispatcher, Submission, Unfinished},
-    job::{Envelope, Job, Rejection},
-    outcome::Report,
+    dispatch::{self, Dispatcher, Ending, Submission, Unfinished},
+    job::{Envelope, Identity, Job, Rejection},
+    outcome::{BatchProgress, Report},
     pace::Pacer,
-    send::{call::Caller, retry::OnAccountFault},
-    settle::{Owed, dead_letter, reply, result::JobResult, settle},
+    send::{
+        call::{Api, Caller},
+        retry::Supervision,
+    },
+    settle::{
+        Owed, dead_letter, parking,
+        progress::{
+            Earlier, Entry, Made, Opened, Progress,
+            store::{Scope, Sharing, StoreLost},
+        },
+        reply,
+        result::JobResult,
+        settle,
+    },
 };
 
 /// A larger body is read on a thread where it holds nobody up.
 const READ_ASIDE_BYTES: usize = 128 * 1024;
+/// How long another replica's call that has come back may take to be recorded.
+const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// One app's pipeline.
 pub struct Pipeline {
     app: String,
     rules: Rules,
     results_queue: Option<String>,
+    hold: Duration,
+    park: Vec<Duration>,
+    request_timeout: Duration,
     pacer: Pacer,
     dispatcher: Dispatcher,
     publisher: Publisher,
+    progress: Progress,
+    /// When the present subscription had its first delivery.
+    first_delivery_at: Mutex<Instant>,
 }
 
-/// A message read: its job, or why it is none, with the original bytes.
+/// A message read: its job with its fingerprint, or why it is none; with the original bytes.
 struct Received {
     envelope: Envelope,
-    job: Result<Job, (Rejection, Vec<u8>)>,
+    body: Vec<u8>,
+    job: Result<(Job, String), Rejection>,
+}
+
+/// Why a delivery was not carried to its end. It comes again.
+#[derive(Debug, thiserror::Error)]
+pub enum Interrupted {
+    /// No further call may start for it.
+    #[error("let go of a job")]
+    LetGo,
+    #[error(transparent)]
+    Broker(#[from] BrokerLost),
+    #[error(transparent)]
+    Store(#[from] StoreLost),
+}
+
+impl From<Unfinished> for Interrupted {
+    fn from(unfinished: Unfinished) -> Self {
+        match unfinished {
+            Unfinished::LetGo => Self::LetGo,
+            Unfinished::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 impl Work for Pipeline {
+    type Error = Interrupted;
+
+    async fn until_ready(&self) {
+        self.progress.health().until_it_works().await;
+    }
+
     fn begin(&self) {
-        self.pacer.start_over(Instant::now());
+        let now = Instant::now();
+        self.pacer.start_over(now);
+        *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     /// Carries one delivery from the broker to its acknowledgement.
-    async fn process(&self, mut delivery: Delivery, lease: Lease) -> Result<(), BrokerLost> {
-        let body = std::mem::take(&mut delivery.data);
-        let received = self.receive(body, &delivery.properties).await;
-        let owed = match received.job {
-            Ok(job) => match self.send(Arc::new(job), Arc::new(received.envelope), &delivery.properties, &lease).await {
-                Ok(owed) => owed,
-                // It stays unacknowledged and comes again.
-                Err(Unfinished) if !lease.allows_calls() => return Ok(()),
-                Err(Unfinished) => return Err(BrokerLost::new("send a job", "the dispatcher let go of it")),
-            },
-            Err((rejection, body)) => self.reject(rejection, body, &received.envelope, &delivery.properties),
+    async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
+        let Delivery { body, properties, .. } = delivery;
+        let received = self.receive(body, &properties).await;
+        let owed = match self.work(received, &properties, &lease).await {
+            // It stays unacknowledged and comes again.
+            Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
+            worked => worked?,
         };
-        lease.unless_lost(settle(&self.publisher, &self.app, owed)).await?;
-        lease.acknowledge().await
+        lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        Ok(lease.acknowledge().await?)
     }
 
     async fn let_go(&self) {
@@ -74,13 +128,23 @@ impl Work for Pipeline {
 }
 
 impl Pipeline {
-    pub fn new(name: &str, app: &App, max_job_bytes: u64, publisher: Publisher) -> Result<Self, reqwest::Error> {
+    pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: A, publisher: Publisher, progress: Progress) -> Self {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-        let outcomes_can_be_told = publisher.clone();
-        let may_start = move || outcomes_can_be_told.is_open();
-        let dispatcher = dispatcher(app, pacer.clone(), OnAccountFault::KeepTrying, may_start)?;
-        let results_queue = app.results_queue.clone();
-        Ok(Self { app: name.to_owned(), rules: rules(app, max_job_bytes), results_queue, pacer, dispatcher, publisher })
+        let (to_tell, to_record) = (publisher.clone(), progress.clone());
+        let may_start = move || to_tell.is_open() && to_record.health().works();
+        Self {
+            app: name.to_owned(),
+            rules: rules(app, max_job_bytes),
+            results_queue: app.results_queue.clone(),
+            hold: app.retry.hold,
+            park: app.retry.park.clone(),
+            request_timeout: app.request_timeout,
+            dispatcher: dispatcher(app, api, pacer.clone(), Supervision::Unattended, may_start),
+            pacer,
+            publisher,
+            progress,
+            first_delivery_at: Mutex::new(Instant::now()),
+        }
     }
 
     /// The most calls that left in any second so far.
@@ -89,41 +153,128 @@ impl Pipeline {
     }
 
     async fn receive(&self, body: Vec<u8>, properties: &BasicProperties) -> Received {
-        let (envelope, checked) = envelope::read(properties, &self.app, self.results_queue.as_deref(), Timestamp::now());
+        let (envelope, checked) = envelope::read(properties, &self.app, self.results_queue.as_deref(), clock::now());
         let rules = self.rules.clone();
-        let job = if body.len() > READ_ASIDE_BYTES {
+        let (body, job) = if body.len() > READ_ASIDE_BYTES {
             let reading = tokio::task::spawn_blocking(move || read_body(body, checked, &rules));
             reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         } else {
             read_body(body, checked, &rules)
         };
-        Received { envelope, job }
+        Received { envelope, body, job }
     }
 
-    async fn send(
+    /// Finds out what a message owes: looks its job up, and sends what is left of it.
+    async fn work(&self, received: Received, properties: &BasicProperties, lease: &Lease) -> Result<Owed, Interrupted> {
+        let Received { mut envelope, body, job } = received;
+        let (mut job, fingerprint) = match job {
+            Ok(job) => job,
+            Err(rejection) => return Ok(self.reject(rejection, body, &envelope, properties)),
+        };
+        let (mut entry, mut batches) = (None, Vec::new());
+        if envelope.identity == Identity::Given {
+            let looking_up = self.look_up(&envelope, &job, &fingerprint);
+            match lease.while_calls_may_start(looking_up).await.ok_or(Interrupted::LetGo)? {
+                Ok(Opened::Answered(result)) => return Ok(repeat(*result, &envelope)),
+                Ok(Opened::OtherContent) => {
+                    let why = "belongs to an earlier job with other content; give each job an id of its own";
+                    return Ok(self.reject(of_id(&job, why), body, &envelope, properties));
+                }
+                Err(error) if error.scope == Scope::Record => {
+                    return Ok(self.reject(
+                        of_id(&job, &format!("has a record that cannot be read: {error}")),
+                        body,
+                        &envelope,
+                        properties,
+                    ));
+                }
+                Err(error) => return Err(error.into()),
+                // It may yet be rejected, with its original bytes.
+                Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties)),
+                Ok(Opened::Unfinished(earlier)) => {
+                    job.resume(earlier.head.batch_size, earlier.head.duplicates);
+                    envelope.received_at = earlier.head.received_at;
+                    (entry, batches) = (Some(earlier.entry), earlier.batches);
+                }
+            }
+        }
+        drop(body);
+        let (job, envelope) = (Arc::new(job), Arc::new(envelope));
+        let (job_again, envelope_again, lease) = (job.clone(), envelope.clone(), lease.clone());
+        let submission =
+            Submission { job: job_again, envelope: envelope_again, lease, entry: entry.clone(), batches, told: None };
+        match self.dispatcher.send(submission).await? {
+            Ending::Finished(report) => Ok(self.answer(&job, &report, &envelope, properties, entry)),
+            Ending::Parked(touched) => {
+                if entry.is_none() {
+                    self.remember(&job, &envelope, fingerprint, touched).await?;
+                }
+                Ok(self.park(job.body(), &envelope, properties))
+            }
+        }
+    }
+
+    /// A replica that was active before may have calls in flight for the job. What comes of them is recorded when it is waited
+    /// for; so the record is read again then.
+    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
+        let open = || self.progress.open(&self.app, envelope, job, fingerprint.to_owned(), self.hold);
+        let first_delivery_at = *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let others_are_done = first_delivery_at + self.request_timeout + RECORDED_WITHIN;
+        let opened = open().await?;
+        let made_before = matches!(opened, Opened::Unfinished(Earlier { made: Made::Before, .. }));
+        if !made_before || self.progress.sharing() == Sharing::OwnMachine || Instant::now() >= others_are_done {
+            return Ok(opened);
+        }
+        // It holds the claim that the second look needs.
+        drop(opened);
+        sleep_until(others_are_done).await;
+        open().await
+    }
+
+    /// Makes a record of a job that came without an id and now has one.
+    async fn remember(
         &self,
-        job: Arc<Job>,
-        envelope: Arc<Envelope>,
-        properties: &BasicProperties,
-        lease: &Lease,
-    ) -> Result<Owed, Unfinished> {
-        let submission = Submission { job: job.clone(), envelope: envelope.clone(), lease: lease.clone(), progress: None };
-        let report = self.dispatcher.send(submission).await?;
-        Ok(self.owed_for(&job, &report, &envelope, properties))
+        job: &Job,
+        envelope: &Envelope,
+        fingerprint: String,
+        touched: Vec<(u32, BatchProgress)>,
+    ) -> Result<(), StoreLost> {
+        let opened = self.progress.open(&self.app, envelope, job, fingerprint, self.hold).await?;
+        if let Opened::Unfinished(earlier) = opened {
+            let entry = &earlier.entry;
+            try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+        }
+        Ok(())
     }
 
-    fn owed_for(&self, job: &Job, report: &Report, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let result = JobResult::finished(&self.app, envelope, job, report, Timestamp::now());
-        let dead_letter = dead_letter::of_finished(job, report, properties, envelope, &result);
+    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
+        let parked = parking::compose(&self.app, body, properties, envelope, &self.park);
+        info!(app = self.app, job_id = envelope.job_id, queue = ?parked.target, "job parked");
+        Owed::Parked(Box::new(parked))
+    }
+
+    fn answer(
+        &self,
+        job: &Job,
+        report: &Report,
+        envelope: &Envelope,
+        properties: &BasicProperties,
+        entry: Option<Entry>,
+    ) -> Owed {
+        let result = JobResult::finished(&self.app, envelope, job, report, clock::now());
         self.log(&result);
-        Owed { dead_letter, reply: reply::compose(&result, envelope) }
+        Owed::Answer {
+            dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
+            reply: reply::compose(&result, envelope).map(Box::new),
+            record: entry.map(|entry| (entry, Box::new(result))),
+        }
     }
 
     fn reject(&self, rejection: Rejection, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let result = JobResult::rejected(&self.app, envelope, &rejection, Timestamp::now());
+        let result = JobResult::rejected(&self.app, envelope, &rejection, clock::now());
         self.log(&result);
-        let dead_letter = Some(dead_letter::of_rejected(body, properties, envelope, &result));
-        Owed { dead_letter, reply: reply::compose(&result, envelope) }
+        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
+        Owed::Answer { dead_letter, reply: reply::compose(&result, envelope).map(Box::new), record: None }
     }
 
     fn log(&self, result: &JobResult) {
@@ -138,6 +289,22 @@ impl Pipeline {
     }
 }
 
+/// The recorded result of an earlier copy, to whoever asked with this one.
+fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
+    let result = JobResult { duplicate: true, ..result };
+    debug!(app = result.app, job_id = result.job_id, "job answered from its record");
+    Owed::Answer { dead_letter: None, reply: reply::compose(&result, envelope).map(Box::new), record: None }
+}
+
+fn of_id(job: &Job, reason: &str) -> Rejection {
+    Rejection {
+        field: "message_id".into(),
+        reason: reason.to_owned(),
+        group_id: Some(job.group_id.clone()),
+        topic_id: job.topic_id.clone(),
+    }
+}
+
 /// Carries one job to its result without a broker: the same reading, pacing, calls and retries.
 pub async fn deliver_directly(
     name: &str,
@@ -145,36 +312,45 @@ pub async fn deliver_directly(
     rules: &Rules,
     body: Vec<u8>,
     properties: &BasicProperties,
-    progress: watch::Sender<u32>,
+    told: watch::Sender<u32>,
 ) -> Result<JobResult, reqwest::Error> {
-    let (envelope, checked) = envelope::read(properties, name, None, Timestamp::now());
-    let job = match read_body(body, checked, rules) {
-        Ok(job) => Arc::new(job),
-        Err((rejection, _)) => return Ok(JobResult::rejected(name, &envelope, &rejection, Timestamp::now())),
+    let (envelope, checked) = envelope::read(properties, name, None, clock::now());
+    let job = match read_body(body, checked, rules).1 {
+        Ok((job, _)) => Arc::new(job),
+        Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
     };
     let envelope = Arc::new(envelope);
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-    let dispatcher = dispatcher(app, pacer, OnAccountFault::Fail, || true)?;
-    let lease = Lease::unlimited();
-    let submission = Submission { job: job.clone(), envelope: envelope.clone(), lease, progress: Some(progress) };
-    let report = dispatcher.send(submission).await.expect("an unlimited lease lets every job finish");
-    Ok(JobResult::finished(name, &envelope, &job, &report, Timestamp::now()))
+    let dispatcher = dispatcher(app, Caller::new(app)?, pacer, Supervision::Attended, || true);
+    let submission = Submission {
+        job: job.clone(),
+        envelope: envelope.clone(),
+        lease: Lease::unlimited(),
+        entry: None,
+        batches: Vec::new(),
+        told: Some(told),
+    };
+    match dispatcher.send(submission).await {
+        Ok(Ending::Finished(report)) => Ok(JobResult::finished(name, &envelope, &job, &report, clock::now())),
+        Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
+    }
 }
 
-fn dispatcher(
+fn dispatcher<A: Api>(
     app: &App,
+    api: A,
     pacer: Pacer,
-    on_account_fault: OnAccountFault,
+    supervision: Supervision,
     may_start: impl Fn() -> bool + Send + Sync + 'static,
-) -> Result<Dispatcher, reqwest::Error> {
-    Ok(Dispatcher::start(dispatch::Settings {
-        api: Arc::new(Caller::new(app)?),
+) -> Dispatcher {
+    Dispatcher::start(dispatch::Settings {
+        api: Arc::new(api),
         pacer,
         max_in_flight: app.max_in_flight,
         retry: app.retry.clone(),
-        on_account_fault,
+        supervision,
         may_start: Box::new(may_start),
-    }))
+    })
 }
 
 /// What the configuration says about an app's jobs.
@@ -188,11 +364,17 @@ pub fn rules(app: &App, max_job_bytes: u64) -> Rules {
 }
 
 /// Reads a body whose envelope was `checked`; what can be read of a job with a bad header is still told in its result.
-fn read_body(body: Vec<u8>, checked: Result<(), Rejection>, rules: &Rules) -> Result<Job, (Rejection, Vec<u8>)> {
-    match (checked, decode(&body, rules)) {
-        (Ok(()), Ok(job)) => Ok(job),
-        (Ok(()), Err(rejection)) => Err((rejection, body)),
-        (Err(rejection), Ok(job)) => Err((Rejection { group_id: Some(job.group_id), topic_id: job.topic_id, ..rejection }, body)),
-        (Err(rejection), Err(Rejection { group_id, topic_id, .. })) => Err((Rejection { group_id, topic_id, ..rejection }, body)),
-    }
+fn read_body(body: Vec<u8>, checked: Result<(), Rejection>, rules: &Rules) -> (Vec<u8>, Result<(Job, String), Rejection>) {
+    let job = match (checked, decode(&body, rules)) {
+        (Ok(()), Ok(job)) => {
+            let fingerprint = job.fingerprint();
+            Ok((job, fingerprint))
+        }
+        (Ok(()), Err(rejection)) => Err(rejection),
+        (Err(rejection), Ok(Job { group_id, topic_id, .. })) => {
+            Err(Rejection { group_id: Some(group_id), topic_id, ..rejection })
+        }
+        (Err(rejection), Err(Rejection { group_id, topic_id, .. })) => Err(Rejection { group_id, topic_id, ..rejection }),
+    };
+    (body, job)
 }

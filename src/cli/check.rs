@@ -1,20 +1,23 @@
 //! `groupcast check`: tries everything that the daemon needs, and says in plain words what is wrong.
 
+use std::path::Path;
+
 use super::{Failure, Verdict, say};
 use crate::{
     broker::{
         connection::{self, Connector},
         queues, topology,
     },
-    config::{App, Config},
+    config::{App, Config, StateStore},
     send::{
         call::{Api, AtWrite, Caller},
         classify::{self, classify},
         codes::{self, Class},
     },
+    settle::progress,
 };
 
-/// Check the configuration, reach the broker and the API.
+/// Check the configuration, reach the broker, the state store and the API.
 ///
 /// The call to the API is harmless: one recipient of a group that does not exist.
 #[derive(clap::Args)]
@@ -25,6 +28,7 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let mut findings = Findings { verdict: Verdict::Good };
     findings.good("configuration", format!("valid; apps: {}", config.apps.keys().cloned().collect::<Vec<_>>().join(", ")));
     check_broker(&config, &mut findings).await;
+    check_state(&config, &mut findings).await;
     for (name, app) in &config.apps {
         check_api(name, app, &mut findings).await;
     }
@@ -71,6 +75,33 @@ async fn check_broker(config: &Config, findings: &mut Findings) {
         }
     }
     connection::close(&connection).await;
+}
+
+async fn check_state(config: &Config, findings: &mut Findings) {
+    let url = &config.state.url;
+    if let StateStore::Sqlite(path) = url.store()
+        && !path.exists()
+    {
+        // Made here, the file would belong to whoever checks.
+        return match can_be_made(path) {
+            Ok(()) => findings.good("state store", format!("{url} will be made at start")),
+            Err(error) => findings.bad("state store", format!("{}: {error}; state.url names a file there", path.display())),
+        };
+    }
+    let probed = match progress::store_of(config) {
+        Ok(store) => store.probe().await,
+        Err(error) => Err(error),
+    };
+    match probed {
+        Ok(()) => findings.good("state store", format!("{} can be written to", config.state.url)),
+        Err(error) => findings.bad("state store", error),
+    }
+}
+
+fn can_be_made(path: &Path) -> std::io::Result<()> {
+    let trial = path.with_file_name(format!("groupcast-check-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::File::create_new(&trial)?;
+    std::fs::remove_file(&trial)
 }
 
 async fn check_api(name: &str, app: &App, findings: &mut Findings) {

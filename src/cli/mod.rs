@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod job;
 mod run;
 mod sandbox;
 mod schema;
@@ -30,10 +31,12 @@ pub struct Cli {
 enum Command {
     /// Run the daemon
     Run(run::Args),
-    /// Check the configuration, the broker and the API, and say what is wrong
+    /// Check the configuration, the broker, the state store and the API, and say what is wrong
     Check(check::Args),
     /// Publish a job, or run one without a broker
     Send(send::Args),
+    /// Show the recorded progress or result of a job
+    Job(job::Args),
     /// Run a stand-in for the API on this machine
     Sandbox(sandbox::Args),
     /// Print the queues as a definitions file for `rabbitmqctl import_definitions`
@@ -102,6 +105,7 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Run(args) => run::run(args, load()?).await,
         Command::Check(args) => check::run(args, load()?).await,
         Command::Send(args) => send::run(args, load()?).await,
+        Command::Job(args) => job::run(args, load()?).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Topology(args) => topology::run(args, &load()?),
         Command::Usersig(args) => usersig::run(args, &load()?),

@@ -11,10 +11,17 @@ use tracing::{info, warn};
 
 use super::{Failure, Verdict};
 use crate::{
-    accept::consume::Subscription,
-    broker::{connection::Connector, publisher::Publisher, topology},
+    accept::consume::consume,
+    broker::{
+        connection::Connector,
+        jobs_queue::JobsQueue,
+        session::{self, OwnQueues},
+        topology,
+    },
     config::Config,
     pipeline::Pipeline,
+    send::call::Caller,
+    settle::progress::{self, Progress},
     telemetry,
 };
 
@@ -32,13 +39,17 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let connector = Arc::new(Connector::new(&config.broker)?);
     let stop_consuming = CancellationToken::new();
     let stop_publishing = CancellationToken::new();
-    let queues = config.apps.iter().flat_map(|(name, app)| topology::queues_of(name, app)).collect();
-    let publisher = Publisher::start(connector.clone(), queues, config.broker.declare, stop_publishing.clone());
+    let specs = config.apps.iter().flat_map(|(name, app)| topology::queues_of(name, app)).collect();
+    let queues = OwnQueues { specs, declare: config.broker.declare };
+    let publisher = session::publisher(connector.clone(), queues, stop_publishing.clone());
+    let progress = Progress::start(progress::store_of(&config)?);
 
     let mut subscriptions = JoinSet::new();
     for (name, app) in &config.apps {
-        let pipeline = Arc::new(Pipeline::new(name, app, config.broker.max_job_bytes, publisher.clone())?);
-        let subscription = Subscription {
+        let max_job_bytes = config.broker.max_job_bytes;
+        let pipeline = Pipeline::new(name, app, max_job_bytes, Caller::new(app)?, publisher.clone(), progress.clone());
+        let pipeline = Arc::new(pipeline);
+        let queue = JobsQueue {
             app: name.clone(),
             connector: connector.clone(),
             topology: topology::queues_of(name, app),
@@ -47,8 +58,8 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
         };
         let stop = stop_consuming.clone();
         subscriptions.spawn(async move {
-            subscription.run(pipeline.clone(), stop).await;
-            info!(app = subscription.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
+            consume(&queue.app, &queue, pipeline.clone(), stop).await;
+            info!(app = queue.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
         });
     }
 

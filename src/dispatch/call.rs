@@ -1,0 +1,46 @@
+//! One attempt of one batch: its intent if it needs one, then the call, which at the moment of its writing asks once more whether
+//! it may be made.
+
+use tokio::time::Instant;
+
+use crate::{
+    accept::lease::Lease,
+    outcome::BatchProgress,
+    pace::SendSlot,
+    send::{
+        call::{Api, AtWrite},
+        classify::Answer,
+    },
+    settle::progress::{Entry, store::StoreLost},
+};
+
+/// One call, and before it the record of the intent if it must not be repeated.
+pub(super) async fn call<A: Api>(
+    api: &A,
+    batch: u32,
+    body: Vec<u8>,
+    intent: Option<(Entry, BatchProgress)>,
+    permission: Permission,
+) -> Result<Answer, StoreLost> {
+    if let Some((entry, progress)) = intent {
+        entry.note(batch, &progress).await?;
+    }
+    Ok(api.call(body, move || permission.use_up(Instant::now())).await)
+}
+
+/// What a call needs at the moment of its writing, which may be a connection's handshake after it was started.
+pub(super) struct Permission {
+    pub lease: Lease,
+    pub deadline: Option<Instant>,
+    pub slot: SendSlot,
+}
+
+impl Permission {
+    fn use_up(self, now: Instant) -> AtWrite {
+        if !self.lease.allows_calls() || self.deadline.is_some_and(|deadline| deadline <= now) {
+            return AtWrite::Withdraw;
+        }
+        self.slot.written(now);
+        AtWrite::Send
+    }
+}

@@ -1,0 +1,273 @@
+//! A job while it is sent: how each batch stands, and what keeps the job from ending.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Ending, Submission, Unfinished, instant_of};
+use crate::{
+    clock,
+    job::DeliveryPromise,
+    outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault, Report},
+    send::{
+        classify::Verdict,
+        codes::Class,
+        retry::{Attempts, Others},
+    },
+    settle::progress::Entry,
+};
+
+pub(super) struct Sending {
+    pub submission: Submission,
+    pub course: Course,
+    pub taken_up: Instant,
+    pub deadline: Option<Instant>,
+    /// Calls in flight, and records not yet confirmed.
+    pub busy: u32,
+    batches: Vec<BatchProgress>,
+    /// Of batches that have failed and are tried again.
+    failing: BTreeMap<u32, Failing>,
+    /// Batches that do not yet count as ended.
+    open: u32,
+    done: oneshot::Sender<Result<Ending, Unfinished>>,
+}
+
+/// How a batch has fared since the job was taken up.
+struct Failing {
+    since: Instant,
+    /// When it was first refused for what may be the job's fault or the account's.
+    ambiguous_since: Option<Timestamp>,
+}
+
+/// What becomes of the job.
+#[derive(Debug)]
+pub(super) enum Course {
+    Sending,
+    /// It has to wait for longer than it may be held. No further call starts.
+    Parking,
+    /// No further call starts, and nobody but another delivery of it goes on.
+    Abandoned(Unfinished),
+}
+
+/// Whether any of a request left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    Sent,
+    NotSent,
+}
+
+impl Sending {
+    pub fn new(mut submission: Submission, done: oneshot::Sender<Result<Ending, Unfinished>>, now: Instant) -> Self {
+        let mut batches = vec![BatchProgress::default(); submission.job.batch_count() as usize];
+        for (batch, progress) in std::mem::take(&mut submission.batches) {
+            if let Some(known) = batches.get_mut(batch as usize) {
+                *known = progress;
+                known.conclude_intent();
+            }
+        }
+        let open = batches.iter().filter(|batch| batch.outcome().is_none()).count() as u32;
+        let deadline = submission.envelope.deadline.map(|at| instant_of(at, now));
+        let sending = Self {
+            submission,
+            course: Course::Sending,
+            taken_up: now,
+            deadline,
+            busy: 0,
+            batches,
+            failing: BTreeMap::new(),
+            open,
+            done,
+        };
+        sending.tell();
+        sending
+    }
+
+    /// The batches that are to be sent.
+    pub fn unsent(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.batches).filter(|(_, batch)| batch.outcome().is_none()).map(|(index, _)| index)
+    }
+
+    pub fn batch(&self, batch: u32) -> &BatchProgress {
+        &self.batches[batch as usize]
+    }
+
+    pub fn set_state(&mut self, batch: u32, state: BatchState) {
+        if let BatchState::Ended(_) = state {
+            self.failing.remove(&batch);
+        }
+        self.batches[batch as usize].state = state;
+    }
+
+    /// The record to make before a call that must not be repeated.
+    pub fn intend(&self, batch: u32) -> Option<(Entry, BatchProgress)> {
+        match (self.submission.envelope.delivery, &self.submission.entry) {
+            (DeliveryPromise::AtMostOnce, Some(entry)) => {
+                let progress = BatchProgress { state: BatchState::Intended, ..self.batch(batch).clone() };
+                Some((entry.clone(), progress))
+            }
+            (DeliveryPromise::AtLeastOnce, _) | (_, None) => None,
+        }
+    }
+
+    pub fn is_sending(&self) -> bool {
+        matches!(self.course, Course::Sending)
+    }
+
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Counts a call that came back, and says where its batch stands. `accepted_at` is when the API last accepted a batch of
+    /// the app.
+    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict, accepted_at: Option<Timestamp>) -> Attempts {
+        let (now, wall) = (Instant::now(), clock::now());
+        let progress = &mut self.batches[batch as usize];
+        let failing = self.failing.entry(batch).or_insert(Failing { since: now, ambiguous_since: None });
+        progress.calls += u32::from(request == Request::Sent);
+        match verdict {
+            Verdict::Failed { class: Class::RateLimited, .. } => {}
+            Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
+        }
+        match verdict {
+            Verdict::Failed { class: Class::Credential | Class::CredentialOrJob | Class::Account, .. } => {
+                progress.first_attempt_at = None;
+            }
+            Verdict::Failed { .. } | Verdict::Sent => {
+                progress.first_attempt_at.get_or_insert(wall);
+            }
+        }
+        if matches!(verdict, Verdict::Failed { class: Class::CredentialOrJob, .. }) {
+            failing.ambiguous_since.get_or_insert(wall);
+        }
+        let accepted_since = failing.ambiguous_since.zip(accepted_at).is_some_and(|(refused, accepted)| accepted > refused);
+        let since_first = progress.first_attempt_at.map(|first| wall.duration_since(first));
+        Attempts {
+            count: progress.attempts,
+            since_first: since_first.and_then(|since| since.try_into().ok()).unwrap_or_default(),
+            held: now - failing.since,
+            others: if accepted_since { Others::Accepted } else { Others::Unknown },
+        }
+    }
+
+    /// A batch counts as ended from now on.
+    pub fn ended(&mut self) {
+        self.open -= 1;
+        self.tell();
+    }
+
+    /// Ends what has no outcome: its time is over.
+    pub fn expire(&mut self) {
+        for batch in &mut self.batches {
+            if batch.outcome().is_none() {
+                let fault = Fault { code: None, http_status: None, info: "the deadline passed".into() };
+                let kind = FailureKind::Expired;
+                batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
+            }
+        }
+        self.open = 0;
+        self.tell();
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.busy == 0 && (self.open == 0 || !self.is_sending())
+    }
+
+    /// Hands over how it ended. Nobody listens if the work on the delivery was given up.
+    pub fn finish(self) {
+        let calls = self.batches.iter().map(|batch| u64::from(batch.calls)).sum();
+        let _ = self.done.send(match self.course {
+            _ if self.open == 0 => {
+                let outcome = |batch: BatchProgress| match batch.state {
+                    BatchState::Ended(outcome) => Some(outcome),
+                    BatchState::Open | BatchState::Intended => None,
+                };
+                Ok(Ending::Finished(Report { batches: self.batches.into_iter().filter_map(outcome).collect(), calls }))
+            }
+            Course::Parking | Course::Sending => {
+                let touched = |(_, progress): &(u32, BatchProgress)| *progress != BatchProgress::default();
+                Ok(Ending::Parked((0..).zip(self.batches).filter(touched).collect()))
+            }
+            Course::Abandoned(why) => Err(why),
+        });
+    }
+
+    fn tell(&self) {
+        if let Some(told) = &self.submission.told {
+            told.send_replace(self.batches.len() as u32 - self.open);
+        }
+    }
+}
+
+impl BatchProgress {
+    /// A call that must not be repeated was about to be made when the daemon ended: nobody knows whether it was.
+    fn conclude_intent(&mut self) {
+        if self.state == BatchState::Intended {
+            let fault = Fault { code: None, http_status: None, info: "the daemon ended during the call".into() };
+            self.calls += 1;
+            self.attempts += 1;
+            self.state = BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lapin::BasicProperties;
+
+    use super::*;
+    use crate::{
+        accept::{envelope, lease::Lease},
+        job::{Audience, Job},
+    };
+
+    fn sending() -> Sending {
+        let job = Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience: Audience::All };
+        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, clock::now());
+        let submission = Submission {
+            job: Arc::new(job),
+            envelope: Arc::new(envelope),
+            lease: Lease::unlimited(),
+            entry: None,
+            batches: Vec::new(),
+            told: None,
+        };
+        Sending::new(submission, oneshot::channel().0, Instant::now())
+    }
+
+    fn failed(class: Class) -> Verdict {
+        Verdict::Failed { class, fault: Fault { code: None, http_status: None, info: String::new() } }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_of_the_account_do_not_count_towards_giving_up() {
+        clock::simulated::start_at(Timestamp::UNIX_EPOCH);
+        let mut sending = sending();
+        let hours = |hours: u64| tokio::time::advance(std::time::Duration::from_secs(3600 * hours));
+        sending.count(0, Request::Sent, &failed(Class::Account), None);
+        hours(25).await;
+        let attempts = sending.count(0, Request::Sent, &failed(Class::RateLimited), None);
+        assert!(attempts.since_first.is_zero());
+        hours(2).await;
+        let attempts = sending.count(0, Request::Sent, &failed(Class::RateLimited), None);
+        assert_eq!((attempts.since_first.as_secs(), attempts.count), (7200, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_was_accepted_since_the_refusal_puts_the_blame_on_the_job() {
+        clock::simulated::start_at(Timestamp::UNIX_EPOCH);
+        let mut sending = sending();
+        sending.count(0, Request::Sent, &failed(Class::Account), None);
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        let before = Some(clock::now());
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        let refused = failed(Class::CredentialOrJob);
+        assert_eq!(sending.count(0, Request::Sent, &refused, before).others, Others::Unknown);
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        let since = Some(clock::now());
+        assert_eq!(sending.count(0, Request::Sent, &refused, before).others, Others::Unknown);
+        assert_eq!(sending.count(0, Request::Sent, &refused, since).others, Others::Accepted);
+    }
+}
