@@ -1,0 +1,261 @@
+//! The API in memory. It knows of each batch what really happened, and checks each call at the moment it is written.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    defects::Defect,
+    scenario::Planned,
+    world::{Life, Shared},
+};
+use crate::{
+    job::DeliveryPromise,
+    outcome::{BatchOutcome, BatchProgress, BatchState},
+    send::{
+        call::{AtWrite, OnWrite},
+        classify::Answer,
+    },
+    settle::progress::store::{Head, Key, Opening},
+};
+
+/// The clocks of the daemon and of this file round differently.
+const ROUNDING: Duration = Duration::from_millis(3);
+
+#[derive(Default)]
+pub struct Api {
+    arrivals: VecDeque<Instant>,
+    /// By group and first recipient.
+    pub batches: BTreeMap<(String, String), Facts>,
+}
+
+/// What really happened to a batch.
+#[derive(Default)]
+pub struct Facts {
+    pub calls: u32,
+    pub accepted: u32,
+    pub refused: bool,
+    /// A call had an outcome that the daemon could not know.
+    pub in_doubt: bool,
+    written_at: Option<Instant>,
+    /// When the call was written that the daemon was then told is accepted.
+    told_of: Option<Instant>,
+    /// When the last call was written that was accepted, or that nobody knows of.
+    doubtful_since: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    #[serde(rename = "GroupId")]
+    group: String,
+    #[serde(rename = "ToMembers_Account")]
+    members: Option<Vec<String>>,
+}
+
+/// The API as one process sees it.
+pub struct SimulatedApi {
+    pub world: Shared,
+    pub life: Arc<Life>,
+}
+
+enum Outcome {
+    Accepted,
+    AcceptedUnheard,
+    LostUnheard,
+    NoEffect,
+    Refused,
+    RateLimited,
+    Account,
+}
+
+impl crate::send::call::Api for SimulatedApi {
+    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
+        let request: Request = serde_json::from_slice(&body).expect("JSON");
+        let faults = &self.world.scenario().faults;
+        // A connection's handshake, at times.
+        if self.world.coin() {
+            sleep(self.world.up_to(Duration::from_millis(200))).await;
+        }
+        self.life.goes_on().await;
+        if self.world.happens(faults.api_no_effect / 2.0) {
+            return Answer::NotSent { info: "connection refused".into() };
+        }
+        if self.world.has(Defect::RecordBeforeAnswer) {
+            self.record_as_sent(&request);
+        }
+        if on_write() == AtWrite::Withdraw {
+            return Answer::Withdrawn;
+        }
+        let outcome = self.outcome();
+        self.written(&request, &outcome);
+        let answer_after = match outcome {
+            Outcome::AcceptedUnheard | Outcome::LostUnheard => self.world.scenario().app.request_timeout,
+            _ => self.world.up_to(Duration::from_millis(50) + Duration::from_millis(1800).mul_f64(faults.slowness)),
+        };
+        sleep(answer_after).await;
+        self.life.goes_on().await;
+        self.answered(&request, &outcome)
+    }
+
+    fn renew_user_sig(&self) {}
+}
+
+impl SimulatedApi {
+    fn outcome(&self) -> Outcome {
+        let faults = &self.world.scenario().faults;
+        if self.world.happens(faults.api_unknown) {
+            if self.world.coin() { Outcome::AcceptedUnheard } else { Outcome::LostUnheard }
+        } else if self.world.happens(faults.api_refusal) {
+            Outcome::Refused
+        } else if self.world.happens(faults.api_rate_limited) {
+            Outcome::RateLimited
+        } else if self.world.happens(faults.api_account) {
+            Outcome::Account
+        } else if self.world.happens(faults.api_no_effect) {
+            Outcome::NoEffect
+        } else {
+            Outcome::Accepted
+        }
+    }
+
+    /// The messages of the plan that this call can be for.
+    fn planned(&self, request: &Request) -> Vec<usize> {
+        let wants = |planned: &Planned| planned.job.as_ref().is_some_and(|job| job.group == request.group);
+        let messages = self.world.scenario().messages.iter().enumerate();
+        messages.filter(|(_, planned)| wants(planned)).map(|(number, _)| number).collect()
+    }
+
+    fn written(&self, request: &Request, outcome: &Outcome) {
+        let numbers = self.planned(request);
+        let Some(planned) = numbers.first().map(|&number| &self.world.scenario().messages[number]) else {
+            return self.world.broken(format!("a call for {}, which no valid job asks for", request.group));
+        };
+        let members = request.members.clone().unwrap_or_default();
+        self.world.note(format_args!("replica {} calls for {} {members:?}", self.life.replica, request.group));
+        self.check_batch(planned, request, &members);
+        self.check_time(planned);
+        self.check_pace();
+        if !self.world.lock().broker.holds(&self.life, &numbers) {
+            self.world.broken(format!("a call for {} by a replica that does not hold it", request.group));
+        }
+        let mut world = self.world.lock();
+        let facts = world.api.batches.entry(key(request)).or_default();
+        facts.calls += 1;
+        let accepted = matches!(outcome, Outcome::Accepted | Outcome::AcceptedUnheard);
+        let in_doubt = matches!(outcome, Outcome::AcceptedUnheard | Outcome::LostUnheard);
+        facts.accepted += u32::from(accepted);
+        facts.in_doubt |= in_doubt;
+        facts.refused |= matches!(outcome, Outcome::Refused);
+        facts.written_at = Some(Instant::now());
+        if accepted || in_doubt {
+            facts.doubtful_since = facts.written_at;
+        }
+    }
+
+    fn answered(&self, request: &Request, outcome: &Outcome) -> Answer {
+        let api = |code: i64| Answer::Api { http_status: 200, action_ok: code == 0, code, info: "told".into() };
+        let foreign = |http_status: u16| Answer::Foreign { http_status, info: "told".into() };
+        match outcome {
+            Outcome::Accepted => {
+                let mut world = self.world.lock();
+                let facts = world.api.batches.entry(key(request)).or_default();
+                facts.told_of = facts.written_at;
+                api(0)
+            }
+            Outcome::AcceptedUnheard | Outcome::LostUnheard => Answer::NoAnswer { info: "timed out".into() },
+            Outcome::NoEffect => foreign(408),
+            Outcome::Refused => api(10010),
+            Outcome::RateLimited => foreign(429),
+            Outcome::Account => foreign(302),
+        }
+    }
+
+    /// A batch that needs no further call gets none.
+    fn check_batch(&self, planned: &Planned, request: &Request, members: &[String]) {
+        let batches = planned.job.as_ref().map(super::scenario::Wanted::batches).unwrap_or_default();
+        let Some(batch) = batches.iter().position(|batch| batch == members) else {
+            return self.world.broken(format!("a call for {members:?} of {}, which is no batch of the job", request.group));
+        };
+        let world = self.world.lock();
+        let recorded = planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
+        let facts = world.api.batches.get(&key(request));
+        let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
+            (None, _) => false,
+            (Some(since), Some(_)) => world.last_failure.is_none_or(|failure| failure < since),
+            // Nobody recognises a job without an id when it comes again, and it can come more than once.
+            (Some(_), None) => world.last_interruption.is_none(),
+        };
+        let repeated = facts.is_some_and(|facts| without_excuse(facts.told_of));
+        let once = planned.promise == DeliveryPromise::AtMostOnce;
+        let doubted = facts.and_then(|facts| facts.doubtful_since);
+        let doubted = if planned.id.is_some() { doubted.is_some() } else { without_excuse(doubted) };
+        drop(world);
+        if recorded && !self.world.has(Defect::RecordBeforeAnswer) {
+            self.world.broken(format!("batch {batch} of {} was sent again although its end is recorded", request.group));
+        }
+        if repeated {
+            self.world.broken(format!("batch {batch} of {} was sent again without a cause", request.group));
+        }
+        if once && doubted {
+            self.world.broken(format!("batch {batch} of {} was to be sent at most once", request.group));
+        }
+    }
+
+    fn check_time(&self, planned: &Planned) {
+        let now = self.world.elapsed();
+        if planned.deadline.is_some_and(|deadline| now > deadline + ROUNDING) {
+            self.world.broken("a call after the deadline");
+        }
+        if planned.not_before.is_some_and(|not_before| now + ROUNDING < not_before) {
+            self.world.broken("a call before its time");
+        }
+    }
+
+    fn check_pace(&self) {
+        let now = Instant::now();
+        let limit = self.world.scenario().app.calls_per_second as usize;
+        let mut world = self.world.lock();
+        let arrivals = &mut world.api.arrivals;
+        arrivals.push_back(now);
+        while arrivals.front().is_some_and(|at| now - *at >= Duration::from_secs(1)) {
+            arrivals.pop_front();
+        }
+        let count = arrivals.len();
+        drop(world);
+        if count > limit {
+            self.world.broken(format!("{count} calls in a second, {limit} are allowed"));
+        }
+    }
+
+    /// What a daemon does that counts a batch as sent before it knows.
+    fn record_as_sent(&self, request: &Request) {
+        let Some(planned) = self.planned(request).first().map(|&number| self.world.scenario().messages[number].clone()) else {
+            return;
+        };
+        let (Some(id), Some(job)) = (planned.id, planned.job) else { return };
+        let members = request.members.clone().unwrap_or_default();
+        let batches = job.batches();
+        let Some(batch) = batches.iter().position(|batch| *batch == members) else { return };
+        let head = Head {
+            content: String::new(),
+            batch_size: 1,
+            batches: batches.len() as u32,
+            duplicates: 0,
+            received_at: crate::clock::now(),
+        };
+        let opening = Opening { key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 }, head };
+        let progress =
+            BatchProgress { calls: 1, attempts: 1, first_attempt_at: None, state: BatchState::Ended(BatchOutcome::Sent) };
+        self.world.lock().records.note(&opening, batch as u32, progress);
+    }
+}
+
+fn key(request: &Request) -> (String, String) {
+    let first = request.members.as_ref().and_then(|members| members.first());
+    (request.group.clone(), first.cloned().unwrap_or_default())
+}

@@ -1,0 +1,506 @@
+//! A broker in memory. It keeps what it has confirmed, gives back what is unacknowledged when a consumer is gone, and has one
+//! active consumer. Confirms come late and in any order, or not at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+
+use super::{
+    defects::Defect,
+    scenario::{APP, MISSING, REPLIES},
+    world::{Life, Shared},
+};
+use crate::{
+    accept::{
+        consume::{Delivery, Queue, Subscription},
+        lease::Acknowledge,
+    },
+    broker::{
+        BrokerLost, Outgoing, Routing,
+        publisher::{Lane, Link, Mandatory, Unconfirmed},
+    },
+    settle::result::{ErrorKind, JobResult, Status},
+};
+
+/// No delivery is held longer: ten minutes, and what is under way then.
+const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
+
+#[derive(Clone)]
+struct Message {
+    body: Vec<u8>,
+    properties: BasicProperties,
+}
+
+/// What came of a message that a producer published, in the order of the plan.
+#[derive(Default)]
+pub struct Fate {
+    pub results: Vec<JobResult>,
+    pub letters: Vec<Vec<u8>>,
+    parkings: usize,
+    acknowledged: usize,
+}
+
+impl Fate {
+    /// Whether what has been acknowledged was parked or answered before. `recorded` is whether the result is, if the job has a
+    /// record.
+    fn is_settled(&self, recorded: bool) -> bool {
+        let answered = self.acknowledged.saturating_sub(self.parkings);
+        let needs_record = self.results.iter().any(|result| !result.duplicate && result.status != Status::Rejected);
+        answered <= self.results.len() && (answered == 0 || !needs_record || recorded)
+    }
+
+    fn has_its_letter(&self) -> bool {
+        !self.letters.is_empty() || !self.results.iter().any(needs_letter)
+    }
+}
+
+pub struct Broker {
+    jobs: VecDeque<Message>,
+    waiting: usize,
+    consumers: Vec<Consumer>,
+    next_id: u64,
+    missing_queues: BTreeSet<String>,
+    blocked: bool,
+    pub fates: Vec<Fate>,
+    changed: Arc<Notify>,
+    unblocked: Arc<Notify>,
+}
+
+struct Consumer {
+    id: u64,
+    life: Arc<Life>,
+    gone: Arc<AtomicBool>,
+    cancelled: bool,
+    unacknowledged: BTreeMap<u64, (Message, Instant)>,
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held: Vec<usize> = self.consumers.iter().map(|consumer| consumer.unacknowledged.len()).collect();
+        let results: Vec<usize> = self.fates.iter().map(|fate| fate.results.len()).collect();
+        write!(out, "{} ready, {} in wait queues, {held:?} held, results {results:?}", self.jobs.len(), self.waiting)
+    }
+}
+
+/// The plan's number of a message: its correlation id.
+fn number(properties: &BasicProperties) -> Option<usize> {
+    properties.correlation_id().as_ref()?.as_str().parse().ok()
+}
+
+/// Whether anything is left that a redrive could send.
+fn needs_letter(result: &JobResult) -> bool {
+    !result.duplicate && result.errors.iter().any(|error| error.kind != ErrorKind::Unknown)
+}
+
+impl Broker {
+    pub fn new(messages: usize) -> Self {
+        Self {
+            jobs: VecDeque::new(),
+            waiting: 0,
+            consumers: Vec::new(),
+            next_id: 0,
+            missing_queues: BTreeSet::new(),
+            blocked: false,
+            fates: std::iter::repeat_with(Fate::default).take(messages).collect(),
+            changed: Arc::default(),
+            unblocked: Arc::default(),
+        }
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        let held = self.consumers.iter().any(|consumer| !consumer.unacknowledged.is_empty());
+        self.jobs.is_empty() && self.waiting == 0 && !held
+    }
+
+    /// Whether a process holds a delivery of one of these messages.
+    pub fn holds(&self, life: &Arc<Life>, numbers: &[usize]) -> bool {
+        let of = |consumer: &&Consumer| Arc::ptr_eq(&consumer.life, life) && !consumer.gone.load(Ordering::Relaxed);
+        let mut held = self.consumers.iter().filter(of).flat_map(|consumer| consumer.unacknowledged.values());
+        held.any(|(message, _)| number(&message.properties).is_some_and(|number| numbers.contains(&number)))
+    }
+
+    fn enqueue_job(&mut self, message: Message) {
+        self.jobs.push_back(message);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes the deliveries of these consumers back.
+    fn remove(&mut self, which: impl Fn(&Consumer) -> bool) {
+        let (removed, left) = std::mem::take(&mut self.consumers).into_iter().partition(|consumer| which(consumer));
+        self.consumers = left;
+        for consumer in <Vec<Consumer>>::into_iter(removed).rev() {
+            consumer.gone.store(true, Ordering::Relaxed);
+            for (message, _) in consumer.unacknowledged.into_values().rev() {
+                self.jobs.push_front(message);
+            }
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl Shared {
+    pub fn publish_job(&self, body: Vec<u8>, properties: BasicProperties) {
+        self.lock().broker.enqueue_job(Message { body, properties });
+    }
+
+    /// The connections of a process break.
+    pub fn disconnect(&self, life: &Arc<Life>) {
+        self.note(format_args!("replica {} is disconnected", life.replica));
+        self.interrupted();
+        self.lock().broker.remove(|consumer| Arc::ptr_eq(&consumer.life, life));
+    }
+
+    pub fn block(&self, blocked: bool) {
+        self.note(format_args!("publishing is blocked: {blocked}"));
+        let mut world = self.lock();
+        world.broker.blocked = blocked;
+        world.broker.unblocked.notify_waiters();
+    }
+
+    fn accept(&self, queue: &str, message: &Outgoing) {
+        let number = number(&message.properties).expect("the daemon keeps correlation ids");
+        self.note(format_args!("{queue} takes message {number}"));
+        if queue.starts_with(&format!("groupcast.{APP}.wait.")) {
+            return self.accept_parked(queue, number, message);
+        }
+        let mut world = self.lock();
+        let fate = &mut world.broker.fates[number];
+        if queue == REPLIES || queue == format!("groupcast.{APP}.unrouted") {
+            fate.results.push(serde_json::from_slice(&message.body).expect("a result"));
+            let complete = fate.has_its_letter();
+            drop(world);
+            if !complete {
+                self.broken(format!("message {number} was answered before its dead letter was confirmed"));
+            }
+        } else if queue == format!("groupcast.{APP}.dead") {
+            fate.letters.push(message.body.clone());
+        } else {
+            drop(world);
+            self.broken(format!("published to {queue}"));
+        }
+    }
+
+    fn accept_parked(&self, queue: &str, number: usize, message: &Outgoing) {
+        if message.properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key("x-death")) {
+            self.broken(format!("message {number} takes its x-death to {queue}, where a broker would drop it"));
+        }
+        let seconds: u64 = queue.rsplit('.').next().and_then(|wait| wait.parse().ok()).expect("a wait in seconds");
+        let mut headers = message.properties.headers().clone().unwrap_or_default();
+        headers.insert("x-death".into(), AMQPValue::FieldTable(FieldTable::default()));
+        let properties = message.properties.clone().with_headers(headers);
+        let returned = Message { body: message.body.clone(), properties };
+        let mut world = self.lock();
+        world.broker.fates[number].parkings += 1;
+        world.broker.waiting += 1;
+        drop(world);
+        let shared = self.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(seconds)).await;
+            shared.note(format_args!("message {number} comes back from {seconds} s of waiting"));
+            let mut world = shared.lock();
+            world.broker.waiting -= 1;
+            world.broker.enqueue_job(returned);
+        });
+    }
+}
+
+/// The jobs queue, for one process.
+pub struct SimulatedQueue {
+    pub world: Shared,
+    pub life: Arc<Life>,
+}
+
+pub struct SimulatedSubscription {
+    world: Shared,
+    life: Arc<Life>,
+    id: u64,
+    gone: Arc<AtomicBool>,
+}
+
+impl Queue for SimulatedQueue {
+    type Subscription = SimulatedSubscription;
+
+    async fn subscribe(&self) -> Result<SimulatedSubscription, BrokerLost> {
+        self.world.round_trip().await;
+        self.life.goes_on().await;
+        let gone = Arc::new(AtomicBool::new(false));
+        let mut world = self.world.lock();
+        let id = world.broker.next_id;
+        world.broker.next_id += 1;
+        world.broker.consumers.push(Consumer {
+            id,
+            life: self.life.clone(),
+            gone: gone.clone(),
+            cancelled: false,
+            unacknowledged: BTreeMap::new(),
+        });
+        Ok(SimulatedSubscription { world: self.world.clone(), life: self.life.clone(), id, gone })
+    }
+}
+
+impl SimulatedSubscription {
+    fn try_next(&self) -> Option<Result<Delivery, BrokerLost>> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Some(Err(BrokerLost::new("consume", "disconnected")));
+        }
+        let prefetch = self.world.scenario().prefetch;
+        let broker = &mut self.world.lock().broker;
+        let id = broker.next_id;
+        let active =
+            broker.consumers.iter_mut().find(|consumer| !consumer.cancelled).filter(|consumer| consumer.id == self.id)?;
+        if active.unacknowledged.len() >= prefetch {
+            return None;
+        }
+        let message = broker.jobs.pop_front()?;
+        broker.next_id += 1;
+        active.unacknowledged.insert(id, (message.clone(), Instant::now()));
+        let acknowledge = SimulatedDelivery {
+            world: self.world.clone(),
+            life: self.life.clone(),
+            consumer: self.id,
+            id,
+            gone: self.gone.clone(),
+        };
+        let Message { body, properties } = message;
+        Some(Ok(Delivery { body, properties, acknowledge: Arc::new(acknowledge) }))
+    }
+}
+
+impl Subscription for SimulatedSubscription {
+    async fn next(&mut self) -> Result<Delivery, BrokerLost> {
+        let changed = self.world.lock().broker.changed.clone();
+        loop {
+            let mut notified = std::pin::pin!(changed.notified());
+            notified.as_mut().enable();
+            self.life.goes_on().await;
+            if let Some(delivery) = self.try_next() {
+                return delivery;
+            }
+            notified.await;
+        }
+    }
+
+    async fn look_for_jobs(&self) -> Result<(), BrokerLost> {
+        Ok(())
+    }
+
+    async fn cancel(&self) {
+        self.world.round_trip().await;
+        let broker = &mut self.world.lock().broker;
+        broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id).for_each(|consumer| consumer.cancelled = true);
+        broker.changed.notify_waiters();
+    }
+
+    async fn close(self) {
+        self.world.lock().broker.remove(|consumer| consumer.id == self.id);
+    }
+}
+
+struct SimulatedDelivery {
+    world: Shared,
+    life: Arc<Life>,
+    consumer: u64,
+    id: u64,
+    gone: Arc<AtomicBool>,
+}
+
+impl SimulatedDelivery {
+    fn settle(&self) -> Result<(), BrokerLost> {
+        let lost = || BrokerLost::new("acknowledge", "disconnected");
+        let (number, held) = {
+            let broker = &mut self.world.lock().broker;
+            let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
+            let (message, since) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
+            let number = number(&message.properties).expect("each message has one");
+            broker.fates[number].acknowledged += 1;
+            broker.changed.notify_waiters();
+            (number, since.elapsed())
+        };
+        let settled = {
+            let world = self.world.lock();
+            let id = self.world.scenario().messages[number].id.as_ref();
+            world.broker.fates[number].is_settled(id.is_none_or(|id| world.records.has_result(id)))
+        };
+        self.world.note(format_args!("message {number} is acknowledged"));
+        if !settled {
+            self.world.broken(format!("message {number} was acknowledged before what it owes was confirmed"));
+        }
+        if held > HELD_AT_MOST {
+            self.world.broken(format!("message {number} was held for {held:?}"));
+        }
+        Ok(())
+    }
+}
+
+impl Acknowledge for SimulatedDelivery {
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+        Box::pin(async {
+            self.world.round_trip().await;
+            self.life.goes_on().await;
+            if self.world.happens(self.world.scenario().faults.ack_lost) {
+                // Written, and then the connection broke.
+                self.world.disconnect(&self.life);
+                return Ok(());
+            }
+            self.settle()
+        })
+    }
+
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+        // Only a panic does this, and none happens here.
+        self.world.broken("a delivery was given back");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_taken_away(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+/// A publishing connection of one process.
+pub struct SimulatedLink {
+    world: Shared,
+    life: Arc<Life>,
+    alive: AtomicBool,
+    ended: Notify,
+}
+
+/// Keeps a link alive for a process.
+pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<Option<Arc<dyn Link>>>) {
+    loop {
+        world.round_trip().await;
+        let link = Arc::new(SimulatedLink {
+            world: world.clone(),
+            life: life.clone(),
+            alive: AtomicBool::new(true),
+            ended: Notify::new(),
+        });
+        sender.send_replace(Some(link.clone()));
+        link.ended.notified().await;
+        sender.send_replace(None);
+        sleep(world.up_to(Duration::from_secs(1))).await;
+    }
+}
+
+impl SimulatedLink {
+    async fn attempt(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+        let faults = &self.world.scenario().faults;
+        let lost = || Unconfirmed::Lost(BrokerLost::new("publish", "disconnected"));
+        self.until_unblocked().await;
+        self.world.round_trip().await;
+        self.life.goes_on().await;
+        if !self.is_alive() {
+            return Err(lost());
+        }
+        if self.world.happens(faults.publish_lost / 2.0) {
+            self.give_up();
+            return Err(lost());
+        }
+        if self.world.happens(faults.publish_nacked) {
+            return Err(Unconfirmed::Nacked);
+        }
+        let own = queue.starts_with("groupcast.");
+        if own && self.world.happens(faults.own_queue_missing) {
+            self.world.lock().broker.missing_queues.insert(queue.to_owned());
+        }
+        let missing = queue == MISSING || self.world.lock().broker.missing_queues.contains(queue);
+        match (missing, mandatory) {
+            (true, Mandatory::Yes) => return Ok(Routing::NoSuchQueue),
+            (true, Mandatory::No) => return Ok(Routing::Routed),
+            (false, _) => self.world.accept(queue, message),
+        }
+        self.world.round_trip().await;
+        self.life.goes_on().await;
+        if self.world.happens(faults.publish_lost / 2.0) {
+            self.give_up();
+        }
+        if self.is_alive() { Ok(Routing::Routed) } else { Err(lost()) }
+    }
+
+    async fn until_unblocked(&self) {
+        let unblocked = self.world.lock().broker.unblocked.clone();
+        loop {
+            let mut notified = std::pin::pin!(unblocked.notified());
+            notified.as_mut().enable();
+            if !self.is_blocked() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// What a daemon does that takes a message for confirmed when it is only written.
+    fn without_waiting(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Routing {
+        let (world, life) = (self.world.clone(), self.life.clone());
+        let (queue, message) = (queue.to_owned(), message.clone());
+        tokio::spawn(async move {
+            let link = SimulatedLink { world, life, alive: AtomicBool::new(true), ended: Notify::new() };
+            let _ = link.attempt(&queue, mandatory, &message).await;
+        });
+        Routing::Routed
+    }
+}
+
+impl Link for SimulatedLink {
+    fn publish<'a>(
+        &'a self,
+        _: Lane,
+        queue: &'a str,
+        mandatory: Mandatory,
+        message: &'a Outgoing,
+    ) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
+        Box::pin(async move {
+            let mandatory = if self.world.has(Defect::NotMandatory) { Mandatory::No } else { mandatory };
+            let defect = match queue {
+                parked if parked.contains(".wait.") => Defect::ParkWithoutConfirm,
+                dead if dead.ends_with(".dead") => Defect::LetterWithoutConfirm,
+                _ => Defect::AckBeforeConfirm,
+            };
+            if self.world.has(defect) {
+                return Ok(self.without_waiting(queue, mandatory, message));
+            }
+            self.attempt(queue, mandatory, message).await
+        })
+    }
+
+    fn somebody_is_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
+        Box::pin(async { Ok(true) })
+    }
+
+    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+        Box::pin(async {
+            self.world.round_trip().await;
+            self.world.lock().broker.missing_queues.clear();
+            Ok(())
+        })
+    }
+
+    fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.world.lock().broker.blocked
+    }
+
+    fn give_up(&self) {
+        self.alive.store(false, Ordering::Relaxed);
+        self.ended.notify_one();
+    }
+}

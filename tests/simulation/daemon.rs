@@ -1,0 +1,157 @@
+//! Replicas of the real daemon's pipeline that start, stop and crash; the producer; and the trouble.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    api::SimulatedApi,
+    broker::{SimulatedQueue, keep_linked},
+    defects::Flawed,
+    scenario::{APP, Planned},
+    store::SimulatedStore,
+    world::{Life, Shared},
+};
+use crate::{
+    accept::consume::consume, broker::publisher::Publisher, clock, job::DeliveryPromise, pipeline::Pipeline,
+    settle::progress::Progress,
+};
+
+const MINUTE: f64 = 60.0;
+const RESTART_WITHIN: Duration = Duration::from_secs(5);
+
+/// A replica's process. Dropping it is a crash.
+struct Process {
+    life: Arc<Life>,
+    world: Shared,
+    stop: CancellationToken,
+    consuming: JoinHandle<()>,
+    publishing: JoinHandle<()>,
+}
+
+/// Lives until every job is answered and nothing moves any more.
+pub async fn live(world: Shared) {
+    tokio::spawn(produce(world.clone()));
+    for replica in 0..world.scenario().replicas {
+        tokio::spawn(keep_running(world.clone(), replica));
+    }
+    tokio::spawn(trouble(world.clone()));
+    let end_of_trouble = world.start() + world.scenario().trouble;
+    sleep_until(end_of_trouble).await;
+    world.heal();
+    world.block(false);
+    let last = world.scenario().messages.iter().map(|planned| planned.at).max().unwrap_or_default();
+    sleep_until(world.start() + last + Duration::from_secs(1)).await;
+    while !world.lock().broker.is_quiet() && !world.is_broken() {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn produce(world: Shared) {
+    let clock_start = clock::now() - world.elapsed();
+    for (number, planned) in world.scenario().messages.clone().into_iter().enumerate() {
+        sleep_until(world.start() + planned.at).await;
+        let properties = properties(number, &planned, clock_start);
+        world.note(format_args!("message {number} is published"));
+        world.publish_job(planned.body, properties);
+    }
+}
+
+fn properties(number: usize, planned: &Planned, start: jiff::Timestamp) -> BasicProperties {
+    let text = |text: String| AMQPValue::LongString(text.as_str().into());
+    let mut headers = FieldTable::default();
+    if let Some(deadline) = planned.deadline {
+        headers.insert("groupcast-deadline".into(), text((start + deadline).to_string()));
+    }
+    if let Some(not_before) = planned.not_before {
+        headers.insert("groupcast-not-before".into(), text((start + not_before).to_string()));
+    }
+    if planned.promise == DeliveryPromise::AtMostOnce {
+        headers.insert("groupcast-delivery".into(), text("at-most-once".into()));
+    }
+    let properties = BasicProperties::default()
+        .with_correlation_id(number.to_string().into())
+        .with_reply_to(planned.reply_to.into())
+        .with_priority(planned.priority)
+        .with_headers(headers);
+    match &planned.id {
+        Some(id) => properties.with_message_id(id.as_str().into()),
+        None => properties,
+    }
+}
+
+impl Process {
+    fn start(world: &Shared, replica: usize) -> Self {
+        world.note(format_args!("replica {replica} starts"));
+        let life = Life::new(replica);
+        let (sender, link) = watch::channel(None);
+        let publishing = tokio::spawn(keep_linked(world.clone(), life.clone(), sender));
+        let progress = Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));
+        let api = SimulatedApi { world: world.clone(), life: life.clone() };
+        let pipeline = Pipeline::new(APP, &world.scenario().app, 1 << 20, api, Publisher::over(link), progress);
+        let work = Arc::new(Flawed { pipeline, world: world.clone() });
+        let queue = SimulatedQueue { world: world.clone(), life: life.clone() };
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let consuming = tokio::spawn(async move { consume(APP, &queue, work, stopping).await });
+        Self { life, world: world.clone(), stop, consuming, publishing }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.life.end();
+        self.consuming.abort();
+        self.publishing.abort();
+        self.world.disconnect(&self.life);
+    }
+}
+
+/// Starts a replica again and again, and ends it as chance will have it.
+async fn keep_running(world: Shared, replica: usize) {
+    let faults = &world.scenario().faults;
+    loop {
+        let mut process = Process::start(&world, replica);
+        loop {
+            sleep(Duration::from_secs(1)).await;
+            if world.happens(faults.disconnects_a_minute / MINUTE) {
+                world.disconnect(&process.life);
+            }
+            if world.happens(faults.stops_a_minute / MINUTE) {
+                world.note(format_args!("replica {replica} is told to stop"));
+                process.stop.cancel();
+                let _ = (&mut process.consuming).await;
+                world.interrupted();
+                break;
+            }
+            if world.happens(faults.crashes_a_minute / MINUTE) {
+                world.note(format_args!("replica {replica} crashes"));
+                world.failed();
+                break;
+            }
+        }
+        drop(process);
+        sleep(world.up_to(RESTART_WITHIN)).await;
+    }
+}
+
+/// What happens to the broker by itself.
+async fn trouble(world: Shared) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if world.happens(world.scenario().faults.blocks_a_minute / MINUTE) {
+            world.block(true);
+            sleep(world.up_to(Duration::from_secs(10))).await;
+            world.block(false);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Mistakes made on purpose at the seams of the pipeline: what a daemon would do that had them. The simulation has to find each.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use super::world::Shared;
+use crate::{
+    accept::{
+        consume::{Delivery, Work},
+        lease::{Acknowledge, Lease},
+    },
+    broker::BrokerLost,
+    pipeline::{Interrupted, Pipeline},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// The job is acknowledged before the broker has confirmed its answer.
+    AckBeforeConfirm,
+    /// A message that no queue takes counts as published.
+    NotMandatory,
+    /// A batch is recorded as sent before the API has answered.
+    RecordBeforeAnswer,
+    /// What a record says of batches is not looked at.
+    ResendOfRecorded,
+    /// A parked job is acknowledged before the wait queue has it.
+    ParkWithoutConfirm,
+    /// Calls go on after the delivery is somebody else's.
+    NoFencing,
+    /// A replica that takes over does not wait for what the other one has sent.
+    NoWaitAtTakeOver,
+    /// The result is not recorded before the acknowledgement.
+    NotCompleted,
+    /// The dead letter is not waited for.
+    LetterWithoutConfirm,
+    /// No intent is recorded before a call that must not be repeated.
+    NoIntents,
+}
+
+impl Defect {
+    pub const ALL: [Self; 10] = [
+        Self::AckBeforeConfirm,
+        Self::NotMandatory,
+        Self::RecordBeforeAnswer,
+        Self::ResendOfRecorded,
+        Self::ParkWithoutConfirm,
+        Self::NoFencing,
+        Self::NoWaitAtTakeOver,
+        Self::NotCompleted,
+        Self::LetterWithoutConfirm,
+        Self::NoIntents,
+    ];
+}
+
+/// The pipeline, with a defect if the run has one that sits around it.
+pub struct Flawed {
+    pub pipeline: Pipeline,
+    pub world: Shared,
+}
+
+/// A delivery that nobody ever seems to take away.
+struct Clung(Arc<dyn Acknowledge>);
+
+impl Acknowledge for Clung {
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+        self.0.acknowledge()
+    }
+
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+        self.0.give_back()
+    }
+
+    fn is_taken_away(&self) -> bool {
+        false
+    }
+}
+
+impl Work for Flawed {
+    type Error = Interrupted;
+
+    async fn until_ready(&self) {
+        self.pipeline.until_ready().await;
+    }
+
+    fn begin(&self) {
+        if !self.world.has(Defect::NoWaitAtTakeOver) {
+            self.pipeline.begin();
+        }
+    }
+
+    async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
+        let lease = if self.world.has(Defect::NoFencing) {
+            let clung = Arc::new(Clung(delivery.acknowledge.clone()));
+            Lease::of_delivery(clung, CancellationToken::new(), CancellationToken::new())
+        } else {
+            lease
+        };
+        self.pipeline.process(delivery, lease).await
+    }
+
+    async fn let_go(&self) {
+        self.pipeline.let_go().await;
+    }
+}

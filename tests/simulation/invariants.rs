@@ -1,0 +1,149 @@
+//! What must hold when everything has come to rest: each message has its answer, and the answers are true.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{
+    broker::Fate,
+    scenario::{Planned, Wanted},
+    world::{Shared, World},
+};
+use crate::{
+    job::DeliveryPromise,
+    settle::result::{AudienceKind, ErrorKind, JobResult, Status},
+};
+
+#[derive(Deserialize)]
+struct Letter {
+    #[serde(rename = "ToMembers_Account")]
+    members: Option<Vec<String>>,
+}
+
+pub fn check(world: &Shared) {
+    if world.is_broken() {
+        return;
+    }
+    let broken = {
+        let state = world.lock();
+        let messages = world.scenario().messages.iter().zip(&state.broker.fates).enumerate();
+        messages.map(|(number, (planned, fate))| of_message(number, planned, fate, &state, world)).find_map(Result::err)
+    };
+    if let Some(broken) = broken {
+        world.broken(broken);
+    }
+}
+
+fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> Result<(), String> {
+    let Some(first) = fate.results.first() else { return Err(format!("message {number} was never answered")) };
+    for other in &fate.results {
+        if told(first) != told(other) && planned.id.is_some() {
+            return Err(format!("message {number} was answered twice and differently: {first:?} {other:?}"));
+        }
+    }
+    let last = fate.results.last().unwrap_or(first);
+    match (&planned.job, last.status) {
+        (None, Status::Rejected) => is_original(number, planned, fate),
+        (None, _) => Err(format!("message {number} is invalid and was not rejected: {last:?}")),
+        (Some(_), Status::Rejected) if has_rival(planned, world) => is_original(number, planned, fate),
+        (Some(_), Status::Rejected) => Err(format!("message {number} is valid and was rejected: {last:?}")),
+        (Some(job), _) => of_job(number, planned, job, last, fate, state),
+    }
+}
+
+/// What an answer says, without what may differ between two of the same.
+fn told(result: &JobResult) -> JobResult {
+    // A rejected job has no record that could remember when it first came.
+    let received_at = if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
+    JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() }
+}
+
+/// Whether another message has the same id and another content.
+fn has_rival(planned: &Planned, world: &Shared) -> bool {
+    planned.id.is_some() && world.scenario().messages.iter().any(|other| other.id == planned.id && other.job != planned.job)
+}
+
+fn is_original(number: usize, planned: &Planned, fate: &Fate) -> Result<(), String> {
+    let original = !fate.letters.is_empty() && fate.letters.iter().all(|letter| *letter == planned.body);
+    if original { Ok(()) } else { Err(format!("the dead letter of message {number} is not the original")) }
+}
+
+fn of_job(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, fate: &Fate, state: &World) -> Result<(), String> {
+    let batches = job.batches();
+    let kinds: BTreeMap<usize, ErrorKind> =
+        result.errors.iter().flat_map(|error| error.batches.iter().map(|batch| (*batch as usize, error.kind))).collect();
+    let failed = |batch: usize| kinds.get(&batch).is_some_and(|kind| *kind != ErrorKind::Unknown);
+    for (index, batch) in batches.iter().enumerate() {
+        let key = (job.group.clone(), batch.first().cloned().unwrap_or_default());
+        let facts = state.api.batches.get(&key);
+        let accepted = facts.map_or(0, |facts| facts.accepted);
+        let in_doubt = facts.is_some_and(|facts| facts.in_doubt) || state.last_failure.is_some();
+        // Nobody recognises a job without an id when it comes again.
+        let in_doubt = in_doubt || planned.id.is_none() && state.last_interruption.is_some();
+        let refused = facts.is_some_and(|facts| facts.refused);
+        let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
+        match kinds.get(&index) {
+            _ if lived => return Err(format!("message {number} has no deadline and expired")),
+            Some(ErrorKind::Job) if !refused => {
+                return Err(format!("batch {index} of message {number} is told as refused and never was"));
+            }
+            Some(ErrorKind::Unknown) if planned.promise == DeliveryPromise::AtLeastOnce => {
+                return Err(format!("batch {index} of message {number} was to be sent until it is known"));
+            }
+            None if accepted == 0 => return Err(format!("batch {index} of message {number} is told as sent and never was")),
+            Some(kind) if accepted > 0 && !in_doubt => {
+                return Err(format!("batch {index} of message {number} was accepted and is told as {kind:?}"));
+            }
+            _ => {}
+        }
+    }
+    check_counts(number, result, &batches, &kinds)?;
+    check_calls(number, planned, job, result, state)?;
+    let expected: Vec<&String> = batches.iter().enumerate().filter(|(index, _)| failed(*index)).flat_map(|(_, b)| b).collect();
+    let has_failed = (0..batches.len()).any(failed);
+    // The letter of a copy that was answered from the record went out with the first one's answer.
+    if has_failed && !result.duplicate && fate.letters.is_empty() {
+        return Err(format!("message {number} has no dead letter: {result:?}"));
+    }
+    for letter in &fate.letters {
+        let letter: Letter = serde_json::from_slice(letter).map_err(|error| error.to_string())?;
+        let members = letter.members.unwrap_or_default();
+        // What a job without an id left behind belongs to one of its runs.
+        if planned.id.is_some() && members.iter().ne(expected.iter().copied()) {
+            return Err(format!("the dead letter of message {number} is for {members:?}, not for {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Each request is counted, if no process or store failed in between.
+fn check_calls(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, state: &World) -> Result<(), String> {
+    let of_job = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
+    let written: u64 = of_job.map(|(_, facts)| u64::from(facts.calls)).sum();
+    let sure = if planned.id.is_some() { state.last_failure.is_none() } else { state.last_interruption.is_none() };
+    if sure && written != result.calls {
+        return Err(format!("message {number} tells {} calls, and there were {written}", result.calls));
+    }
+    Ok(())
+}
+
+fn check_counts(
+    number: usize,
+    result: &JobResult,
+    batches: &[Vec<String>],
+    kinds: &BTreeMap<usize, ErrorKind>,
+) -> Result<(), String> {
+    let counts = result.batches.ok_or("a finished job has batches")?;
+    let whole = counts.total as usize == batches.len()
+        && counts.sent + counts.failed + counts.unknown == counts.total
+        && kinds.len() as u32 == counts.failed + counts.unknown;
+    let members: usize = batches.iter().map(Vec::len).sum();
+    let recipients_whole = match (result.audience, result.recipients) {
+        (Some(AudienceKind::All), None) => true,
+        (Some(AudienceKind::Members), Some(told)) => {
+            (told.sent + told.failed + told.unknown) as usize == members && told.requested - told.duplicates == members as u32
+        }
+        _ => false,
+    };
+    if whole && recipients_whole { Ok(()) } else { Err(format!("the counts of message {number} are wrong: {result:?}")) }
+}

@@ -1,0 +1,160 @@
+//! The real pipeline in a world of which a seed decides everything: the broker, the API and the state store are in memory,
+//! time is tokio's paused clock, and all three fail as the real ones do.
+//!
+//! - [`scenario`]: what a seed means: jobs, configuration, which faults are about.
+//! - [`world`]: the state outside the daemon, and chance.
+//! - [`broker`], [`api`], [`store`]: the seams of the pipeline, over that state.
+//! - [`daemon`]: replicas that start, stop and crash.
+//! - [`invariants`]: what must hold at the end. What must hold at each moment is asserted where the moment is.
+//! - [`defects`]: mistakes made on purpose at the seams. Each must be found.
+//!
+//! A run that breaks a promise prints its seed. To see it again: `SIMULATION_SEED=<seed> cargo test --lib simulation::one`.
+//! More seeds: `SIMULATION_SEEDS=1000000 cargo test --release --lib simulation::many`.
+
+mod api;
+mod broker;
+mod daemon;
+mod defects;
+mod invariants;
+mod scenario;
+mod store;
+mod world;
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use self::{
+    defects::Defect,
+    scenario::Scenario,
+    world::{Broken, Shared},
+};
+use crate::{clock, delay};
+
+/// Seeds in the gate.
+const SEEDS: u64 = 10_000;
+/// Longer than anything that goes on takes, in simulated time.
+const LONGEST_RUN: Duration = Duration::from_secs(3 * 3600);
+
+/// One seed's world, run to its end. Says which promise was broken.
+fn run(seed: u64, defect: Option<Defect>) -> Result<(), Broken> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(async {
+        clock::simulated::start_at("2026-01-01T00:00:00Z".parse().expect("a time"));
+        delay::seeded::start_with(seed);
+        let world = Shared::new(seed, Scenario::of(seed), defect);
+        let ran = tokio::time::timeout(LONGEST_RUN, daemon::live(world.clone())).await;
+        if ran.is_err() {
+            world.broken(format!("no end after {LONGEST_RUN:?}: {}", world.describe()));
+        }
+        invariants::check(&world);
+        world.verdict()
+    })
+}
+
+/// The number of an environment variable.
+fn number(name: &str) -> Option<u64> {
+    #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// Runs seeds on all cores until `stop` says so. A panic is a broken promise too.
+fn run_seeds(first: u64, count: u64, defect: Option<Defect>, on_broken: impl Fn(u64, Broken) -> Go + Sync) -> u64 {
+    let next = AtomicU64::new(first);
+    let done = AtomicU64::new(0);
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(seed, defect)));
+                    let broken = match ran {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(broken)) => broken,
+                        Err(_) => Broken::new("a panic"),
+                    };
+                    if let Go::NoFurther = on_broken(seed, broken) {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner()
+}
+
+enum Go {
+    On,
+    NoFurther,
+}
+
+#[test]
+fn many_seeds_break_no_promise() {
+    let count = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let first = number("SIMULATION_FIRST").unwrap_or(0);
+    let start = std::time::SystemTime::now();
+    let broken = std::sync::Mutex::new(Vec::new());
+    run_seeds(first, count, None, |seed, what| {
+        eprintln!("seed {seed}: {what}");
+        let mut broken = broken.lock().expect("no panic while it is held");
+        broken.push(seed);
+        if broken.len() < 20 { Go::On } else { Go::NoFurther }
+    });
+    let seconds = start.elapsed().expect("time goes on").as_secs_f64();
+    println!("{count} seeds in {seconds:.1} s: {:.2} s a thousand", seconds * 1000.0 / count as f64);
+    let broken = broken.into_inner().expect("no panic while it was held");
+    assert!(
+        broken.is_empty(),
+        "promises broken; see one with SIMULATION_SEED=<seed> cargo test --lib simulation::one: {broken:?}"
+    );
+}
+
+#[test]
+fn one_seed_can_be_run_again() {
+    let seed = number("SIMULATION_SEED").unwrap_or(1);
+    if number("SIMULATION_SEED").is_some() {
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
+    }
+    let traced = |()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        runtime.block_on(async {
+            clock::simulated::start_at("2026-01-01T00:00:00Z".parse().expect("a time"));
+            delay::seeded::start_with(seed);
+            let world = Shared::new(seed, Scenario::of(seed), None);
+            world.lock().trace = Some(Vec::new());
+            let _ = tokio::time::timeout(LONGEST_RUN, daemon::live(world.clone())).await;
+            world.lock().trace.take().unwrap_or_default()
+        })
+    };
+    let (first, second) = (traced(()), traced(()));
+    if number("SIMULATION_SEED").is_some() {
+        first.iter().for_each(|line| println!("{line}"));
+    }
+    assert!(!first.is_empty());
+    assert_eq!(first, second, "the same seed, the same events at the same times");
+    let ran = run(seed, None);
+    assert!(ran.is_ok(), "seed {seed}: {}", ran.unwrap_err());
+}
+
+#[test]
+fn each_deliberate_defect_is_found_within_ten_thousand_seeds() {
+    for defect in Defect::ALL {
+        let found = std::sync::Mutex::new(None);
+        let seeds = run_seeds(0, 10_000, Some(defect), |seed, broken| {
+            found.lock().expect("no panic while it is held").get_or_insert((seed, broken));
+            Go::NoFurther
+        });
+        match found.into_inner().expect("no panic while it was held") {
+            Some((seed, broken)) => println!("{defect:?}: found after {seeds} seeds, by seed {seed}: {broken}"),
+            None => panic!("{defect:?} was not found in {seeds} seeds"),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What a seed means: the jobs, the app's configuration, and which faults are about.
+
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use serde_json::json;
+
+use crate::{
+    config::{App, Config, ConfigFile},
+    job::DeliveryPromise,
+    settle::progress::store::Sharing,
+};
+
+pub const APP: &str = "a";
+pub const BATCH_SIZE: usize = 2;
+pub const REPLIES: &str = "replies";
+/// A reply queue that nobody declared.
+pub const MISSING: &str = "missing";
+
+pub struct Scenario {
+    pub app: App,
+    pub prefetch: usize,
+    pub replicas: usize,
+    pub sharing: Sharing,
+    pub faults: Faults,
+    /// Faults happen until then; afterwards everything heals.
+    pub trouble: Duration,
+    pub messages: Vec<Planned>,
+}
+
+/// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens by itself.
+pub struct Faults {
+    pub api_no_effect: f64,
+    pub api_unknown: f64,
+    pub api_refusal: f64,
+    pub api_rate_limited: f64,
+    pub api_account: f64,
+    pub publish_lost: f64,
+    pub publish_nacked: f64,
+    pub own_queue_missing: f64,
+    pub ack_lost: f64,
+    pub store_fails: f64,
+    pub crashes_a_minute: f64,
+    pub stops_a_minute: f64,
+    pub disconnects_a_minute: f64,
+    pub blocks_a_minute: f64,
+    pub slowness: f64,
+}
+
+/// A message that a producer publishes.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub at: Duration,
+    pub id: Option<String>,
+    pub body: Vec<u8>,
+    /// What it asks for, if it is valid.
+    pub job: Option<Wanted>,
+    pub reply_to: &'static str,
+    pub priority: u8,
+    pub promise: DeliveryPromise,
+    /// After the start of the run.
+    pub deadline: Option<Duration>,
+    pub not_before: Option<Duration>,
+}
+
+/// Recipients without repetitions; `None` means everybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub group: String,
+    pub members: Option<Vec<String>>,
+}
+
+impl Wanted {
+    pub fn batches(&self) -> Vec<Vec<String>> {
+        match &self.members {
+            None => vec![Vec::new()],
+            Some(members) => members.chunks(BATCH_SIZE).map(<[String]>::to_vec).collect(),
+        }
+    }
+}
+
+impl Scenario {
+    pub fn of(seed: u64) -> Self {
+        let mut chance = SmallRng::seed_from_u64(seed);
+        let replicas = if chance.random_bool(0.3) { 2 } else { 1 };
+        let sharing = if replicas == 2 || chance.random_bool(0.2) { Sharing::Replicas } else { Sharing::OwnMachine };
+        let count = chance.random_range(1..=6);
+        let mut messages = Vec::new();
+        for number in 0..count {
+            let planned = Planned::by_chance(number, &mut chance);
+            if planned.id.is_some() && chance.random_bool(0.2) {
+                messages.push(planned.copy(&mut chance));
+            }
+            messages.push(planned);
+        }
+        messages.sort_by_key(|message| message.at);
+        Self {
+            app: app(&mut chance),
+            prefetch: chance.random_range(1..=8),
+            replicas,
+            sharing,
+            faults: Faults::by_chance(&mut chance),
+            trouble: Duration::from_secs(chance.random_range(5..120)),
+            messages,
+        }
+    }
+}
+
+fn app(chance: &mut SmallRng) -> App {
+    let rate = chance.random_range(2..=20);
+    let text = format!(
+        "[apps.{APP}]\nsdk_app_id = 1400000000\nsecret_key = \"0123456789abcdef\"\nendpoint = \"http://127.0.0.1:1\"\n\
+         calls_per_second = {rate}\nburst = {}\nbatch_size = {BATCH_SIZE}\nmax_in_flight = {}\nrequest_timeout = \"2s\"\n\
+         retry.first_delay = \"100ms\"\nretry.max_delay = \"{}s\"\nretry.hold = \"{}s\"\nretry.park = [\"10s\", \"30s\"]\n\
+         retry.give_up_after = \"{}s\"\n",
+        chance.random_range(1..=rate),
+        chance.random_range(1..=6),
+        chance.random_range(1..5),
+        chance.random_range(2..20),
+        chance.random_range(10..300),
+    );
+    let file = ConfigFile { path: "simulated.toml".into(), text };
+    let mut config = Config::read(Some(&file), std::iter::empty()).expect("a valid configuration");
+    config.apps.remove(APP).expect("the app")
+}
+
+impl Faults {
+    /// Most seeds have few kinds of fault, so that each is met alone and in company.
+    fn by_chance(chance: &mut SmallRng) -> Self {
+        let share_of_kinds = *[0.0, 0.2, 0.5, 1.0].get(chance.random_range(0..4)).expect("one of four");
+        let mut up_to = |most: f64| if chance.random_bool(share_of_kinds) { chance.random_range(0.0..most) } else { 0.0 };
+        Self {
+            api_no_effect: up_to(0.5),
+            api_unknown: up_to(0.3),
+            api_refusal: up_to(0.2),
+            api_rate_limited: up_to(0.3),
+            api_account: up_to(0.3),
+            publish_lost: up_to(0.3),
+            publish_nacked: up_to(0.2),
+            own_queue_missing: up_to(0.2),
+            ack_lost: up_to(0.3),
+            store_fails: up_to(0.2),
+            crashes_a_minute: up_to(12.0),
+            stops_a_minute: up_to(4.0),
+            disconnects_a_minute: up_to(12.0),
+            blocks_a_minute: up_to(3.0),
+            slowness: up_to(1.0),
+        }
+    }
+}
+
+impl Planned {
+    fn by_chance(number: usize, chance: &mut SmallRng) -> Self {
+        let at = Duration::from_millis(chance.random_range(0..20_000));
+        let recipients = *[0, 1, 2, 3, 5, 8].get(chance.random_range(0..6)).expect("one of six");
+        let group = format!("job-{number}");
+        let members: Option<Vec<String>> =
+            (recipients > 0).then(|| (0..recipients).map(|member| format!("{number}-{member}")).collect());
+        let mut listed = members.clone();
+        if let Some(listed) = &mut listed
+            && chance.random_bool(0.2)
+        {
+            listed.push(listed[0].clone());
+        }
+        let mut body = json!({ "GroupId": group, "Content": "hello" });
+        if let Some(listed) = listed {
+            body["ToMembers_Account"] = json!(listed);
+        }
+        let invalid = chance.random_bool(0.08);
+        if invalid {
+            body["ToMember_Account"] = json!(["misspelt"]);
+        }
+        let seconds = |chance: &mut SmallRng, likely: f64, most: u64| {
+            chance.random_bool(likely).then(|| at + Duration::from_secs(chance.random_range(1..most)))
+        };
+        Self {
+            at,
+            id: chance.random_bool(0.85).then(|| format!("id-{number}")),
+            body: body.to_string().into_bytes(),
+            job: (!invalid).then_some(Wanted { group, members }),
+            reply_to: if chance.random_bool(0.1) { MISSING } else { REPLIES },
+            priority: chance.random_range(0..10),
+            promise: if chance.random_bool(0.3) { DeliveryPromise::AtMostOnce } else { DeliveryPromise::AtLeastOnce },
+            deadline: seconds(chance, 0.15, 60),
+            not_before: seconds(chance, 0.15, 90),
+        }
+    }
+
+    /// A second message with the same id: most often the same, sometimes with another content.
+    fn copy(&self, chance: &mut SmallRng) -> Self {
+        let mut copy = Self { at: self.at + Duration::from_millis(chance.random_range(0..30_000)), ..self.clone() };
+        if chance.random_bool(0.2) {
+            let group = format!("other-{}", self.id.as_deref().unwrap_or_default());
+            copy.body = json!({ "GroupId": &group, "Content": "other", "ToMembers_Account": ["other"] }).to_string().into_bytes();
+            copy.job = Some(Wanted { group, members: Some(vec!["other".into()]) });
+        }
+        copy
+    }
+}
