@@ -6,13 +6,15 @@ use groupcast::{
     sandbox::{PUBLIC_KEY, Settings},
     settle::result::{JobResult, Status},
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::{
     broker::Broker,
     daemon::Daemon,
-    scene::{configuration, job, sandbox, unique_app, users},
+    eventually,
+    scene::{Scene, configuration, job, sandbox, unique_app, users},
 };
 
 struct Ran {
@@ -86,12 +88,13 @@ async fn bad_usage_exits_with_2() {
 }
 
 #[tokio::test]
-async fn check_says_what_is_wrong_with_broker_and_api() {
+async fn check_says_what_is_wrong_with_broker_state_store_and_api() {
     let broker = Broker::shared().await;
     let sandbox = sandbox().await;
     let good = configuration(broker.url(), &unique_app(), &sandbox.endpoint(), "");
     let ran = run(folder(&good).path(), &["check"]).await;
-    assert_eq!((ran.code, ran.out.matches("ok ").count()), (Some(0), 4), "{}", ran.out);
+    assert_eq!((ran.code, ran.out.matches("ok ").count()), (Some(0), 5), "{}", ran.out);
+    assert!(ran.out.contains("groupcast.db will be made at start"), "{}", ran.out);
     assert!(ran.out.contains("will be declared at start"), "{}", ran.out);
 
     let cases = [
@@ -100,6 +103,8 @@ async fn check_says_what_is_wrong_with_broker_and_api() {
         (good.replace(&sandbox.endpoint(), "http://127.0.0.1:1"), vec!["127.0.0.1:1", "refused", "endpoint"]),
         (good.replace(PUBLIC_KEY, "another-key"), vec!["70009", "secret_key belongs to sdk_app_id"]),
         (good.replace("\"administrator\"", "\"somebody\""), vec!["60010", "administrator of the app"]),
+        (format!("{good}[state]\nurl = \"sqlite:no/such/folder.db\"\n"), vec!["no/such/folder.db", "No such file", "state.url"]),
+        (format!("{good}[state]\nurl = \"redis://:wrong-password@127.0.0.1:1/0\"\n"), vec!["127.0.0.1:1", "refused"]),
     ];
     for (configuration, expected) in cases {
         let ran = run(folder(&configuration).path(), &["check"]).await;
@@ -109,6 +114,41 @@ async fn check_says_what_is_wrong_with_broker_and_api() {
         }
         assert!(!ran.out.contains("wrong-password"), "{}", ran.out);
     }
+}
+
+#[tokio::test]
+async fn job_shows_the_progress_of_a_job_and_then_its_result() {
+    let mut scene = Scene::with("batch_size = 1\ncalls_per_second = 20\nburst = 1").await;
+    let state = format!("[state]\nurl = \"sqlite:{}\"\n", scene.daemon.file("groupcast.db").display());
+    let folder = folder(&format!("{}{state}", scene.configuration));
+    let properties = scene.producer.properties().with_message_id("order-1".into());
+    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 40)).unwrap(), properties).await;
+    let running = eventually("some progress", async || {
+        let ran = run(folder.path(), &["job", "order-1"]).await;
+        let shown: Value = serde_json::from_str(&ran.out).ok()?;
+        (shown["batches"]["sent"].as_u64()? > 2).then_some(shown)
+    })
+    .await;
+    assert_eq!((&running["status"], &running["batches"]["total"]), (&json!("unfinished"), &json!(40)), "{running}");
+
+    let result = scene.producer.result().await;
+    // The record is completed after the answer.
+    let shown = eventually("the recorded result", async || {
+        serde_json::from_str::<JobResult>(&run(folder.path(), &["job", "order-1"]).await.out).ok()
+    })
+    .await;
+    assert_eq!(shown, result);
+    let unknown = run(folder.path(), &["job", "order-2"]).await;
+    assert_eq!(unknown.code, Some(1));
+    assert!(unknown.err.contains("no record of job `order-2`") && unknown.err.contains("retention"), "{}", unknown.err);
+}
+
+#[tokio::test]
+async fn job_makes_no_state_file_where_there_is_none() {
+    let folder = folder(&configuration("amqp://127.0.0.1:1/%2f", "app", "http://127.0.0.1:1", ""));
+    let ran = run(folder.path(), &["job", "order-1"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("groupcast.db") && !folder.path().join("groupcast.db").exists(), "{}", ran.err);
 }
 
 #[tokio::test]

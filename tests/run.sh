@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests. Gets what they need (RabbitMQ from Debian's packages), then runs them. The tests start their own brokers on
-# free loopback ports and touch no other. Arguments go to `cargo test`.
+# All tests. Gets what they need (RabbitMQ and Redis from Debian's packages), then runs them. The tests start their own
+# servers on free loopback ports and touch no other. Arguments go to `cargo test`.
 #
 #   tests/run.sh                     everything
 #   tests/run.sh --test promises replies::   one file of the promises
@@ -8,8 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 deploy/rabbitmq.sh install
+deploy/redis.sh install
 # The configuration under test is each test's own.
 unset "${!GROUPCAST__@}"
-# `exec` keeps the id: whatever ends the tests, Ctrl-C too, no broker of theirs outlives cargo.
-export RABBITMQ_OWNER=$$
+# `exec` keeps the id: whatever ends the tests, Ctrl-C too, no server of theirs outlives cargo.
+export RABBITMQ_OWNER=$$ REDIS_OWNER=$$
 exec cargo test --locked "$@"

@@ -1,6 +1,7 @@
 //! RabbitMQ nodes that the tests start themselves, on free loopback ports, with data that is thrown away.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -37,6 +38,11 @@ impl Broker {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        let url = url::Url::parse(&self.url).expect("a URL");
+        format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port")).parse().expect("an address")
     }
 
     /// Ends the node as a crash does.

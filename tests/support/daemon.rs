@@ -36,11 +36,41 @@ impl Daemon {
         daemon
     }
 
+    /// The same in a world where files cannot grow beyond so many KiB, which is a full disk to the daemon.
+    pub fn spawn_with_files_up_to(kibibytes: usize, configuration: &str) -> Daemon {
+        let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
+        std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+        let mut shell = Command::new("bash");
+        // Without its default action the signal of a file that is too long is an error of the write.
+        let script = format!("trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run", env!("CARGO_BIN_EXE_groupcast"));
+        shell.arg("-c").arg(script);
+        Daemon { child: spawn_command(shell, &directory), directory }
+    }
+
+    /// Starts it again in the same place and does not wait for it.
+    pub fn spawn_again(&mut self) {
+        self.child = spawn_in(&self.directory);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the daemon runs")
+    }
+
     /// Starts it again in the same place after it ended.
     pub async fn start_again(&mut self) {
         let before = self.times_logged("consuming");
-        self.child = spawn_in(&self.directory);
+        self.spawn_again();
         self.until_consuming(before + 1).await;
+    }
+
+    /// Writes another configuration, for the next start.
+    pub fn reconfigure(&self, configuration: &str) {
+        std::fs::write(self.directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+    }
+
+    /// A file in the folder that it runs in.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Waits until the log tells of the given number of subscriptions.
@@ -61,11 +91,11 @@ impl Daemon {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.directory.path().join("log")
+        self.file("log")
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("the daemon runs").to_string();
+        let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill is there");
         assert!(sent.success());
     }
@@ -91,9 +121,14 @@ impl Drop for Daemon {
 }
 
 fn spawn_in(directory: &TempDir) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_groupcast"));
+    command.arg("run");
+    spawn_command(command, directory)
+}
+
+fn spawn_command(mut command: Command, directory: &TempDir) -> Child {
     let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log file");
-    Command::new(env!("CARGO_BIN_EXE_groupcast"))
-        .arg("run")
+    command
         .current_dir(directory.path())
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second handle"))

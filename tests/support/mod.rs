@@ -1,8 +1,11 @@
-//! What the tests stand on: a real broker of their own, the real daemon, a producer, and waiting on conditions.
+//! What the tests stand on: a real broker of their own, the real daemon, a producer, a network that fails, and waiting on
+//! conditions.
 
 pub mod broker;
 pub mod daemon;
 pub mod producer;
+pub mod proxy;
+pub mod redis;
 pub mod scene;
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! A broker, a sandbox, a daemon with one app of its own, and a producer.
 
 use groupcast::{
-    sandbox::{PUBLIC_KEY, Sandbox, Settings},
+    sandbox::{PUBLIC_KEY, Sandbox, Settings, SettingsPatch},
     settle::result::JobResult,
 };
 use lapin::message::Delivery;
@@ -103,6 +103,11 @@ pub fn configuration(broker_url: &str, app: &str, endpoint: &str, app_lines: &st
          endpoint = \"{endpoint}\"\nrequest_timeout = \"1s\"\n\
          retry.first_delay = \"50ms\"\nretry.max_delay = \"200ms\"\n{app_lines}\n"
     )
+}
+
+/// A change of a sandbox's settings.
+pub fn settings(change: Value) -> SettingsPatch {
+    serde_json::from_value(change).expect("settings of a sandbox")
 }
 
 /// A job for recipients `user-0` and on.

@@ -1,0 +1,219 @@
+//! What every state store keeps, the same sentences for each.
+
+mod redis;
+
+use std::{sync::Arc, time::Duration};
+
+use groupcast::{
+    outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault},
+    settle::progress::{
+        redis::RedisStore,
+        sqlite::SqliteStore,
+        store::{Head, Key, Opening, Retention, Store},
+    },
+};
+use tempfile::TempDir;
+
+use crate::support::{eventually, redis::Redis};
+
+const LONG: Retention = Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(2) };
+const BRIEF: Retention = Retention { ended: Duration::from_millis(300), under_way: Duration::from_millis(300) };
+
+/// Where records are, whoever opens them.
+enum Place {
+    File(TempDir),
+    Server(Redis),
+}
+
+impl Place {
+    fn file() -> Place {
+        Place::File(tempfile::tempdir().expect("a scratch folder"))
+    }
+
+    async fn server() -> Place {
+        Place::Server(Redis::start("").await)
+    }
+
+    fn store(&self, retention: Retention) -> Arc<dyn Store> {
+        match self {
+            Place::File(folder) => Arc::new(SqliteStore::new(folder.path().join("state.db"), retention)),
+            Place::Server(server) => Arc::new(RedisStore::new(server.url(), retention).expect("a URL")),
+        }
+    }
+}
+
+macro_rules! kept_by_both {
+    ($($sentence:ident)*) => {
+        mod sqlite_keeps {
+            $(#[tokio::test] async fn $sentence() { super::$sentence(super::Place::file()).await })*
+        }
+        mod redis_keeps {
+            $(#[tokio::test] async fn $sentence() { super::$sentence(super::Place::server().await).await })*
+        }
+    };
+}
+
+kept_by_both! {
+    a_record_is_made_once_and_says_from_then_on_what_it_said_first
+    a_batch_stands_as_it_was_noted_last
+    a_batch_that_has_ended_stays_as_it_ended
+    a_completed_job_has_its_result_and_no_batches_even_after_a_late_note
+    a_record_whose_time_is_over_is_absent
+    the_latest_record_of_a_job_is_found_whatever_its_id
+    records_survive_the_store_that_wrote_them
+    a_write_to_a_record_that_is_lost_makes_it_again
+    two_processes_see_what_the_other_wrote
+    many_jobs_at_once_are_all_recorded
+    it_says_that_it_works
+}
+
+fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
+    let key = Key { app: "chat".to_owned(), job_id: job_id.to_owned(), earlier_deaths };
+    let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
+    Arc::new(Opening { key, head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 1, received_at } })
+}
+
+fn progress(attempts: u32, state: BatchState) -> BatchProgress {
+    BatchProgress { calls: attempts, attempts, first_attempt_at: Some("2026-01-01T00:00:01Z".parse().unwrap()), state }
+}
+
+fn ended(attempts: u32) -> BatchProgress {
+    let fault = Fault { code: Some(10007), http_status: None, info: "no \"permission\" for 群".to_owned() };
+    progress(attempts, BatchState::Ended(BatchOutcome::Failed { kind: FailureKind::Job, fault, attempts }))
+}
+
+/// The batches that are recorded, in order.
+async fn batches(store: &dyn Store, opening: &Arc<Opening>) -> Vec<(u32, BatchProgress)> {
+    let mut batches = store.open(opening.clone()).await.unwrap().batches;
+    batches.sort_by_key(|(batch, _)| *batch);
+    batches
+}
+
+async fn a_record_is_made_once_and_says_from_then_on_what_it_said_first(place: Place) {
+    let store = place.store(LONG);
+    let first = opening("job", 0);
+    let record = store.open(first.clone()).await.unwrap();
+    assert_eq!((&record.key, &record.head, record.batches.len(), &record.result), (&first.key, &first.head, 0, &None));
+
+    let other = Opening { head: Head { content: "c1".to_owned(), ..first.head.clone() }, ..(*first).clone() };
+    assert_eq!(store.open(Arc::new(other)).await.unwrap().head, first.head);
+}
+
+async fn a_batch_stands_as_it_was_noted_last(place: Place) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.open(job.clone()).await.unwrap();
+    store.note(job.clone(), 2, progress(1, BatchState::Open)).await.unwrap();
+    store.note(job.clone(), 0, progress(1, BatchState::Open)).await.unwrap();
+    store.note(job.clone(), 2, progress(2, BatchState::Intended)).await.unwrap();
+
+    let expected = vec![(0, progress(1, BatchState::Open)), (2, progress(2, BatchState::Intended))];
+    assert_eq!(batches(&*store, &job).await, expected);
+}
+
+async fn a_batch_that_has_ended_stays_as_it_ended(place: Place) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.note(job.clone(), 1, progress(1, BatchState::Intended)).await.unwrap();
+    store.note(job.clone(), 1, ended(2)).await.unwrap();
+    store.note(job.clone(), 1, progress(3, BatchState::Open)).await.unwrap();
+    store.note(job.clone(), 1, progress(4, BatchState::Ended(BatchOutcome::Sent))).await.unwrap();
+
+    assert_eq!(batches(&*store, &job).await, [(1, ended(2))]);
+}
+
+async fn a_completed_job_has_its_result_and_no_batches_even_after_a_late_note(place: Place) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.note(job.clone(), 0, ended(1)).await.unwrap();
+    store.complete(job.clone(), "{\"a\":1}".to_owned()).await.unwrap();
+    store.note(job.clone(), 1, ended(1)).await.unwrap();
+
+    let opened = store.open(job.clone()).await.unwrap();
+    assert_eq!((opened.batches.len(), opened.result.as_deref(), &opened.head), (0, Some("{\"a\":1}"), &job.head));
+    assert_eq!(store.find("chat".to_owned(), "job".to_owned()).await.unwrap(), Some(opened));
+}
+
+async fn a_record_whose_time_is_over_is_absent(place: Place) {
+    let store = place.store(BRIEF);
+    let [ended_job, under_way] = [opening("ended", 0), opening("under way", 0)];
+    store.note(under_way.clone(), 0, ended(1)).await.unwrap();
+    store.complete(ended_job.clone(), "{}".to_owned()).await.unwrap();
+    for job in [&ended_job, &under_way] {
+        let find = async || store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap();
+        eventually("the record to expire", async || find().await.is_none().then_some(())).await;
+        let anew = store.open(job.clone()).await.unwrap();
+        assert_eq!((anew.batches.len(), anew.result), (0, None));
+    }
+}
+
+async fn the_latest_record_of_a_job_is_found_whatever_its_id(place: Place) {
+    let store = place.store(LONG);
+    for job_id in ["plain", "1:plain", "deaths:plain", "群 'or' \"1\"=1\n", "plain*", &"x".repeat(255)] {
+        for earlier_deaths in [0, 11, 2] {
+            store.open(opening(job_id, earlier_deaths)).await.unwrap();
+        }
+        let found = store.find("chat".to_owned(), job_id.to_owned()).await.unwrap().expect("a record");
+        assert_eq!(found.key, opening(job_id, 11).key);
+        assert_eq!(store.find("other".to_owned(), job_id.to_owned()).await.unwrap(), None);
+    }
+    assert_eq!(store.find("chat".to_owned(), "unknown".to_owned()).await.unwrap(), None);
+}
+
+async fn records_survive_the_store_that_wrote_them(place: Place) {
+    let [job, finished] = [opening("job", 0), opening("finished", 0)];
+    let store = place.store(LONG);
+    store.note(job.clone(), 0, ended(1)).await.unwrap();
+    store.complete(finished.clone(), "{}".to_owned()).await.unwrap();
+    drop(store);
+
+    let store = place.store(LONG);
+    assert_eq!(batches(&*store, &job).await, [(0, ended(1))]);
+    assert_eq!(store.open(finished).await.unwrap().result.as_deref(), Some("{}"));
+}
+
+async fn a_write_to_a_record_that_is_lost_makes_it_again(place: Place) {
+    let store = place.store(LONG);
+    let [noted, completed] = [opening("noted", 1), opening("completed", 1)];
+    store.note(noted.clone(), 1, ended(1)).await.unwrap();
+    store.complete(completed.clone(), "{}".to_owned()).await.unwrap();
+    for job in [noted, completed] {
+        let found = store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap().expect("a record");
+        assert_eq!((found.key, found.head), (job.key.clone(), job.head.clone()));
+    }
+}
+
+async fn two_processes_see_what_the_other_wrote(place: Place) {
+    let (one, other) = tokio::join!(async { place.store(LONG) }, async { place.store(LONG) });
+    let job = opening("job", 0);
+    // Both make what is missing at the same time.
+    let (first, second) = tokio::join!(one.open(job.clone()), other.open(job.clone()));
+    assert_eq!(first.unwrap().head, second.unwrap().head);
+    one.note(job.clone(), 0, ended(1)).await.unwrap();
+    other.note(job.clone(), 1, ended(2)).await.unwrap();
+    assert_eq!(batches(&*one, &job).await, [(0, ended(1)), (1, ended(2))]);
+    assert_eq!(batches(&*other, &job).await, [(0, ended(1)), (1, ended(2))]);
+}
+
+async fn many_jobs_at_once_are_all_recorded(place: Place) {
+    let store = place.store(LONG);
+    let job = |number: usize| opening(&format!("job-{number}"), 0);
+    let work = (0..1000).map(|number| {
+        let (store, job) = (store.clone(), job(number));
+        tokio::spawn(async move {
+            store.open(job.clone()).await.unwrap();
+            store.note(job.clone(), 0, progress(1, BatchState::Ended(BatchOutcome::Sent))).await.unwrap();
+            store.complete(job, number.to_string()).await.unwrap();
+        })
+    });
+    for done in work.collect::<Vec<_>>() {
+        done.await.unwrap();
+    }
+    for number in 0..1000 {
+        assert_eq!(store.open(job(number)).await.unwrap().result, Some(number.to_string()));
+    }
+}
+
+async fn it_says_that_it_works(place: Place) {
+    place.store(LONG).probe().await.unwrap();
+}
