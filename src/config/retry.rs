@@ -17,7 +17,7 @@ pub struct Retry {
     /// Never above `max_delay`.
     pub first_delay: Duration,
     pub max_delay: Duration,
-    /// A job that must wait longer is parked in a wait queue.
+    /// A job of which a batch fails for longer is parked in a wait queue.
     pub hold: Duration,
     /// The wait queues, in the order a job goes through them; whole seconds, at least one.
     pub park: Vec<Duration>,

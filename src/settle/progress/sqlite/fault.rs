@@ -60,7 +60,7 @@ fn after_refusal_of_sqlite(code: ErrorCode) -> Option<&'static str> {
             "another process holds the file; end it, or set state.url to another file"
         }
         ErrorCode::SystemIoFailure | ErrorCode::FileLockingProtocolFailed => {
-            "check its disk; a network file system is no place for it"
+            "check its disk, and whether it is full; a network file system is no place for it"
         }
         _ => return None,
     })
