@@ -169,7 +169,7 @@ async fn bad_input_is_answered_with_its_reason_and_never_sent() {
     let configuration = configuration.replace("[broker]\n", "[broker]\nmax_job_bytes = \"500KB\"\n");
     let daemon = crate::support::daemon::Daemon::start(&configuration).await;
     let producer = crate::support::producer::Producer::connect(broker.url()).await;
-    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer);
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
 
     for Case { name, body, properties, info } in bad_bodies().into_iter().chain(bad_properties()) {
         let properties = properties.with_reply_to(scene.producer.reply_queue.as_str().into());

@@ -92,7 +92,7 @@ async fn a_daemon_without_a_broker_says_so_and_starts_when_it_comes() {
     broker.restart().await;
     daemon.until_consuming(1).await;
     let producer = Producer::connect(broker.url()).await;
-    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer);
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
     assert_eq!(scene.send(&job("g", 3)).await.status, Status::Sent);
 }
 

@@ -232,7 +232,7 @@ async fn of_two_replicas_on_one_redis_the_second_finishes_what_the_killed_one_be
     let active = Daemon::start(&configuration).await;
     let mut standby = Daemon::start(&configuration).await;
     let producer = Producer::connect(broker.url()).await;
-    let mut scene = Scene::of(app, configuration, sandbox, active, producer);
+    let mut scene = Scene::of(app, configuration, sandbox, active, producer).await;
     publish(&scene, &job("g", 60), with_id(&scene, "order-48")).await;
     eventually("half of the calls", async || (scene.notified("g").len() >= 30).then_some(())).await;
     scene.daemon.kill().await;
@@ -264,7 +264,7 @@ async fn a_replica_that_loses_its_channel_finishes_its_calls_and_the_other_one_r
     let first = Daemon::start(&configuration).await;
     let _second = Daemon::start(&configuration).await;
     let producer = Producer::connect(broker.url()).await;
-    let mut scene = Scene::of(app, configuration, sandbox, first, producer);
+    let mut scene = Scene::of(app, configuration, sandbox, first, producer).await;
     publish(&scene, &job("g", 60), with_id(&scene, "order-49")).await;
     eventually("some calls", async || (scene.notified("g").len() >= 25).then_some(())).await;
     broker.ctl(&["close_all_connections", "test"]).await;

@@ -82,7 +82,7 @@ async fn whatever_fails_every_job_is_answered_and_nothing_that_was_answered_is_s
     let configuration = configuration(&proxy.amqp_url(broker.url()), &app, &sandbox.endpoint(), &lines);
     let daemon = Daemon::start(&configuration).await;
     let producer = Producer::connect(broker.url()).await;
-    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer);
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
     for number in 0..jobs {
         publish(&scene, number).await;
     }

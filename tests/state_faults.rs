@@ -26,7 +26,7 @@ async fn scene_with(state_url: &str, app_lines: &str, start: impl FnOnce(&str) -
     let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), &lines);
     let daemon = start(&configuration);
     let producer = Producer::connect(broker.url()).await;
-    Scene::of(app, configuration, sandbox, daemon, producer)
+    Scene::of(app, configuration, sandbox, daemon, producer).await
 }
 
 async fn publish(scene: &Scene, id: &str) {

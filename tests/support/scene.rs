@@ -51,8 +51,8 @@ impl Scene {
     }
 
     /// Of parts that are running already.
-    pub fn of(app: String, configuration: String, sandbox: Sandbox, daemon: Daemon, producer: Producer) -> Scene {
-        Scene { app, configuration, sandbox, daemon, producer, machine: None }
+    pub async fn of(app: String, configuration: String, sandbox: Sandbox, daemon: Daemon, producer: Producer) -> Scene {
+        Scene { app, configuration, sandbox, daemon, producer, machine: Some(among_others().await) }
     }
 
     /// Publishes a job and waits for its result.
