@@ -25,7 +25,7 @@ const KILLS: usize = 3;
 /// Scenes at a time, and jobs in each.
 const LANES: usize = 3;
 const JOBS: usize = 10;
-/// At 100 calls a second, answered after 20 ms, two or three are under way at any moment; on a busy machine, some more.
+/// At 100 calls a second, answered after 20 ms, two or three are under way at any moment; on a busy machine, as many as may be.
 const UNDER_WAY: usize = 5;
 
 fn slow() -> groupcast::sandbox::SettingsPatch {
@@ -70,7 +70,8 @@ async fn kill_while_sending(scene: &mut Scene, group: &str, properties: BasicPro
 }
 
 async fn lane() -> Scene {
-    let scene = Scene::with("batch_size = 1\ncalls_per_second = 100\nburst = 1").await;
+    let lines = format!("batch_size = 1\ncalls_per_second = 100\nburst = 1\nmax_in_flight = {UNDER_WAY}");
+    let scene = Scene::with(&lines).await;
     scene.sandbox.change_settings(slow());
     scene
 }

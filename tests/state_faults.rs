@@ -139,6 +139,9 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
     redis.restart().await;
     scene.daemon.until_consuming(1).await;
     is_sent(&mut scene, "first").await;
+    // The result goes out before it is recorded.
+    publish(&scene, "first").await;
+    assert!(scene.producer.result().await.duplicate);
 
     scene.sandbox.reset();
     redis.kill().await;

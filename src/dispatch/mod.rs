@@ -136,6 +136,7 @@ struct Dispatch<A> {
     next_key: JobKey,
     /// What happens later, soonest first.
     later: BinaryHeap<Reverse<(Instant, JobKey, Later)>>,
+    /// Calls made whose outcome is not yet recorded: as many may be repeated after a crash.
     calls_in_flight: usize,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     /// When the API last accepted a batch.
@@ -310,11 +311,9 @@ impl<A: Api> Dispatch<A> {
 
     /// Decides what follows from a call, and records it.
     fn judge(&mut self, key: JobKey, batch: u32, called: Result<Answer, StoreLost>, now: Instant) {
-        self.calls_in_flight -= 1;
         let Some(job) = self.jobs.get_mut(&key) else { return };
-        job.busy -= 1;
         match called {
-            Err(error) => self.abandon(key, error.into()),
+            Err(error) => self.follow(key, batch, Err(error), Then::AgainAtOnce, now),
             Ok(Answer::Withdrawn) => {
                 job.set_state(batch, BatchState::Open);
                 self.record(key, batch, Then::AgainAtOnce, now);
@@ -358,7 +357,6 @@ impl<A: Api> Dispatch<A> {
     /// Records how a batch stands, if the job has a record, and goes on from there.
     fn record(&mut self, key: JobKey, batch: u32, then: Then, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
-        job.busy += 1;
         match &job.submission.entry {
             None => self.follow(key, batch, Ok(()), then, now),
             Some(entry) => {
@@ -372,6 +370,7 @@ impl<A: Api> Dispatch<A> {
     }
 
     fn follow(&mut self, key: JobKey, batch: u32, recorded: Result<(), StoreLost>, then: Then, now: Instant) {
+        self.calls_in_flight -= 1;
         let Some(job) = self.jobs.get_mut(&key) else { return };
         job.busy -= 1;
         match (recorded, then) {

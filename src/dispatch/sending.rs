@@ -23,7 +23,7 @@ pub(super) struct Sending {
     pub course: Course,
     pub taken_up: Instant,
     pub deadline: Option<Instant>,
-    /// Calls in flight, and records not yet confirmed.
+    /// Calls whose outcome is not yet recorded.
     pub busy: u32,
     batches: Vec<BatchProgress>,
     /// Of batches that have failed and are tried again.
