@@ -1,7 +1,10 @@
 //! Judges what came back from a call. Total: each possible answer has a verdict, also one that nobody documented.
 
-use super::codes::{Class, Effect, class_of};
-use crate::outcome::Fault;
+use super::{
+    codes::{Class, Effect, class_of},
+    http_status,
+};
+use crate::{job::SMALL_BATCH, outcome::Fault};
 
 /// What came back from a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,19 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought to take in one call is
+    /// refused for good.
+    pub fn on_batch_of(self, recipients: Option<u32>) -> Self {
+        match self {
+            Self::Failed { class: Class::TooManyRecipients, fault } if recipients.is_none_or(|count| count <= SMALL_BATCH) => {
+                Self::Failed { class: Class::Job, fault }
+            }
+            verdict @ (Self::Sent | Self::Failed { .. }) => verdict,
+        }
+    }
+}
+
 pub fn classify(answer: Answer) -> Verdict {
     match answer {
         Answer::Api { http_status: 200..=299, action_ok: true, code: 0, .. } => Verdict::Sent,
@@ -37,21 +53,10 @@ pub fn classify(answer: Answer) -> Verdict {
             failed(Class::Transient(Effect::Unknown), Some(0), None, info)
         }
         Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
-        Answer::Foreign { http_status, info } => failed(class_of_http(http_status), None, Some(http_status), info),
+        Answer::Foreign { http_status, info } => failed(http_status::find(http_status).class, None, Some(http_status), info),
         Answer::Withdrawn => failed(Class::Transient(Effect::None), None, None, "withdrawn before it was sent".into()),
         Answer::NotSent { info } => failed(Class::Transient(Effect::None), None, None, info),
         Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
-    }
-}
-
-/// The vendor answers 200 to everything but network errors; other statuses come from something in between.
-fn class_of_http(http_status: u16) -> Class {
-    match http_status {
-        300..=399 | 401 | 403 | 404 | 407 => Class::Account,
-        429 => Class::RateLimited,
-        408 | 425 => Class::Transient(Effect::None),
-        400..=499 => Class::JobOrConfiguration,
-        _ => Class::Transient(Effect::Unknown),
     }
 }
 
@@ -104,5 +109,18 @@ mod tests {
     fn only_a_request_that_never_left_surely_had_no_effect() {
         assert_eq!(class(Answer::NotSent { info: String::new() }), Some(Class::Transient(Effect::None)));
         assert_eq!(class(Answer::NoAnswer { info: String::new() }), Some(Class::Transient(Effect::Unknown)));
+    }
+
+    #[test]
+    fn too_many_recipients_are_a_refusal_for_good_where_fewer_would_not_help() {
+        let on = |recipients| match classify(api(200, false, 10005)).on_batch_of(recipients) {
+            Verdict::Sent => None,
+            Verdict::Failed { class, .. } => Some(class),
+        };
+        assert_eq!(on(Some(51)), Some(Class::TooManyRecipients));
+        for small in [None, Some(50), Some(1)] {
+            assert_eq!(on(small), Some(Class::Job), "{small:?}");
+        }
+        assert_eq!(classify(api(200, true, 0)).on_batch_of(Some(1)), Verdict::Sent);
     }
 }

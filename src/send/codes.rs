@@ -1,4 +1,4 @@
-//! The API's documented error codes, and whose fault each one is: data, no decisions.
+//! The API's documented error codes, and whose fault each one is: data, no decisions. The runbook's table is made of it.
 //!
 //! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header `TIMErrorCode.h` of its SDK.
 
@@ -7,6 +7,8 @@
 pub enum Class {
     /// Passes by itself.
     Transient(Effect),
+    /// Passes by itself, or is this job's fault: nobody documented it.
+    TransientOrJob,
     /// The app calls too fast. Nobody's failure.
     RateLimited,
     /// The UserSig or what it was made with.
@@ -21,6 +23,40 @@ pub enum Class {
     Account,
     /// More recipients than the API takes in one call.
     TooManyRecipients,
+}
+
+impl Class {
+    /// What groupcast does about it, in a sentence for whoever operates it.
+    pub fn response(self) -> &'static str {
+        match self {
+            Self::Transient(Effect::None) => {
+                "Tries again with growing delays, parks the job if that takes long, and gives it up after `retry.give_up_after`."
+            }
+            Self::Transient(Effect::Unknown) => {
+                "Tries again with growing delays, parks the job if that takes long, and gives it up after `retry.give_up_after`. \
+                 The notification may have been delivered: a job with `at-most-once` is not tried again and reports it as `unknown`."
+            }
+            Self::TransientOrJob => {
+                "Tries again up to five times, then dead-letters the job; jobs for five different groups in a row that end with \
+                 the same code pause the app."
+            }
+            Self::RateLimited => "Lowers the pace and tries again; it counts as no attempt.",
+            Self::Credential => "Signs anew with the secret read again and tries once more; a second refusal pauses the app.",
+            Self::CredentialOrJob => {
+                "Signs anew and tries once more; a second refusal dead-letters the job, \
+                 and jobs for five different groups in a row that end with the same code pause the app."
+            }
+            Self::Job => "Dead-letters the job.",
+            Self::JobOrConfiguration => {
+                "Dead-letters the job; jobs for five different groups in a row that end with the same code pause the app."
+            }
+            Self::Account => {
+                "Pauses the app: jobs stay in the queue, single probe calls are made at growing intervals, \
+                 and it resumes by itself."
+            }
+            Self::TooManyRecipients => "Splits the batch at 50 recipients and goes on.",
+        }
+    }
 }
 
 /// Whether a call that failed may have notified its recipients all the same.
@@ -38,6 +74,11 @@ pub struct Code {
     pub advice: &'static str,
 }
 
+/// More recipients than the API takes in one call.
+pub const TOO_MANY_ACCOUNTS: i64 = 10005;
+/// So many refused signatures that right ones are refused too, for a minute.
+pub const TOO_MANY_FAILED_SIGNATURES: i64 = 70050;
+
 /// The entry of a documented code.
 pub fn find(code: i64) -> Option<&'static Code> {
     CODES.binary_search_by_key(&code, |entry| entry.code).ok().map(|index| &CODES[index])
@@ -49,7 +90,7 @@ pub fn class_of(code: i64) -> Class {
         Some(entry) => entry.class,
         // Unlisted 70xxx codes have been seen for bad signatures.
         None if (70_000..80_000).contains(&code) => Class::CredentialOrJob,
-        None if (60_000..70_000).contains(&code) => Class::Transient(Effect::Unknown),
+        None if (60_000..70_000).contains(&code) => Class::TransientOrJob,
         None => Class::JobOrConfiguration,
     }
 }
@@ -66,6 +107,11 @@ const FIX_JOB: &str = "correct the job and redrive it";
 const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and this machine's clock";
 const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
 const CHECK_REGION: &str = "check sdk_app_id and region";
+const BATCHES_OF_50: &str = "nothing; batch_size = 50 saves the refused call";
+const NOT_EXPECTED: &str = "nothing is known that leads here; read info in the result, and ask the vendor";
+const RECALL: &str = "a message cannot be recalled or deleted";
+const ATTRIBUTES: &str = "custom attributes of a group over a limit, or in conflict";
+const OTHER_OPERATION: &str = "attributes, read receipts, counters or pinned messages of a group";
 
 /// Sorted by code.
 #[rustfmt::skip]
@@ -81,22 +127,56 @@ pub static CODES: &[Code] = &[
     code(10002, TRANSIENT_UNKNOWN, "internal server error", RETRIED),
     code(10003, Class::Account, "invalid API name, or the API was withdrawn", CHECK_CONSOLE),
     code(10004, Class::Job, "invalid parameter", FIX_JOB),
-    code(10005, Class::TooManyRecipients, "too many accounts in one call", "lower batch_size"),
+    code(TOO_MANY_ACCOUNTS, Class::TooManyRecipients, "too many accounts in one call", BATCHES_OF_50),
     code(10006, Class::RateLimited, "operation frequency limit", SLOWED),
     code(10007, Class::JobOrConfiguration, "no permission for this operation", "check that identifier is an app administrator"),
     code(10008, Class::Credential, "invalid request, possibly a wrong signature", FIX_KEY),
+    code(10009, Class::Job, "the owner may not leave the group", NOT_EXPECTED),
     code(10010, Class::Job, "group does not exist or was disbanded", FIX_JOB),
     code(10011, Class::JobOrConfiguration, "JSON could not be parsed", "look for a proxy that changes requests"),
     code(10012, Class::Account, "invalid operator UserID", "check identifier"),
+    code(10013, Class::Job, "already a member of the group", NOT_EXPECTED),
+    code(10014, Class::Job, "the group is full", NOT_EXPECTED),
     code(10015, Class::Job, "invalid group id", FIX_JOB),
     code(10016, Class::Job, "refused by the app's callback", FIX_JOB),
     code(10017, Class::Job, "sender is muted", FIX_JOB),
-    code(10018, Class::Job, "answer larger than 1 MB", FIX_JOB),
+    code(10018, Class::Job, "answer larger than 1 MB", NOT_EXPECTED),
     code(10019, Class::Job, "UserID does not exist", FIX_JOB),
+    code(10021, Class::Job, "group id is in use", NOT_EXPECTED),
     code(10023, Class::RateLimited, "message frequency limit", SLOWED),
+    code(10024, Class::Job, "already processed", NOT_EXPECTED),
+    code(10025, Class::Job, "group id is in use, by the caller", NOT_EXPECTED),
     code(10026, Class::Account, "API forbidden for this SDKAppID", "new customers cannot use this API; ask the vendor"),
+    code(10030, Class::Job, RECALL, NOT_EXPECTED),
+    code(10031, Class::Job, RECALL, NOT_EXPECTED),
+    code(10032, Class::Job, RECALL, NOT_EXPECTED),
+    code(10033, Class::Job, RECALL, NOT_EXPECTED),
+    code(10034, Class::Job, RECALL, NOT_EXPECTED),
+    code(10035, Class::Job, RECALL, NOT_EXPECTED),
+    code(10036, Class::Job, "too many audio-video groups for the plan", NOT_EXPECTED),
+    code(10037, Class::Job, "too many groups of one user for the plan", NOT_EXPECTED),
+    code(10038, Class::Job, "too many members of a group for the plan", NOT_EXPECTED),
+    code(10041, Class::Job, RECALL, NOT_EXPECTED),
+    code(10044, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10045, Class::Job, ATTRIBUTES, NOT_EXPECTED),
+    code(10046, Class::Job, ATTRIBUTES, NOT_EXPECTED),
+    code(10047, Class::Job, ATTRIBUTES, NOT_EXPECTED),
+    code(10048, Class::Job, ATTRIBUTES, NOT_EXPECTED),
     code(10049, Class::RateLimited, "attribute write frequency limit", SLOWED),
+    code(10050, Class::Job, ATTRIBUTES, NOT_EXPECTED),
+    code(10051, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10052, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10053, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10054, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10056, Class::Job, ATTRIBUTES, NOT_EXPECTED),
+    code(10058, Class::Job, "too many groups for the free edition", NOT_EXPECTED),
     code(10059, Class::JobOrConfiguration, "feature is not in the app's plan", CHECK_CONSOLE),
+    code(10060, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10061, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10062, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10063, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10070, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
+    code(10071, Class::Job, OTHER_OPERATION, NOT_EXPECTED),
     code(11000, Class::JobOrConfiguration, "community feature is not enabled", CHECK_CONSOLE),
     code(20004, TRANSIENT_UNKNOWN, "network error at the vendor", RETRIED),
     code(20005, TRANSIENT_UNKNOWN, "internal error at the vendor", RETRIED),
@@ -129,7 +209,7 @@ pub static CODES: &[Code] = &[
     code(70014, Class::Credential, "UserSig is for another SDKAppID", FIX_KEY),
     code(70016, Class::Account, "no key exists for this SDKAppID", CHECK_REGION),
     code(70020, Class::Account, "SDKAppID not found", CHECK_REGION),
-    code(70050, Class::Account, "too many failed signatures", FIX_KEY),
+    code(TOO_MANY_FAILED_SIGNATURES, Class::Account, "too many failed signatures; the vendor asks for a minute's pause", FIX_KEY),
     code(70051, Class::Account, "account is blocked", CHECK_CONSOLE),
     code(70052, Class::Credential, "UserSig was invalidated", "nothing; a new one is made"),
     code(70101, Class::Credential, "ticket expired", "nothing; a new UserSig is made"),
@@ -137,16 +217,16 @@ pub static CODES: &[Code] = &[
     code(70114, Class::Account, "restricted for security reasons", CHECK_CONSOLE),
     code(70169, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
     code(70202, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
-    code(70206, Class::Job, "invalid batch quantity", FIX_JOB),
+    code(70206, Class::Job, "invalid batch quantity", NOT_EXPECTED),
     code(70346, Class::Credential, "signature refused", FIX_KEY),
     code(70398, Class::Account, "account number limit", "upgrade the app's plan"),
     code(70402, Class::Job, "invalid parameter", FIX_JOB),
     code(70403, Class::Account, "administrator permission required", "set identifier to an administrator of the app"),
     code(70500, TRANSIENT, "internal server error", RETRIED),
-    code(71000, Class::Job, "not possible in this edition", FIX_JOB),
+    code(71000, Class::Job, "not possible in this edition", NOT_EXPECTED),
     code(72000, Class::Account, "daily active users over the trial edition's quota", "upgrade the app's plan"),
-    code(72001, Class::Job, "feature is switched off", FIX_JOB),
-    code(72012, Class::Job, "feature is switched off", FIX_JOB),
+    code(72001, Class::Job, "feature is switched off", NOT_EXPECTED),
+    code(72012, Class::Job, "feature is switched off", NOT_EXPECTED),
     code(80001, Class::Job, "sensitive text", FIX_JOB),
     code(80002, Class::Job, "content too long", FIX_JOB),
     code(80003, TRANSIENT, "callback failed or timed out", RETRIED),
@@ -192,9 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn every_code_of_the_vendors_lists_is_known() {
+        let groups = [10002..=10019, 10021..=10021, 10023..=10026, 10030..=10038, 10041..=10041, 10044..=10054, 10056..=10056];
+        let more_groups = [10058..=10063, 10070..=10071, 11000..=11000, 20004..=20005];
+        let public = [60002..=60021];
+        let known = groups.into_iter().chain(more_groups).chain(public).flatten();
+        let unknown: Vec<i64> = known.filter(|code| find(*code).is_none()).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+    }
+
+    #[test]
     fn an_undocumented_code_has_a_class_too() {
         assert_eq!(class_of(10099), Class::JobOrConfiguration);
-        assert_eq!(class_of(60099), Class::Transient(Effect::Unknown));
+        assert_eq!(class_of(60099), Class::TransientOrJob);
         assert_eq!(class_of(70999), Class::CredentialOrJob);
         assert_eq!(class_of(1), Class::JobOrConfiguration);
     }

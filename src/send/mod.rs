@@ -1,8 +1,14 @@
-//! One attempt at one batch: [`user_sig`] signs, [`call`] sends, [`classify`] judges the answer by the table in [`codes`],
-//! [`retry`] says whether and when to try again. Nothing else talks to the API.
+//! One attempt at one batch: [`target`] says where to and in whose name, [`user_sig`] signs, [`call`] sends, [`classify`] judges
+//! the answer by the tables in [`codes`] and [`http_status`], [`retry`] says whether and when to try again, [`explain`] says it
+//! all to people, [`probe`] is the call that notifies nobody. Nothing else talks to the API.
 
 pub mod call;
 pub mod classify;
 pub mod codes;
+pub mod endpoints;
+pub mod explain;
+pub mod http_status;
+pub mod probe;
 pub mod retry;
+pub mod target;
 pub mod user_sig;

@@ -15,30 +15,24 @@ use crate::{
 
 /// An answer that said "slow down" is asked again after the API's own window has passed.
 const AFTER_RATE_LIMIT: Duration = Duration::from_secs(1);
+/// What nobody documented passes within so many attempts, or not at all.
+const ATTEMPTS_AT_UNDOCUMENTED: u32 = 5;
 
 /// Where a batch stands in its attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempts {
     /// Attempts that counted, this one included; answers that only said "slow down" do not.
     pub count: u32,
-    /// Time since the first of them. Faults of the account do not count.
+    /// Time since the first of them. Faults of the account do not count, and no wait that the API asked for.
     pub since_first: Duration,
     /// Time that the batch has been failing since the job was taken up.
     pub held: Duration,
-    pub others: Others,
-}
-
-/// How calls for other batches of the app fared since the batch was first refused in this way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Others {
-    Accepted,
-    Unknown,
 }
 
 /// Whether somebody waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supervision {
-    /// The daemon: long waits are no harm, and a fault of the account is not the job's, so never its end.
+    /// The daemon: long waits are no harm, and a fault of the account pauses the app, and ends no job.
     Unattended,
     /// Somebody at a terminal: neither a long wait nor a fault that somebody has to mend is waited for.
     Attended,
@@ -53,11 +47,13 @@ pub enum Next {
     },
     /// Again, and not so soon that the job could be held until then.
     Park,
+    /// Its recipients again, in smaller batches.
+    Split,
     Failed(FailureKind, Fault),
     Unknown(Fault),
 }
 
-/// `jitter` is from 0 to 1.
+/// What follows for a batch that is itself to blame, or the moment. `jitter` is from 0 to 1.
 pub fn decide(
     verdict: Verdict,
     promise: DeliveryPromise,
@@ -78,15 +74,14 @@ pub fn decide(
         false => later(after, fault),
     };
     match (class, promise) {
-        (Class::Transient(Effect::Unknown), DeliveryPromise::AtMostOnce) => Next::Unknown(fault),
-        (Class::RateLimited, _) => for_a_while(AFTER_RATE_LIMIT, fault),
+        (Class::Transient(Effect::Unknown) | Class::TransientOrJob, DeliveryPromise::AtMostOnce) => Next::Unknown(fault),
+        (Class::RateLimited, _) => later(AFTER_RATE_LIMIT, fault),
         (Class::Transient(Effect::None | Effect::Unknown), _) => for_a_while(backoff, fault),
-        (Class::CredentialOrJob, _) if attempts.others == Others::Accepted => Next::Failed(FailureKind::Job, fault),
-        (Class::Credential | Class::CredentialOrJob | Class::Account, _) => match supervision {
-            Supervision::Unattended => later(backoff, fault),
-            Supervision::Attended => Next::Failed(FailureKind::Job, fault),
-        },
-        (Class::Job | Class::JobOrConfiguration | Class::TooManyRecipients, _) => Next::Failed(FailureKind::Job, fault),
+        (Class::TransientOrJob, _) if attempts.count < ATTEMPTS_AT_UNDOCUMENTED => for_a_while(backoff, fault),
+        (Class::TransientOrJob | Class::Job | Class::JobOrConfiguration, _) => Next::Failed(FailureKind::Job, fault),
+        // Only where somebody waits: the daemon pauses the app.
+        (Class::Credential | Class::CredentialOrJob | Class::Account, _) => Next::Failed(FailureKind::Job, fault),
+        (Class::TooManyRecipients, _) => Next::Split,
     }
 }
 
@@ -105,14 +100,10 @@ mod tests {
     }
 
     fn next(class: Class, promise: DeliveryPromise, since_first_seconds: u64) -> Next {
-        next_with(class, promise, since_first_seconds, Others::Unknown, Supervision::Unattended)
-    }
-
-    fn next_with(class: Class, promise: DeliveryPromise, seconds: u64, others: Others, supervision: Supervision) -> Next {
         let fault = Fault { code: None, http_status: None, info: String::new() };
-        let since_first = Duration::from_secs(seconds);
-        let attempts = Attempts { count: 3, since_first, held: since_first.min(Duration::from_secs(50)), others };
-        decide(Verdict::Failed { class, fault }, promise, attempts, &policy(), supervision, 0.5)
+        let since_first = Duration::from_secs(since_first_seconds);
+        let attempts = Attempts { count: 3, since_first, held: since_first.min(Duration::from_secs(50)) };
+        decide(Verdict::Failed { class, fault }, promise, attempts, &policy(), Supervision::Unattended, 0.5)
     }
 
     #[test]
@@ -124,9 +115,10 @@ mod tests {
         assert!(matches!(next(Class::Transient(Effect::Unknown), AtMostOnce, 1), Next::Unknown(_)));
         assert_eq!(next(Class::Transient(Effect::None), AtMostOnce, 1), after(2));
         assert_eq!(next(Class::RateLimited, AtMostOnce, 1), after(1));
-        for of_the_job in [Class::Job, Class::JobOrConfiguration, Class::TooManyRecipients] {
+        for of_the_job in [Class::Job, Class::JobOrConfiguration] {
             assert!(is_failed(next(of_the_job, AtLeastOnce, 1), FailureKind::Job));
         }
+        assert_eq!(next(Class::TooManyRecipients, AtMostOnce, 24 * 3600), Next::Split);
         assert_eq!(next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600 - 3), after(2));
         assert!(is_failed(next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600), FailureKind::Transient));
     }
@@ -136,30 +128,31 @@ mod tests {
         let next = |class, held, supervision| {
             let fault = Fault { code: None, http_status: None, info: String::new() };
             let held = Duration::from_secs(held);
-            let attempts = Attempts { count: 3, since_first: held, held, others: Others::Unknown };
+            let attempts = Attempts { count: 3, since_first: held, held };
             decide(Verdict::Failed { class, fault }, DeliveryPromise::AtLeastOnce, attempts, &policy(), supervision, 0.5)
         };
-        for class in [Class::Transient(Effect::None), Class::Account] {
-            assert!(matches!(next(class, 58, Supervision::Unattended), Next::Again { .. }));
-            assert_eq!(next(class, 59, Supervision::Unattended), Next::Park);
-        }
+        let class = Class::Transient(Effect::None);
+        assert!(matches!(next(class, 58, Supervision::Unattended), Next::Again { .. }));
+        assert_eq!(next(class, 59, Supervision::Unattended), Next::Park);
         assert_eq!(next(Class::RateLimited, 60, Supervision::Unattended), Next::Park);
         let told = next(Class::Transient(Effect::None), 59, Supervision::Attended);
         assert!(matches!(told, Next::Failed(FailureKind::Transient, _)));
     }
 
     #[test]
-    fn a_fault_of_the_account_never_ends_a_job() {
-        for of_the_account in [Class::Credential, Class::CredentialOrJob, Class::Account] {
-            assert!(matches!(next(of_the_account, DeliveryPromise::AtMostOnce, 1_000_000), Next::Again { .. }));
-        }
+    fn a_rate_limit_never_ends_a_job() {
+        assert!(matches!(next(Class::RateLimited, DeliveryPromise::AtMostOnce, 1_000_000), Next::Again { .. }));
     }
 
     #[test]
-    fn a_user_id_is_to_blame_if_other_calls_are_accepted_in_the_meantime() {
-        let next = |others, supervision| next_with(Class::CredentialOrJob, DeliveryPromise::AtLeastOnce, 1, others, supervision);
-        assert!(matches!(next(Others::Accepted, Supervision::Unattended), Next::Failed(FailureKind::Job, _)));
-        assert!(matches!(next(Others::Unknown, Supervision::Unattended), Next::Again { .. }));
-        assert!(matches!(next(Others::Unknown, Supervision::Attended), Next::Failed(FailureKind::Job, _)));
+    fn what_nobody_documented_is_tried_a_few_times_and_then_the_jobs_fault() {
+        let after = |count| {
+            let fault = Fault { code: Some(60_099), http_status: None, info: String::new() };
+            let attempts = Attempts { count, since_first: Duration::ZERO, held: Duration::ZERO };
+            let verdict = Verdict::Failed { class: Class::TransientOrJob, fault };
+            decide(verdict, DeliveryPromise::AtLeastOnce, attempts, &policy(), Supervision::Unattended, 0.5)
+        };
+        assert!(matches!(after(ATTEMPTS_AT_UNDOCUMENTED - 1), Next::Again { .. }));
+        assert!(matches!(after(ATTEMPTS_AT_UNDOCUMENTED), Next::Failed(FailureKind::Job, _)));
     }
 }
