@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
-use super::endpoint::{Endpoint, place};
+use super::endpoint::{Endpoint, Place, place};
 use super::error::Problem;
 use super::region::Region;
 use super::retry::{Pause, PauseSection, Retry, RetrySection};
@@ -35,6 +35,8 @@ pub struct App {
     pub secret_key_file: Option<PathBuf>,
     /// Scheme, host and port of the API.
     pub endpoint: Url,
+    /// Where calls go when `endpoint` cannot be reached.
+    pub backup_endpoint: Option<Url>,
     /// The data centre `endpoint` belongs to, if it was chosen by name.
     pub region: Option<Region>,
     pub calls_per_second: u32,
@@ -70,6 +72,7 @@ pub(super) struct AppSection {
     secret_key_file: Option<Given<PathBuf>>,
     region: Option<Given<Region>>,
     endpoint: Option<Given<Endpoint>>,
+    backup_endpoint: Option<Given<Endpoint>>,
     calls_per_second: Option<Given<u32>>,
     burst: Option<Given<u32>>,
     batch_size: Option<Given<usize>>,
@@ -88,7 +91,7 @@ impl AppSection {
         let secret_key_file = self.secret_key_file.map(|file| file.0);
         let secret_key = given_or_from_file("secret_key", self.secret_key, secret_key_file.as_deref())?
             .ok_or_else(|| Problem::missing("secret_key", "write secret_key = \"…\" or secret_key_file = \"<path>\""))?;
-        let (region, endpoint) = place(self.region, self.endpoint)?;
+        let Place { region, endpoint, backup } = place(self.region, self.endpoint, self.backup_endpoint)?;
         let (calls_per_second, burst) = rate(self.calls_per_second, self.burst)?;
         Ok(App {
             sdk_app_id,
@@ -96,6 +99,7 @@ impl AppSection {
             secret_key,
             secret_key_file,
             endpoint,
+            backup_endpoint: backup,
             region,
             calls_per_second,
             burst,
@@ -162,11 +166,16 @@ fn max_in_flight(given: Option<Given<usize>>) -> Result<usize, Problem> {
     Ok(calls)
 }
 
+/// The one that is declared with the app's other queues.
+pub(super) fn own_results_queue(app: &str) -> String {
+    format!("groupcast.{app}.results")
+}
+
 fn results_queue(given: Option<Given<String>>, app: &str) -> Result<Option<String>, Problem> {
     let Some(Given(queue)) = given.filter(|queue| !queue.0.is_empty()) else {
         return Ok(None);
     };
-    let own = format!("groupcast.{app}.results");
+    let own = own_results_queue(app);
     // Results among the jobs would be taken for jobs, and answered with more results.
     if queue.starts_with("groupcast.") && queue != own {
         return Err(Problem::wrong("results_queue", format!("must not begin with \"groupcast.\", unless it is \"{own}\"")));

@@ -6,14 +6,28 @@ use super::error::Problem;
 use super::region::Region;
 use super::written::{Given, Setting, Written};
 
-pub(super) fn place(region: Option<Given<Region>>, endpoint: Option<Given<Endpoint>>) -> Result<(Option<Region>, Url), Problem> {
+/// Where an app's calls go.
+pub(super) struct Place {
+    pub region: Option<Region>,
+    pub endpoint: Url,
+    pub backup: Option<Url>,
+}
+
+pub(super) fn place(
+    region: Option<Given<Region>>,
+    endpoint: Option<Given<Endpoint>>,
+    backup: Option<Given<Endpoint>>,
+) -> Result<Place, Problem> {
+    let backup = backup.map(|backup| backup.0.0);
     match (region, endpoint) {
         (None, None) => Err(Problem::missing("region", "write region = \"singapore\", or another one, or endpoint = \"<URL>\"")),
         (Some(_), Some(_)) => Err(Problem::wrong("endpoint", "is given together with region; keep one of them")),
-        (None, Some(endpoint)) => Ok((None, endpoint.0.0)),
+        (None, Some(endpoint)) => Ok(Place { region: None, endpoint: endpoint.0.0, backup }),
         (Some(Given(region)), None) => {
-            let url = Url::parse(&format!("https://{}", region.domains().0));
-            url.map(|url| (Some(region), url)).map_err(|_| Problem::wrong("region", "has no valid domain"))
+            let url =
+                |domain| Url::parse(&format!("https://{domain}")).map_err(|_| Problem::wrong("region", "has no valid domain"));
+            let (first, known_backup) = region.domains();
+            Ok(Place { region: Some(region), endpoint: url(first)?, backup: Some(backup.map_or_else(|| url(known_backup), Ok)?) })
         }
     }
 }

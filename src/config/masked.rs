@@ -1,6 +1,7 @@
 //! The effective configuration as TOML, in the order of the documentation, with the secrets masked. It loads again once
 //! they are put back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,18 +15,30 @@ type Key = (&'static str, Option<Value>);
 
 impl Config {
     pub fn to_masked_toml(&self) -> String {
+        self.sections().into_iter().map(|(name, keys)| section(&name, keys)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The keys that are set, by full name; a secret's value is its mask.
+    pub(super) fn masked_keys(&self) -> BTreeMap<String, Value> {
+        let full = |(section, keys): (String, Vec<Key>)| {
+            keys.into_iter().filter_map(move |(key, value)| Some((format!("{section}.{key}"), value?)))
+        };
+        self.sections().into_iter().flat_map(full).collect()
+    }
+
+    fn sections(&self) -> Vec<(String, Vec<Key>)> {
         let mut sections = vec![
-            section("broker", broker(&self.broker)),
-            section("state", state(&self.state)),
-            section("admin", admin(&self.admin)),
+            ("broker".to_owned(), broker(&self.broker)),
+            ("state".to_owned(), state(&self.state)),
+            ("admin".to_owned(), admin(&self.admin)),
         ];
         for (name, settings) in &self.apps {
-            sections.push(section(&format!("apps.{name}"), app(settings)));
-            sections.push(section(&format!("apps.{name}.retry"), retry(&settings.retry)));
-            sections.push(section(&format!("apps.{name}.pause"), pause(&settings.pause)));
+            sections.push((format!("apps.{name}"), app(settings)));
+            sections.push((format!("apps.{name}.retry"), retry(&settings.retry)));
+            sections.push((format!("apps.{name}.pause"), pause(&settings.pause)));
         }
-        sections.push(section("log", log(&self.log)));
-        sections.join("\n")
+        sections.push(("log".to_owned(), log(&self.log)));
+        sections
     }
 }
 
@@ -57,14 +70,17 @@ fn admin(admin: &Admin) -> Vec<Key> {
 }
 
 fn app(app: &App) -> Vec<Key> {
-    let endpoint = app.endpoint.as_str().trim_end_matches('/');
+    let address = |url: &url::Url| url.as_str().trim_end_matches('/').to_owned();
+    let known = app.region.map(|region| region.domains().1);
+    let backup = app.backup_endpoint.as_ref().filter(|url| url.host_str() != known);
     vec![
         ("sdk_app_id", number(app.sdk_app_id)),
         ("identifier", text(&app.identifier)),
         ("secret_key", app.secret_key_file.is_none().then(|| Value::String(MASK.to_owned()))),
         ("secret_key_file", path(app.secret_key_file.as_deref())),
         ("region", app.region.map(|region| Value::String(region.name().to_owned()))),
-        ("endpoint", app.region.is_none().then(|| Value::String(endpoint.to_owned()))),
+        ("endpoint", app.region.is_none().then(|| Value::String(address(&app.endpoint)))),
+        ("backup_endpoint", backup.map(|url| Value::String(address(url)))),
         ("calls_per_second", number(u64::from(app.calls_per_second))),
         ("burst", number(u64::from(app.burst))),
         ("batch_size", number(app.batch_size as u64)),

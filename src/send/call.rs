@@ -1,4 +1,4 @@
-//! One HTTP request to the API. The only file that knows `reqwest`.
+//! One HTTP request to the API. Nothing else calls it.
 //!
 //! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are never followed.
 
@@ -6,24 +6,19 @@ use std::{
     error::Error as _,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
-use super::{classify::Answer, user_sig::UserSigner};
+use super::{classify::Answer, target::Target};
 use crate::{config::App, outcome::MAX_INFO_CHARS};
 
-const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Below the minute after which servers and the boxes before them commonly close idle connections.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// The API's answers have about 100 bytes; more than this is something else's.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -32,7 +27,7 @@ pub trait Api: Send + Sync + 'static {
     /// Sends one request body. `on_write` has the last word when the connection is there and the request is to be written.
     fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> impl Future<Output = Answer> + Send;
 
-    /// The API refused the UserSig: the next call makes a new one.
+    /// The API refused the UserSig: the next call makes a new one, with a key that is read again if it is in a file.
     fn renew_user_sig(&self);
 }
 
@@ -49,50 +44,25 @@ pub enum AtWrite {
 }
 
 /// Calls the API for one app.
-pub struct Caller {
-    http: reqwest::Client,
-    url: reqwest::Url,
-    sdk_app_id: u64,
-    identifier: String,
-    signer: UserSigner,
-}
+pub struct Caller(RwLock<Arc<Target>>);
 
 impl Caller {
     pub fn new(app: &App) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("groupcast/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(app.request_timeout)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(app.max_in_flight)
-            .tcp_nodelay(true);
-        // A proxy named in the environment is for the way out, not for a sandbox on this machine.
-        let http = if is_loopback(&app.endpoint) { http.no_proxy() } else { http }.build()?;
-        let mut url = app.endpoint.clone();
-        let base = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{base}/{PATH}"));
-        Ok(Self {
-            http,
-            url,
-            sdk_app_id: app.sdk_app_id,
-            identifier: app.identifier.clone(),
-            signer: UserSigner::new(app.sdk_app_id, app.identifier.clone(), app.secret_key.clone()),
-        })
+        Ok(Self(RwLock::new(Arc::new(Target::of(app)?))))
     }
 
-    fn signed_url(&self, user_sig: &str) -> reqwest::Url {
-        let mut url = self.url.clone();
-        url.query_pairs_mut()
-            .append_pair("sdkappid", &self.sdk_app_id.to_string())
-            .append_pair("identifier", &self.identifier)
-            .append_pair("usersig", user_sig)
-            .append_pair("random", &rand::random::<u32>().to_string())
-            .append_pair("contenttype", "json");
-        url
+    /// What the calls of another configuration would go to. The connections and the UserSig are kept if they serve it too.
+    pub fn target_of(&self, app: &App) -> Result<Target, reqwest::Error> {
+        self.target().for_app(app)
+    }
+
+    /// From the next call on. Calls under way stay what they are.
+    pub fn aim_at(&self, target: Target) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
+    }
+
+    fn target(&self) -> Arc<Target> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -112,24 +82,23 @@ impl Api for Caller {
             Err(_) => AtWrite::Withdraw,
         };
         let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
-        let user_sig = self.signer.user_sig(SystemTime::now());
-        let request = self
-            .http
-            .post(self.signed_url(&user_sig))
-            .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .body(reqwest::Body::wrap(body));
-        match request.send().await {
+        let target = self.target();
+        let user_sig = target.user_sig().await;
+        let (address, request) = target.request(&user_sig);
+        let answer = match request.body(reqwest::Body::wrap(body)).send().await {
             Ok(response) => read(response, &user_sig).await,
             Err(error) => match fate.settle(GIVEN_UP) {
                 Ok(()) => Answer::NotSent { info: describe(error) },
                 Err(WITHDRAWN) => Answer::Withdrawn,
                 Err(_) => Answer::NoAnswer { info: describe(error) },
             },
-        }
+        };
+        target.learn(address, &answer);
+        answer
     }
 
     fn renew_user_sig(&self) {
-        self.signer.forget();
+        self.target().doubt_user_sig();
     }
 }
 
@@ -181,15 +150,6 @@ fn describe(error: reqwest::Error) -> String {
         cause = source.source();
     }
     text
-}
-
-fn is_loopback(endpoint: &reqwest::Url) -> bool {
-    match endpoint.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
 }
 
 const UNDECIDED: u8 = 0;

@@ -61,8 +61,12 @@ const RENEW_BEFORE: Duration = Duration::from_secs(17 * 3600);
 pub struct UserSigner {
     sdk_app_id: u64,
     identifier: String,
+    present: Mutex<Present>,
+}
+
+struct Present {
     key: SecretString,
-    newest: Mutex<Option<Signed>>,
+    newest: Option<Signed>,
 }
 
 struct Signed {
@@ -72,29 +76,38 @@ struct Signed {
 
 impl UserSigner {
     pub fn new(sdk_app_id: u64, identifier: String, key: SecretString) -> Self {
-        Self { sdk_app_id, identifier, key, newest: Mutex::new(None) }
+        Self { sdk_app_id, identifier, present: Mutex::new(Present { key, newest: None }) }
+    }
+
+    pub fn signs_for(&self, sdk_app_id: u64, identifier: &str, key: &SecretString) -> bool {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.sdk_app_id, self.identifier.as_str(), present.key.expose_secret()) == (sdk_app_id, identifier, key.expose_secret())
     }
 
     /// A UserSig that is valid for hours to come.
     pub fn user_sig(&self, now: SystemTime) -> Arc<str> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*newest {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        match &present.newest {
             // A clock set back by more than the validity must not keep a UserSig from the future.
             Some(signed) if now < signed.renew_at && signed.renew_at < now + VALID_FOR => signed.user_sig.clone(),
             _ => {
                 let time = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let claims =
                     Claims { sdk_app_id: self.sdk_app_id, identifier: &self.identifier, time, expire: VALID_FOR.as_secs() };
-                let user_sig: Arc<str> = claims.sign(self.key.expose_secret()).into();
-                *newest = Some(Signed { user_sig: user_sig.clone(), renew_at: now + VALID_FOR - RENEW_BEFORE });
+                let user_sig: Arc<str> = claims.sign(present.key.expose_secret()).into();
+                present.newest = Some(Signed { user_sig: user_sig.clone(), renew_at: now + VALID_FOR - RENEW_BEFORE });
                 user_sig
             }
         }
     }
 
-    /// The API refused the newest UserSig: make another one next time.
-    pub fn forget(&self) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The API refused the newest UserSig: make another one next time, with the present key or another one.
+    pub fn renew(&self, key: Option<SecretString>) {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        present.newest = None;
+        if let Some(key) = key {
+            present.key = key;
+        }
     }
 }
 

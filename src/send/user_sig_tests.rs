@@ -56,7 +56,7 @@ fn a_user_sig_is_made_anew_when_it_was_refused_or_the_clock_was_set_back() {
     let signer = UserSigner::new(1, "administrator".into(), "k".into());
     let start = UNIX_EPOCH + 1000 * HOUR;
     let first = signer.user_sig(start);
-    signer.forget();
+    signer.renew(None);
     let second = signer.user_sig(start + HOUR);
     assert_ne!(first, second);
     assert_ne!(signer.user_sig(start - 24 * HOUR), second);

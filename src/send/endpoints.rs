@@ -1,0 +1,127 @@
+//! Which of an app's two addresses its calls go to: the first, or the backup while the first cannot be reached. Pure.
+//!
+//! On the backup, one call a minute tries the first again. If neither is reached, calls alternate.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often the first address is tried while calls go to the backup.
+const FIRST_TRIED_EVERY: Duration = Duration::from_secs(60);
+/// So many connections in a row that stood and brought no answer are a wrong place: a hijacked name leads to one.
+const FAILURES_OF_A_WRONG_PLACE: u32 = 5;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Address {
+    First,
+    Backup,
+}
+
+/// What a call to an address came to, as far as the way there is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// An answer of the API.
+    Yes,
+    /// A connection, and no answer of the API.
+    Perhaps,
+    No,
+}
+
+/// A change of the address that calls go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub to: Address,
+}
+
+#[derive(Debug)]
+pub struct Endpoints {
+    present: Address,
+    failures: u32,
+    first_tried_at: Instant,
+}
+
+impl Endpoints {
+    pub fn new(now: Instant) -> Self {
+        Self { present: Address::First, failures: 0, first_tried_at: now }
+    }
+
+    /// Where the next call goes.
+    pub fn choose(&mut self, now: Instant) -> Address {
+        match self.present {
+            Address::Backup if now >= self.first_tried_at + FIRST_TRIED_EVERY => {
+                self.first_tried_at = now;
+                Address::First
+            }
+            present => present,
+        }
+    }
+
+    /// Learns from a call that went to `address`.
+    pub fn learn(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Moved> {
+        match (reached, address == self.present) {
+            (Reached::Yes, true) => {
+                self.failures = 0;
+                None
+            }
+            (Reached::Yes, false) if address == Address::First => Some(self.move_to(Address::First, now)),
+            (Reached::Yes | Reached::Perhaps | Reached::No, false) => None,
+            (Reached::Perhaps, true) if self.failures + 1 < FAILURES_OF_A_WRONG_PLACE => {
+                self.failures += 1;
+                None
+            }
+            (Reached::Perhaps | Reached::No, true) => Some(match address {
+                Address::First => self.move_to(Address::Backup, now),
+                Address::Backup => self.move_to(Address::First, now),
+            }),
+        }
+    }
+
+    fn move_to(&mut self, to: Address, now: Instant) -> Moved {
+        self.present = to;
+        self.failures = 0;
+        self.first_tried_at = now;
+        Moved { to }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_backup_is_used_when_the_first_cannot_be_reached_and_left_when_it_can() {
+        let start = Instant::now();
+        let mut endpoints = Endpoints::new(start);
+        assert_eq!(endpoints.choose(start), Address::First);
+        assert_eq!(endpoints.learn(Address::First, Reached::No, start), Some(Moved { to: Address::Backup }));
+        // A call that left before.
+        assert_eq!(endpoints.learn(Address::First, Reached::No, start), None);
+        assert_eq!(endpoints.choose(start), Address::Backup);
+        let later = start + FIRST_TRIED_EVERY;
+        assert_eq!([endpoints.choose(later), endpoints.choose(later)], [Address::First, Address::Backup], "one call tries");
+        assert_eq!(endpoints.learn(Address::First, Reached::No, later), None);
+        assert_eq!(endpoints.choose(later + FIRST_TRIED_EVERY), Address::First);
+        assert_eq!(endpoints.learn(Address::First, Reached::Yes, later), Some(Moved { to: Address::First }));
+        assert_eq!(endpoints.choose(later), Address::First);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_takes_connections_and_never_answers_is_left_too() {
+        let now = Instant::now();
+        let mut endpoints = Endpoints::new(now);
+        for _ in 1..FAILURES_OF_A_WRONG_PLACE {
+            assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), None);
+        }
+        assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), Some(Moved { to: Address::Backup }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_neither_is_reached_they_alternate() {
+        let now = Instant::now();
+        let mut endpoints = Endpoints::new(now);
+        for moved in [Address::Backup, Address::First, Address::Backup] {
+            let address = endpoints.choose(now);
+            assert_eq!(endpoints.learn(address, Reached::No, now), Some(Moved { to: moved }));
+        }
+    }
+}
