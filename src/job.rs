@@ -7,8 +7,11 @@ use std::{fmt, ops::Range};
 
 use sha2::{Digest, Sha256};
 
+/// As many recipients as the API takes in one call by each of the vendor's documents: one says 500, another 50.
+pub const SMALL_BATCH: u32 = 50;
+
 /// What to send and to whom.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     pub group_id: String,
     pub topic_id: Option<String>,
@@ -17,15 +20,22 @@ pub struct Job {
     pub audience: Audience,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Audience {
     /// Every member of the group: one call without a recipient list.
     All,
     Members(Recipients),
 }
 
+/// Whether batches that are cut anew have to end where the present ones end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Borders {
+    Free,
+    Kept,
+}
+
 /// Recipients without duplicates, in the order given, cut into batches.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Recipients {
     /// `"a","b","c"`: JSON strings with commas between.
     pub(crate) json: Vec<u8>,
@@ -127,6 +137,18 @@ impl Job {
         }
     }
 
+    /// Cuts batches of [`SMALL_BATCH`] recipients, or of as many below it as the borders allow.
+    pub fn split_again(&mut self, borders: Borders) {
+        if let Audience::Members(recipients) = &mut self.audience {
+            let fits = |size: &u32| match borders {
+                Borders::Free => true,
+                Borders::Kept => recipients.batch_size.is_multiple_of(*size),
+            };
+            let batch_size = (1..=SMALL_BATCH.min(recipients.batch_size)).rev().find(fits);
+            recipients.cut(batch_size.expect("everything is a multiple of 1"));
+        }
+    }
+
     /// What is to be sent and to whom, as a number that no other job has: SHA-256 in hexadecimal.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
@@ -185,6 +207,8 @@ pub struct Envelope {
     pub earlier_deaths: u32,
     /// How often the job was parked since.
     pub parkings: u32,
+    /// How often the message went back to the queue.
+    pub redeliveries: u32,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
     pub not_before: Option<jiff::Timestamp>,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     producer::header,
-    scene::{Scene, job, users},
+    scene::{Scene, job, settings, users},
 };
 
 fn fault(fault: Fault, group: &str, calls: u32) -> FaultRule {
@@ -160,6 +160,76 @@ async fn one_refused_batch_of_three_makes_a_partial_result_and_a_dead_letter_of_
     assert_eq!(notified, expected);
 }
 
+/// Everybody in a group, and how often.
+fn assert_each_notified_once(scene: &Scene, group: &str, recipients: usize) {
+    let (mut notified, mut expected) = (scene.notified(group), users(recipients));
+    notified.sort();
+    expected.sort();
+    assert_eq!(notified, expected);
+}
+
+async fn send_with_id(scene: &mut Scene, id: &str, job: &Value) -> JobResult {
+    let properties = scene.producer.properties().with_message_id(id.into());
+    scene.producer.publish(&scene.app, &serde_json::to_vec(job).unwrap(), properties).await;
+    scene.producer.result().await
+}
+
+#[tokio::test]
+async fn where_the_api_takes_50_recipients_a_job_goes_on_in_batches_of_50_and_the_next_one_begins_so() {
+    for id in [None, Some("order-50")] {
+        let mut scene = Scene::start().await;
+        scene.sandbox.change_settings(settings(json!({ "max_recipients": 50 })));
+        let result = match id {
+            None => scene.send(&job("first", 1201)).await,
+            Some(id) => send_with_id(&mut scene, id, &job("first", 1201)).await,
+        };
+        assert_sent(&result, 1201, 25);
+        assert_each_notified_once(&scene, "first", 1201);
+        let stats = scene.sandbox.stats();
+        let refused = stats.by_code[&10005];
+        assert!((1..=3).contains(&refused) && stats.calls == 25 + refused, "{stats:?}");
+        assert_eq!(result.calls, stats.calls);
+
+        let result = scene.send(&job("second", 1201)).await;
+        assert_sent(&result, 1201, 25);
+        assert_each_notified_once(&scene, "second", 1201);
+        assert_eq!((result.calls, scene.sandbox.stats().by_code[&10005]), (25, refused));
+        assert_eq!(scene.daemon.times_logged("Set batch_size = 50"), 1, "{}", scene.daemon.log());
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_api_asked_for_smaller_batches_is_not_sent_again() {
+    let mut scene = Scene::start().await;
+    let too_many_once = FaultRule { matching: Some("user-700".into()), calls: Some(1), ..FaultRule::from(error(10005)) };
+    scene.sandbox.add_fault(too_many_once).unwrap();
+    let result = send_with_id(&mut scene, "order-51", &job("g", 1201)).await;
+    assert_sent(&result, 1201, 25);
+    assert_each_notified_once(&scene, "g", 1201);
+    let stats = scene.sandbox.stats();
+    assert_eq!((result.calls, stats.by_code[&10005]), (stats.calls, 1));
+    let largest = scene.sandbox.received(Some("g")).into_iter().map(|call| call.recipient_count).max();
+    assert_eq!(largest, Some(500), "the first batch");
+}
+
+#[tokio::test]
+async fn a_batch_of_50_that_is_too_large_for_the_api_fails_and_leaves_a_dead_letter() {
+    let mut scene = Scene::start().await;
+    scene.sandbox.add_fault(error(10005)).unwrap();
+    for recipients in [51, 50] {
+        let asked = job("g", recipients);
+        let result = scene.send(&asked).await;
+        let calls = scene.sandbox.stats().calls;
+        assert_eq!((result.status, result.errors[0].kind, result.errors[0].code), (Status::Failed, ErrorKind::Job, Some(10005)));
+        assert_eq!((result.errors[0].recipients, result.errors[0].attempts), (Some(recipients as u32), 1), "{result:?}");
+        // 51 are one call, then 50 and 1.
+        assert_eq!((result.calls, calls), if recipients == 51 { (3, 3) } else { (1, 4) });
+        let letter = scene.dead_letter().await;
+        assert_eq!(serde_json::from_slice::<Value>(&letter.data).unwrap(), asked);
+        assert_eq!(header(&letter, "groupcast-error-code").as_deref(), Some("10005"));
+    }
+}
+
 #[tokio::test]
 async fn passing_faults_are_tried_again_until_the_job_is_sent() {
     let mut scene = Scene::start().await;
@@ -169,7 +239,6 @@ async fn passing_faults_are_tried_again_until_the_job_is_sent() {
         ("reset", Fault::Reset),
         ("hang", Fault::Hang),
         ("not-json", Fault::NotJson),
-        ("bad-signature", error(70003)),
     ];
     for (group, passing) in faults {
         scene.sandbox.add_fault(fault(passing, group, 2)).unwrap();

@@ -205,6 +205,23 @@ async fn a_job_goes_on_in_the_batches_it_began_with_when_the_configuration_has_c
 }
 
 #[tokio::test]
+async fn a_job_that_was_split_again_goes_on_in_its_smaller_batches_after_a_crash() {
+    let mut scene = Scene::with("calls_per_second = 20\nburst = 1").await;
+    scene.sandbox.change_settings(settings(json!({ "max_recipients": 50 })));
+    publish(&scene, &job("g", 1201), with_id(&scene, "order-50")).await;
+    eventually("some calls", async || (scene.notified("g").len() >= 250).then_some(())).await;
+    scene.daemon.kill().await;
+    let refused = scene.sandbox.stats().by_code[&10005];
+    scene.daemon.start_again().await;
+    let result = scene.producer.result().await;
+    assert_eq!((result.status, result.batches.unwrap().total), (Status::Sent, 25), "{result:?}");
+    assert_eq!(scene.sandbox.stats().by_code[&10005], refused, "the record says how small the batches are");
+    let times = times_notified(&scene, "g");
+    assert_eq!(times.len(), 1201);
+    assert!(times.values().filter(|times| **times > 1).count() <= 50, "one batch may have been under way");
+}
+
+#[tokio::test]
 async fn attempts_and_calls_are_counted_over_a_crash() {
     let mut scene = Scene::start().await;
     scene.daemon.kill().await;

@@ -57,6 +57,9 @@ kept_by_both! {
     a_record_is_made_once_and_says_from_then_on_what_it_said_first
     a_batch_stands_as_it_was_noted_last
     a_batch_that_has_ended_stays_as_it_ended
+    a_job_that_is_split_again_stands_as_its_new_batches_do
+    what_is_noted_by_the_batches_before_a_split_is_of_no_account
+    a_late_split_takes_nothing_from_a_completed_job
     a_completed_job_has_its_result_and_no_batches_even_after_a_late_note
     a_record_whose_time_is_over_is_absent
     the_latest_record_of_a_job_is_found_whatever_its_id
@@ -120,6 +123,62 @@ async fn a_batch_that_has_ended_stays_as_it_ended(place: Place) {
     store.note(job.clone(), 1, progress(4, BatchState::Ended(BatchOutcome::Sent))).await.unwrap();
 
     assert_eq!(batches(&*store, &job).await, [(1, ended(2))]);
+}
+
+/// The same job, cut into batches of 50.
+fn split(job: &Opening) -> Arc<Opening> {
+    Arc::new(Opening { head: Head { batch_size: 50, batches: 25, ..job.head.clone() }, key: job.key.clone() })
+}
+
+async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
+    let store = place.store(LONG);
+    let [job, other, lost] = [opening("job", 0), opening("other", 0), opening("lost", 0)];
+    for (batch, progress) in [(0, ended(1)), (1, progress(1, BatchState::Open)), (2, progress(1, BatchState::Intended))] {
+        store.note(job.clone(), batch, progress.clone()).await.unwrap();
+        store.note(other.clone(), batch, progress).await.unwrap();
+    }
+    let parts = vec![(0, ended(1)), (1, ended(1)), (10, progress(1, BatchState::Open))];
+    // A repetition after an answer that was lost changes nothing.
+    for _ in 0..2 {
+        store.split_again(split(&job), parts.clone()).await.unwrap();
+    }
+    store.split_again(split(&lost), parts.clone()).await.unwrap();
+    for split_job in [&job, &lost] {
+        assert_eq!(store.open(split_job.clone()).await.unwrap().head, split(split_job).head);
+        assert_eq!(batches(&*store, split_job).await, parts);
+    }
+    assert_eq!((batches(&*store, &other).await.len(), store.open(other.clone()).await.unwrap().head.batch_size), (3, 500));
+
+    store.note(split(&job), 10, ended(2)).await.unwrap();
+    store.note(split(&job), 0, progress(2, BatchState::Open)).await.unwrap();
+    store.note(split(&job), 24, ended(1)).await.unwrap();
+    let found = place.store(LONG).find("chat".to_owned(), "job".to_owned()).await.unwrap().expect("a record");
+    let expected = vec![(0, ended(1)), (1, ended(1)), (10, ended(2)), (24, ended(1))];
+    assert_eq!((found.head, batches(&*store, &job).await), (split(&job).head.clone(), expected));
+
+    store.complete(split(&job), "{}".to_owned()).await.unwrap();
+    let completed = store.open(job).await.unwrap();
+    assert_eq!((completed.batches.len(), completed.result.as_deref()), (0, Some("{}")));
+}
+
+async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Place) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.open(job.clone()).await.unwrap();
+    store.split_again(split(&job), vec![(1, progress(1, BatchState::Open))]).await.unwrap();
+    for batch in [0, 1, 2] {
+        store.note(job.clone(), batch, ended(1)).await.unwrap();
+    }
+    assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
+}
+
+async fn a_late_split_takes_nothing_from_a_completed_job(place: Place) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.complete(job.clone(), "{\"a\":1}".to_owned()).await.unwrap();
+    store.split_again(split(&job), vec![(0, progress(1, BatchState::Open))]).await.unwrap();
+    let opened = store.open(job).await.unwrap();
+    assert_eq!((opened.batches.len(), opened.result.as_deref()), (0, Some("{\"a\":1}")));
 }
 
 async fn a_completed_job_has_its_result_and_no_batches_even_after_a_late_note(place: Place) {

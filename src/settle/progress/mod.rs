@@ -104,7 +104,7 @@ pub struct Entry(Arc<Place>);
 struct Place {
     inner: Arc<Inner>,
     opening: Arc<Opening>,
-    _claim: Claim,
+    claim: Arc<Claim>,
 }
 
 impl Progress {
@@ -144,7 +144,7 @@ impl Progress {
         }
         let made = if head == opening.head { Made::Now } else { Made::Before };
         let opening = Arc::new(Opening { key, head: head.clone() });
-        let entry = Entry(Arc::new(Place { inner: self.0.clone(), opening, _claim: claim }));
+        let entry = Entry(Arc::new(Place { inner: self.0.clone(), opening, claim: Arc::new(claim) }));
         Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
     }
 
@@ -162,6 +162,16 @@ impl Entry {
     pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
         let Place { inner, opening, .. } = &*self.0;
         inner.insist(|store| store.note(opening.clone(), batch, progress.clone())).await
+    }
+
+    /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so with the entry returned.
+    pub async fn split_again(&self, job: &Job, batches: &[(u32, BatchProgress)]) -> Result<Self, StoreLost> {
+        let Place { inner, opening, claim } = &*self.0;
+        let Opening { key, head } = (**opening).clone();
+        let head = Head { batch_size: job.batch_size(), batches: job.batch_count(), ..head };
+        let opening = Arc::new(Opening { key, head });
+        inner.insist(|store| store.split_again(opening.clone(), batches.to_vec())).await?;
+        Ok(Self(Arc::new(Place { inner: inner.clone(), opening, claim: claim.clone() })))
     }
 
     /// Records the result. From then on the job is answered from it.

@@ -100,8 +100,11 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 pub trait Store: Send + Sync + 'static {
     /// Makes the record unless it is there, and says what is in it.
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
-    /// Remembers how a batch stands. One that has ended stays as it ended.
+    /// Remembers how a batch stands, if the job is still cut as its opening says. One that has ended stays as it ended.
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;
+    /// Replaces how a job that has not ended is cut, by what its opening says now, and how its batches stand. What others still
+    /// note of the batches before is of no account.
+    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()>;
     /// Remembers the result, and forgets the batches.
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()>;
     /// The latest record of a job: the one with the most earlier deaths.

@@ -1,7 +1,8 @@
 //! Records in a Redis that replicas share: a hash for each, changed by transactions, so that no reader sees half of one.
 //!
 //! A batch that has ended is in a field that is never overwritten and goes before the field of one that has not, so writes
-//! of two processes may come in any order. The key `groupcast:born` is as old as the data: when it is gone, so are they.
+//! of two processes may come in any order. A field names the size of the batches that it counts by; those of another size than
+//! the head's are of no account. The key `groupcast:born` is as old as the data: when it is gone, so are they.
 
 mod birth;
 mod fault;
@@ -94,16 +95,16 @@ impl Store for RedisStore {
     }
 
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
-        let json = serde_json::to_string(&progress).expect("progress is always JSON");
-        let key = record_key(&opening.key);
         let mut pipe = self.change(&opening, self.retention.under_way);
-        match progress.state {
-            BatchState::Open | BatchState::Intended => pipe.hset(&key, records::touched(batch), json).ignore(),
-            BatchState::Ended(_) => {
-                pipe.hset_nx(&key, records::ended(batch), json).ignore().hdel(&key, records::touched(batch)).ignore()
-            }
-        };
+        put_batch(&mut pipe, &opening, batch, &progress);
         Box::pin(self.write("record how a batch stands", pipe))
+    }
+
+    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
+        let mut pipe = self.change(&opening, self.retention.under_way);
+        pipe.hset(record_key(&opening.key), "head", head_json(&opening)).ignore();
+        batches.iter().for_each(|(batch, progress)| put_batch(&mut pipe, &opening, *batch, progress));
+        Box::pin(self.write("record that a job is split again", pipe))
     }
 
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
@@ -132,6 +133,16 @@ impl Store for RedisStore {
     fn sharing(&self) -> Sharing {
         Sharing::Replicas
     }
+}
+
+fn put_batch(pipe: &mut Pipeline, opening: &Opening, batch: u32, progress: &BatchProgress) {
+    let (key, size) = (record_key(&opening.key), opening.head.batch_size);
+    let json = serde_json::to_string(progress).expect("progress is always JSON");
+    let (touched, ended) = (records::touched(size, batch), records::ended(size, batch));
+    match progress.state {
+        BatchState::Open | BatchState::Intended => pipe.hset(&key, touched, json).ignore(),
+        BatchState::Ended(_) => pipe.hset_nx(&key, ended, json).ignore().hdel(&key, touched).ignore(),
+    };
 }
 
 fn head_json(opening: &Opening) -> String {

@@ -1,8 +1,9 @@
-//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in its name whether it ended.
+//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in its name whether it ended and
+//! how the job was cut.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::store::{Key, Record};
+use super::super::store::{Head, Key, Record};
 use crate::outcome::BatchProgress;
 
 pub type Fields = HashMap<String, String>;
@@ -20,34 +21,35 @@ pub fn deaths_key(app: &str, job_id: &str) -> String {
     format!("groupcast:{app}:deaths:{job_id}")
 }
 
-/// The field of a batch that has ended.
-pub fn ended(batch: u32) -> String {
-    format!("{ENDED}{batch}")
+/// The field of a batch that has ended, in a job that is cut into batches of this size.
+pub fn ended(size: u32, batch: u32) -> String {
+    format!("{ENDED}{size}:{batch}")
 }
 
 /// The field of a batch that has not.
-pub fn touched(batch: u32) -> String {
-    format!("{TOUCHED}{batch}")
+pub fn touched(size: u32, batch: u32) -> String {
+    format!("{TOUCHED}{size}:{batch}")
 }
 
 /// The record in a hash; none if it has no head.
 pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
     let Some(head) = fields.get("head") else { return Ok(None) };
-    let head = serde_json::from_str(head).map_err(|error| damaged("head", &error))?;
+    let head: Head = serde_json::from_str(head).map_err(|error| damaged("head", &error))?;
     let result = fields.get("result").cloned();
     let batches = match result {
         // What another process has written since is of no interest.
         Some(_) => Vec::new(),
-        None => batches(fields)?,
+        None => batches(fields, head.batch_size)?,
     };
     Ok(Some(Record { key: key.clone(), head, batches, result }))
 }
 
-fn batches(fields: &Fields) -> Result<Vec<(u32, BatchProgress)>, String> {
+fn batches(fields: &Fields, size: u32) -> Result<Vec<(u32, BatchProgress)>, String> {
     let mut batches = BTreeMap::new();
     for kind in [TOUCHED, ENDED] {
         for (field, json) in fields {
-            let Some(batch) = field.strip_prefix(kind) else { continue };
+            let of_this_size = field.strip_prefix(&format!("{kind}{size}:"));
+            let Some(batch) = of_this_size else { continue };
             let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
             let progress: BatchProgress = serde_json::from_str(json).map_err(|error| damaged(field, &error))?;
             batches.insert(batch, progress);

@@ -25,7 +25,7 @@ use tracing::error;
 use self::{
     file::{Access, StateFile},
     stored::StoredRecord,
-    writer::{Command, Work, Writer},
+    writer::{Batch, Command, Work, Writer},
 };
 use super::store::{Answer, Opening, Record, Retention, Sharing, Store, StoreLost};
 use crate::outcome::{BatchProgress, BatchState};
@@ -91,13 +91,14 @@ impl Store for SqliteStore {
     }
 
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
-        let work = Work::Note {
-            opening,
-            batch,
-            json: serde_json::to_string(&progress).expect("progress is always JSON"),
-            state: progress.state,
-        };
+        let work = Work::Note { opening, batch: Batch::new(batch, progress) };
         Box::pin(async { self.ask("record how a batch stands", work).await.map(drop) })
+    }
+
+    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
+        let batches = batches.into_iter().map(|(batch, progress)| Batch::new(batch, progress)).collect();
+        let work = Work::SplitAgain { opening, batches };
+        Box::pin(async { self.ask("record that a job is split again", work).await.map(drop) })
     }
 
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
@@ -124,6 +125,6 @@ impl Store for SqliteStore {
 impl Work {
     /// An intent has to survive the end of the machine; the rest is found out again by asking the API again.
     fn outlives_the_machine(&self) -> bool {
-        matches!(self, Self::Note { state: BatchState::Intended, .. })
+        matches!(self, Self::Note { batch: Batch { state: BatchState::Intended, .. }, .. })
     }
 }

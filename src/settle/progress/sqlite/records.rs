@@ -10,7 +10,7 @@ use super::{
     super::store::{Key, Opening, Retention},
     schema,
     stored::StoredRecord,
-    writer::Work,
+    writer::{Batch, Work},
 };
 use crate::outcome::BatchState;
 
@@ -46,7 +46,8 @@ impl<'a> Records<'a> {
     pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Option<StoredRecord>> {
         match work {
             Work::Open(opening) => self.open(opening).map(Some),
-            Work::Note { opening, batch, json, state } => self.note(opening, *batch, json, state).map(|()| None),
+            Work::Note { opening, batch } => self.note(opening, batch).map(|()| None),
+            Work::SplitAgain { opening, batches } => self.split_again(opening, batches).map(|()| None),
             Work::Complete { opening, result } => self.complete(opening, result).map(|()| None),
             Work::Find { app, job_id } => self.find(app, job_id),
             Work::Probe => schema::write_version(self.connection).map(|()| None),
@@ -68,25 +69,39 @@ impl<'a> Records<'a> {
         Ok(StoredRecord { key: opening.key.clone(), head: job.head, batches, result: job.result })
     }
 
-    fn note(&self, opening: &Opening, batch: u32, json: &str, state: &BatchState) -> rusqlite::Result<()> {
+    fn note(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
-        let ended = match state {
-            BatchState::Open | BatchState::Intended => false,
-            BatchState::Ended(_) => true,
-        };
+        let Batch { number, json, .. } = batch;
         let write = || {
             self.prepare(
                 "INSERT INTO batches (job, batch, progress, ended)
                  SELECT id, ?4, ?5, ?6 FROM jobs
-                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND head ->> 'batch_size' = ?7
                  ON CONFLICT (job, batch) DO UPDATE SET progress = excluded.progress, ended = excluded.ended WHERE NOT ended",
             )?
-            .execute(params![app, job_id, earlier_deaths, batch, json, ended])
+            .execute(params![app, job_id, earlier_deaths, number, json, batch.has_ended(), opening.head.batch_size])
         };
-        // Otherwise the batch or the job has ended meanwhile, or the file is not the one that the job was opened in.
+        // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the file is not the one that the job was opened in.
         if write()? == 0 && self.present(opening)?.is_none() {
             self.make(opening)?;
             write()?;
+        }
+        Ok(())
+    }
+
+    fn split_again(&self, opening: &Opening, batches: &[Batch]) -> rusqlite::Result<()> {
+        let job = match self.present(opening)? {
+            Some(Job { result: Some(_), .. }) => return Ok(()),
+            Some(job) => job,
+            None => self.make(opening)?,
+        };
+        let head = serde_json::to_string(&opening.head).expect("a head is always JSON");
+        let expires_at = self.in_future(self.retention.under_way);
+        self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3 WHERE id = ?1")?.execute(params![job.id, head, expires_at])?;
+        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
+        let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended) VALUES (?1, ?2, ?3, ?4)")?;
+        for batch in batches {
+            insert.execute(params![job.id, batch.number, batch.json, batch.has_ended()])?;
         }
         Ok(())
     }
@@ -186,6 +201,15 @@ impl<'a> Records<'a> {
 
     fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
         self.connection.prepare_cached(sql)
+    }
+}
+
+impl Batch {
+    fn has_ended(&self) -> bool {
+        match self.state {
+            BatchState::Open | BatchState::Intended => false,
+            BatchState::Ended(_) => true,
+        }
     }
 }
 

@@ -29,9 +29,7 @@ fn opening(job_id: &str) -> Arc<Opening> {
 }
 
 fn note(job_id: &str) -> Work {
-    let progress = BatchProgress::default();
-    let json = serde_json::to_string(&progress).unwrap();
-    Work::Note { opening: opening(job_id), batch: 0, json, state: progress.state }
+    Work::Note { opening: opening(job_id), batch: Batch::new(0, BatchProgress::default()) }
 }
 
 fn writer(path: &Path, retention: Retention) -> Writer {
@@ -209,7 +207,8 @@ fn only_an_intent_is_on_the_disk_before_its_answer() {
         assert_eq!(level, synchronous);
     }
     assert!(!note("job").outlives_the_machine());
-    let intent = Work::Note { opening: opening("job"), batch: 0, json: String::new(), state: BatchState::Intended };
+    let intended = BatchProgress { state: BatchState::Intended, ..BatchProgress::default() };
+    let intent = Work::Note { opening: opening("job"), batch: Batch::new(0, intended) };
     assert!(intent.outlives_the_machine());
 }
 

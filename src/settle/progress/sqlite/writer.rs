@@ -18,7 +18,10 @@ use super::{
     records::Records,
     stored::StoredRecord,
 };
-use crate::{clock, outcome::BatchState};
+use crate::{
+    clock,
+    outcome::{BatchProgress, BatchState},
+};
 
 const MAX_GROUP: usize = 512;
 /// Small enough that a command that comes meanwhile waits a few milliseconds.
@@ -36,22 +39,25 @@ pub struct Command {
 
 pub enum Work {
     Open(Arc<Opening>),
-    Note {
-        opening: Arc<Opening>,
-        batch: u32,
-        /// The batch's progress.
-        json: String,
-        state: BatchState,
-    },
-    Complete {
-        opening: Arc<Opening>,
-        result: String,
-    },
-    Find {
-        app: String,
-        job_id: String,
-    },
+    Note { opening: Arc<Opening>, batch: Batch },
+    SplitAgain { opening: Arc<Opening>, batches: Vec<Batch> },
+    Complete { opening: Arc<Opening>, result: String },
+    Find { app: String, job_id: String },
     Probe,
+}
+
+/// How a batch stands, ready to be written.
+pub struct Batch {
+    pub number: u32,
+    /// Its progress.
+    pub json: String,
+    pub state: BatchState,
+}
+
+impl Batch {
+    pub fn new(number: u32, progress: BatchProgress) -> Self {
+        Self { number, json: serde_json::to_string(&progress).expect("progress is always JSON"), state: progress.state }
+    }
 }
 
 pub struct Writer {
