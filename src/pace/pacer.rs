@@ -17,10 +17,15 @@ use super::{
 };
 
 /// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a second are another limit.
-const LEFT_AFTER_REFUSAL: f64 = 0.98;
+const LEFT_AFTER_REFUSAL: f64 = 0.97;
 /// The rate loses at most half in this time: refusals of calls that left before it fell must not drive it to nothing.
 const ROUND: Duration = Duration::from_secs(1);
-/// What a second without a refusal gives back, as a share of the configured rate.
+/// What a second gives back at first, as a share of the rate that the last refusal left: the limit is most likely still where
+/// it was found, and each look beyond it is a refused call.
+const RECOVERED_PER_SECOND_AT_FIRST: f64 = 0.02;
+/// After so long without a refusal the limit has moved.
+const AT_FIRST: Duration = Duration::from_secs(20);
+/// What a second gives back then, as a share of the configured rate.
 const RECOVERED_PER_SECOND: f64 = 0.05;
 
 /// Shared by the dispatcher, which asks, and the calls under way, which stamp.
@@ -37,6 +42,8 @@ struct State {
     rate_set_at: Instant,
     /// The last round of refusals: when it began, and how far the rate may fall in it.
     round: Option<(Instant, f64)>,
+    /// The last refusal, and the rate that it left.
+    refused: Option<(Instant, f64)>,
 }
 
 /// Whether a call may leave.
@@ -63,6 +70,7 @@ impl Pacer {
             rate,
             rate_set_at: now,
             round: None,
+            refused: None,
         })))
     }
 
@@ -91,16 +99,38 @@ impl Pacer {
         state.bucket.empty(now + SPAN);
     }
 
+    /// Paces by other limits from now on. The calls of the last second count towards a lower one. A pacer that the API has
+    /// slowed down below the new limit stays where it is, and recovers from there.
+    pub fn set_limits(&self, calls_per_second: u32, burst: u32, now: Instant) {
+        let mut state = lock(&self.0);
+        state.recover(now);
+        let ceiling = f64::from(calls_per_second);
+        let rate = if state.rate < state.ceiling { state.rate.min(ceiling) } else { ceiling };
+        state.ceiling = ceiling;
+        state.round = state.round.map(|(began, lowest)| (began, lowest.min(half_of(rate))));
+        state.window.set_limit(calls_per_second as usize);
+        state.set_rate(rate, now);
+        state.bucket.set_burst(f64::from(burst));
+    }
+
     /// The API said that calls come too fast.
     pub fn slow_down(&self, now: Instant) {
         let mut state = lock(&self.0);
-        let half = (state.rate / 2.0).max(1.0);
+        let half = half_of(state.rate);
         let (_, lowest) = match state.round {
             Some((began, lowest)) if now < began + ROUND => (began, lowest),
             _ => *state.round.insert((now, half)),
         };
         let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
+        state.refused = Some((now, slower));
         state.set_rate(slower, now);
+    }
+
+    /// Goes on with no more than this share of the rate, and grows from there.
+    pub fn begin_with(&self, share: f64, now: Instant) {
+        let mut state = lock(&self.0);
+        let rate = (state.ceiling * share).max(1.0).min(state.rate);
+        state.set_rate(rate, now);
     }
 
     /// The most calls that left in any second so far.
@@ -109,17 +139,22 @@ impl Pacer {
     }
 
     /// The present rate in calls a second.
-    pub fn rate(&self) -> f64 {
-        lock(&self.0).rate
+    pub fn rate(&self, now: Instant) -> f64 {
+        let mut state = lock(&self.0);
+        state.recover(now);
+        state.rate
     }
 }
 
 impl State {
     fn recover(&mut self, now: Instant) {
-        if self.rate < self.ceiling && self.round.is_none_or(|(began, _)| now >= began + ROUND) {
-            let seconds = now.saturating_duration_since(self.rate_set_at).as_secs_f64();
-            let recovered = self.rate + seconds * RECOVERED_PER_SECOND * self.ceiling;
-            self.set_rate(recovered.min(self.ceiling), now);
+        let in_round = self.round.is_some_and(|(began, _)| now < began + ROUND);
+        if self.rate < self.ceiling && !in_round && now > self.rate_set_at {
+            let (limit_moved, left) = self.refused.map_or((self.rate_set_at, 0.0), |(at, left)| (at + AT_FIRST, left));
+            let limit_moved = limit_moved.clamp(self.rate_set_at, now);
+            let at_first = (limit_moved - self.rate_set_at).as_secs_f64() * RECOVERED_PER_SECOND_AT_FIRST * left;
+            let then = (now - limit_moved).as_secs_f64() * RECOVERED_PER_SECOND * self.ceiling;
+            self.set_rate((self.rate + at_first + then).min(self.ceiling), now);
         }
     }
 
@@ -128,6 +163,10 @@ impl State {
         self.rate_set_at = now;
         self.bucket.set_rate(rate, now);
     }
+}
+
+fn half_of(rate: f64) -> f64 {
+    (rate / 2.0).max(1.0)
 }
 
 impl SendSlot {

@@ -35,12 +35,17 @@ impl SendWindow {
         Self { limit, stamps: VecDeque::with_capacity(limit), unwritten: 0, most_in_one_second: 0 }
     }
 
+    /// Holds from the next call on, over the calls of the last [`SPAN`] too.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     pub fn room(&mut self, now: Instant) -> Room {
         self.forget_old(now);
         if self.stamps.len() + self.unwritten < self.limit {
             return Room::Now;
         }
-        // If only one more slot is needed, the oldest stamp leaves first.
+        // If only one more slot is needed, the oldest stamp leaves first; a limit that was lowered needs more.
         let surplus = self.stamps.len() + self.unwritten - self.limit;
         self.stamps.get(surplus).map_or(Room::AfterAWrite, |&stamp| Room::At(stamp + SPAN))
     }

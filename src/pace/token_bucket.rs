@@ -47,6 +47,11 @@ impl TokenBucket {
         self.tokens_per_second = tokens_per_second;
     }
 
+    pub fn set_burst(&mut self, burst: f64) {
+        self.burst = burst.max(1.0);
+        self.tokens = self.tokens.min(self.burst);
+    }
+
     fn count(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.counted_at = self.counted_at.max(now);
