@@ -5,15 +5,15 @@
 //! unacknowledged, and the broker delivers it again.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
+use futures_util::future::{BoxFuture, try_join_all};
 use lapin::BasicProperties;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
 
@@ -24,13 +24,13 @@ use crate::{
         envelope,
         lease::Lease,
     },
-    broker::{BrokerLost, publisher::Publisher},
+    broker::{BrokerLost, publisher::Publisher, queues},
     clock,
     config::App,
-    dispatch::{self, Dispatcher, Ending, Submission, Unfinished},
-    job::{Envelope, Identity, Job, Rejection},
+    dispatch::{self, Advance, Dispatcher, Ending, Submission, Tuning, Unfinished, condition::Condition},
+    job::{Envelope, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
-    pace::Pacer,
+    pace::{Pacer, send_window::SPAN},
     send::{
         call::{Api, Caller},
         retry::Supervision,
@@ -55,17 +55,25 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 /// One app's pipeline.
 pub struct Pipeline {
     app: String,
-    rules: Rules,
-    results_queue: Option<String>,
-    hold: Duration,
+    terms: RwLock<Arc<Terms>>,
     park: Vec<Duration>,
-    request_timeout: Duration,
     pacer: Pacer,
     dispatcher: Dispatcher,
     publisher: Publisher,
     progress: Progress,
     /// When the present subscription had its first delivery.
     first_delivery_at: Mutex<Instant>,
+    /// The most recipients of a batch, once the API has refused more.
+    largest_batch: OnceLock<u32>,
+}
+
+/// What the configuration says about jobs that are taken up; it can change while the pipeline works.
+struct Terms {
+    rules: Rules,
+    results_queue: Option<String>,
+    hold: Duration,
+    /// The longest that calls of other replicas may take: they may not have read a lower one yet.
+    request_timeout: Duration,
 }
 
 /// A message read: its job with its fingerprint, or why it is none; with the original bytes.
@@ -100,7 +108,13 @@ impl Work for Pipeline {
     type Error = Interrupted;
 
     async fn until_ready(&self) {
+        // The sender lives as long as the dispatcher, and that as long as this.
+        let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         self.progress.health().until_it_works().await;
+    }
+
+    async fn until_paused(&self) {
+        let _ = self.condition().wait_for(Condition::is_paused).await;
     }
 
     fn begin(&self) {
@@ -128,23 +142,59 @@ impl Work for Pipeline {
 }
 
 impl Pipeline {
-    pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: A, publisher: Publisher, progress: Progress) -> Self {
+    pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: Arc<A>, publisher: Publisher, progress: Progress) -> Self {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
         let (to_tell, to_record) = (publisher.clone(), progress.clone());
         let may_start = move || to_tell.is_open() && to_record.health().works();
+        let (to_ask, jobs) = (publisher.clone(), queues::jobs(name));
+        let is_with_another = move || -> BoxFuture<'static, bool> {
+            let (to_ask, jobs) = (to_ask.clone(), jobs.clone());
+            // One that has just stopped may have called in this second.
+            Box::pin(async move {
+                to_ask.is_consumed(&jobs).await || {
+                    sleep(SPAN).await;
+                    to_ask.is_consumed(&jobs).await
+                }
+            })
+        };
         Self {
             app: name.to_owned(),
-            rules: rules(app, max_job_bytes),
-            results_queue: app.results_queue.clone(),
-            hold: app.retry.hold,
+            terms: RwLock::new(Arc::new(Terms::of(app, rules(app, max_job_bytes)))),
             park: app.retry.park.clone(),
-            request_timeout: app.request_timeout,
-            dispatcher: dispatcher(app, api, pacer.clone(), Supervision::Unattended, may_start),
+            dispatcher: dispatcher(name, app, api, pacer.clone(), Supervision::Unattended, may_start, is_with_another),
             pacer,
             publisher,
             progress,
             first_delivery_at: Mutex::new(Instant::now()),
+            largest_batch: OnceLock::new(),
         }
+    }
+
+    /// Works by another configuration of the app from now on: for jobs that come, and for what is decided about those that are
+    /// here. Their batches stay as they were cut. The wait queues stay those of the start.
+    pub fn reconfigure(&self, app: &App) {
+        {
+            let mut terms = self.terms.write().unwrap_or_else(PoisonError::into_inner);
+            let rules = Rules { max_job_bytes: terms.rules.max_job_bytes, ..rules(app, 0) };
+            let request_timeout = terms.request_timeout.max(app.request_timeout);
+            *terms = Arc::new(Terms { request_timeout, ..Terms::of(app, rules) });
+        }
+        self.pacer.set_limits(app.calls_per_second, app.burst, Instant::now());
+        self.dispatcher.tune(tuning(app));
+    }
+
+    fn terms(&self) -> Arc<Terms> {
+        self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How the app's calls fare, now and from now on.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.dispatcher.condition()
+    }
+
+    /// The pacer's present rate.
+    pub fn calls_per_second(&self) -> f64 {
+        self.pacer.rate(Instant::now())
     }
 
     /// The most calls that left in any second so far.
@@ -153,8 +203,10 @@ impl Pipeline {
     }
 
     async fn receive(&self, body: Vec<u8>, properties: &BasicProperties) -> Received {
-        let (envelope, checked) = envelope::read(properties, &self.app, self.results_queue.as_deref(), clock::now());
-        let rules = self.rules.clone();
+        let terms = self.terms();
+        let (envelope, checked) = envelope::read(properties, &self.app, terms.results_queue.as_deref(), clock::now());
+        let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
+        let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = if body.len() > READ_ASIDE_BYTES {
             let reading = tokio::task::spawn_blocking(move || read_body(body, checked, &rules));
             reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -199,27 +251,60 @@ impl Pipeline {
             }
         }
         drop(body);
-        let (job, envelope) = (Arc::new(job), Arc::new(envelope));
-        let (job_again, envelope_again, lease) = (job.clone(), envelope.clone(), lease.clone());
-        let submission =
-            Submission { job: job_again, envelope: envelope_again, lease, entry: entry.clone(), batches, told: None };
-        match self.dispatcher.send(submission).await? {
-            Ending::Finished(report) => Ok(self.answer(&job, &report, &envelope, properties, entry)),
-            Ending::Parked(touched) => {
-                if entry.is_none() {
-                    self.remember(&job, &envelope, fingerprint, touched).await?;
+        let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
+        let submission = Submission { job, envelope, lease, entry, batches, told: None };
+        self.send(submission, fingerprint, properties).await
+    }
+
+    /// Has a job sent, in smaller batches if the API asks for them, and finds out what it owes then.
+    async fn send(
+        &self,
+        mut submission: Submission,
+        fingerprint: String,
+        properties: &BasicProperties,
+    ) -> Result<Owed, Interrupted> {
+        loop {
+            let ending = self.dispatcher.send(submission.clone()).await?;
+            let Submission { job, envelope, entry, .. } = &submission;
+            match ending {
+                Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
+                Ending::Parked(touched) => {
+                    if entry.is_none() {
+                        self.remember(job, envelope, fingerprint, touched).await?;
+                    }
+                    return Ok(self.park(job.body(), envelope, properties));
                 }
-                Ok(self.park(job.body(), &envelope, properties))
+                Ending::TooLarge(touched) => submission = self.split_again(submission, &touched).await?,
             }
         }
+    }
+
+    /// A job in smaller batches, and recorded so. From now on new jobs are cut so from the start.
+    async fn split_again(&self, submission: Submission, touched: &[(u32, BatchProgress)]) -> Result<Submission, Interrupted> {
+        if self.largest_batch.set(SMALL_BATCH).is_ok() {
+            warn!(
+                app = self.app,
+                "the API does not take batches of up to {} recipients (code 10005); jobs go on in batches of {SMALL_BATCH} at most. \
+                 Set batch_size = {SMALL_BATCH} for this app, or each start costs some refused calls again",
+                submission.job.batch_size(),
+            );
+        }
+        let mut split = submission.split_again(touched);
+        if let Some(entry) = split.entry.take() {
+            let recording = entry.split_again(&split.job, &split.batches);
+            // A delivery that was taken away may be in other hands, and the record with it.
+            split.entry = Some(split.lease.while_calls_may_start(recording).await.ok_or(Interrupted::LetGo)??);
+        }
+        Ok(split)
     }
 
     /// A replica that was active before may have calls in flight for the job. What comes of them is recorded when it is waited
     /// for; so the record is read again then.
     async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
-        let open = || self.progress.open(&self.app, envelope, job, fingerprint.to_owned(), self.hold);
+        let terms = self.terms();
+        let open = || self.progress.open(&self.app, envelope, job, fingerprint.to_owned(), terms.hold);
         let first_delivery_at = *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let others_are_done = first_delivery_at + self.request_timeout + RECORDED_WITHIN;
+        let others_are_done = first_delivery_at + terms.request_timeout + RECORDED_WITHIN;
         let opened = open().await?;
         let made_before = matches!(opened, Opened::Unfinished(Earlier { made: Made::Before, .. }));
         if !made_before || self.progress.sharing() == Sharing::OwnMachine || Instant::now() >= others_are_done {
@@ -239,7 +324,7 @@ impl Pipeline {
         fingerprint: String,
         touched: Vec<(u32, BatchProgress)>,
     ) -> Result<(), StoreLost> {
-        let opened = self.progress.open(&self.app, envelope, job, fingerprint, self.hold).await?;
+        let opened = self.progress.open(&self.app, envelope, job, fingerprint, self.terms().hold).await?;
         if let Opened::Unfinished(earlier) = opened {
             let entry = &earlier.entry;
             try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
@@ -312,45 +397,62 @@ pub async fn deliver_directly(
     rules: &Rules,
     body: Vec<u8>,
     properties: &BasicProperties,
-    told: watch::Sender<u32>,
+    told: watch::Sender<Advance>,
 ) -> Result<JobResult, reqwest::Error> {
     let (envelope, checked) = envelope::read(properties, name, None, clock::now());
     let job = match read_body(body, checked, rules).1 {
         Ok((job, _)) => Arc::new(job),
         Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
     };
-    let envelope = Arc::new(envelope);
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-    let dispatcher = dispatcher(app, Caller::new(app)?, pacer, Supervision::Attended, || true);
-    let submission = Submission {
-        job: job.clone(),
-        envelope: envelope.clone(),
+    let dispatcher =
+        dispatcher(name, app, Arc::new(Caller::new(app)?), pacer, Supervision::Attended, || true, || Box::pin(async { false }));
+    let mut submission = Submission {
+        job,
+        envelope: Arc::new(envelope),
         lease: Lease::unlimited(),
         entry: None,
         batches: Vec::new(),
         told: Some(told),
     };
-    match dispatcher.send(submission).await {
-        Ok(Ending::Finished(report)) => Ok(JobResult::finished(name, &envelope, &job, &report, clock::now())),
-        Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
+    loop {
+        let Submission { job, envelope, .. } = &submission;
+        match dispatcher.send(submission.clone()).await {
+            Ok(Ending::Finished(report)) => return Ok(JobResult::finished(name, envelope, job, &report, clock::now())),
+            Ok(Ending::TooLarge(touched)) => submission = submission.split_again(&touched),
+            Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
+        }
     }
 }
 
 fn dispatcher<A: Api>(
+    name: &str,
     app: &App,
-    api: A,
+    api: Arc<A>,
     pacer: Pacer,
     supervision: Supervision,
     may_start: impl Fn() -> bool + Send + Sync + 'static,
+    is_with_another: impl Fn() -> BoxFuture<'static, bool> + Send + Sync + 'static,
 ) -> Dispatcher {
-    Dispatcher::start(dispatch::Settings {
-        api: Arc::new(api),
+    let settings = dispatch::Settings {
+        app: name.to_owned(),
+        api,
         pacer,
-        max_in_flight: app.max_in_flight,
-        retry: app.retry.clone(),
         supervision,
         may_start: Box::new(may_start),
-    })
+        is_with_another: Box::new(is_with_another),
+    };
+    Dispatcher::start(settings, tuning(app))
+}
+
+fn tuning(app: &App) -> Tuning {
+    Tuning { max_in_flight: app.max_in_flight, retry: app.retry.clone(), pause: app.pause.clone() }
+}
+
+impl Terms {
+    fn of(app: &App, rules: Rules) -> Self {
+        Self { rules, results_queue: app.results_queue.clone(), hold: app.retry.hold, request_timeout: app.request_timeout }
+    }
 }
 
 /// What the configuration says about an app's jobs.

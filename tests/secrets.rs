@@ -26,7 +26,12 @@ async fn the_most_talkative_log_has_no_key_no_user_sig_and_no_password() {
     broker.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]).await;
     let (app, sandbox) = (unique_app(), sandbox().await);
     let url = broker.url().replace("guest:guest", "worker:canary-password");
-    let configuration = configuration(&url, &app, &sandbox.endpoint(), "retry.give_up_after = \"2s\"");
+    let configuration = configuration(
+        &url,
+        &app,
+        &sandbox.endpoint(),
+        "retry.give_up_after = \"2s\"\nretry.park = [\"1s\"]\npause.probe_first = \"200ms\"",
+    );
     let daemon = Daemon::start(&format!("{configuration}[log]\nfilter = \"trace\"\n")).await;
     let mut producer = Producer::connect(broker.url()).await;
 

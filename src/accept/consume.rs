@@ -3,11 +3,12 @@
 //! Any error, the end of the stream, or an await past its bound ends the subscription: its leases are lost, the work on
 //! them ends, and only then a new one begins. So no job is worked on twice in this process.
 
-use std::{fmt::Display, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, fmt::Display, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use lapin::BasicProperties;
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -58,6 +59,8 @@ pub trait Work: Send + Sync + 'static {
     type Error: Display + Send;
     /// Returns when deliveries can be worked on.
     fn until_ready(&self) -> impl Future<Output = ()> + Send;
+    /// Returns when no job of the app should be held.
+    fn until_paused(&self) -> impl Future<Output = ()> + Send;
     /// The first delivery of a subscription is here: until now another replica may have been the active one.
     fn begin(&self);
     /// Carries one delivery to its acknowledgement.
@@ -66,14 +69,35 @@ pub trait Work: Send + Sync + 'static {
     fn let_go(&self) -> impl Future<Output = ()> + Send;
 }
 
+/// Whether an app has a subscription, for whoever watches.
+#[derive(Debug, Clone)]
+pub enum Subscribed {
+    Yes,
+    No { reason: String },
+}
+
+impl Subscribed {
+    /// What is known before the first attempt.
+    pub fn not_yet() -> watch::Sender<Self> {
+        watch::Sender::new(Self::No { reason: "it has not begun to consume yet".into() })
+    }
+}
+
 /// Why a subscription ended.
 enum Ended {
     Stopped,
+    Paused,
     Lost(BrokerLost),
 }
 
 /// Consumes until `stop`, then finishes what is in flight and hands the rest back to the queue.
-pub async fn consume<Q: Queue, W: Work>(app: &str, queue: &Q, work: Arc<W>, stop: CancellationToken) {
+pub async fn consume<Q: Queue, W: Work>(
+    app: &str,
+    queue: &Q,
+    work: Arc<W>,
+    told: watch::Sender<Subscribed>,
+    stop: CancellationToken,
+) {
     let mut failures = 0;
     let subscribe = async || {
         work.until_ready().await;
@@ -83,24 +107,41 @@ pub async fn consume<Q: Queue, W: Work>(app: &str, queue: &Q, work: Arc<W>, stop
         match subscribed {
             Ok(mut subscription) => {
                 info!(app, "consuming");
+                told.send_replace(Subscribed::Yes);
                 let since = Instant::now();
                 let ended = hand_out(app, &mut subscription, &work, &stop).await;
                 subscription.close().await;
                 // One that ends at once again and again must not use up how often the broker delivers a job.
                 failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
+                told.send_replace(Subscribed::No { reason: ended.to_string() });
                 match ended {
                     Ended::Stopped => break,
+                    Ended::Paused => {
+                        info!(app, "no longer consuming; held jobs went back to the queue");
+                        continue;
+                    }
                     Ended::Lost(error) => warn!(app, %error, "lost the subscription; its jobs come again"),
                 }
             }
             Err(error) => {
                 failures += 1;
                 warn!(app, %error, "cannot consume yet; trying again");
+                told.send_replace(Subscribed::No { reason: error.to_string() });
             }
         }
         let pause = delay::after_attempt(failures, FIRST_RETRY, MAX_RETRY, delay::jitter());
         if stop.run_until_cancelled(sleep(pause)).await.is_none() {
             break;
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => out.write_str("it is told to stop"),
+            Self::Paused => out.write_str("the app is paused"),
+            Self::Lost(error) => write!(out, "{error}"),
         }
     }
 }
@@ -115,6 +156,7 @@ async fn hand_out<S: Subscription, W: Work>(app: &str, subscription: &mut S, wor
             biased;
             () = stop.cancelled() => break Ended::Stopped,
             () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
+            () = work.until_paused() => break Ended::Paused,
             Some(_) = tasks.join_next() => {}
             delivery = subscription.next() => match delivery {
                 Ok(delivery) => {
@@ -137,7 +179,7 @@ async fn hand_out<S: Subscription, W: Work>(app: &str, subscription: &mut S, wor
     calls_end.cancel();
     work.let_go().await;
     match ended {
-        Ended::Stopped => subscription.cancel().await,
+        Ended::Stopped | Ended::Paused => subscription.cancel().await,
         Ended::Lost(_) => lost.cancel(),
     }
     if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {

@@ -34,6 +34,7 @@ pub fn read(
         priority: DEFAULT_PRIORITY,
         earlier_deaths: 0,
         parkings: 0,
+        redeliveries: 0,
         delivery: DeliveryPromise::default(),
         deadline: None,
         not_before: None,
@@ -126,6 +127,10 @@ impl Envelope {
             "groupcast-delivery" => self.delivery = delivery_promise(value)?,
             ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,
             PARKED_HEADER => self.parkings = times(value, "parked")?,
+            // The broker's own count.
+            "x-delivery-count" => {
+                self.redeliveries = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
+            }
             "traceparent" => self.trace.traceparent = Some(traceparent(value)?),
             "tracestate" => self.trace.tracestate = Some(text(value)?.to_owned()),
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}

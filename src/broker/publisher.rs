@@ -31,6 +31,8 @@ pub trait Link: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
+    /// How many consumers a queue has.
+    fn consumers<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>>;
     /// Declares our own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
     fn is_alive(&self) -> bool;
@@ -141,6 +143,15 @@ impl Publisher {
     /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
     pub fn is_open(&self) -> bool {
         self.link.borrow().as_ref().is_some_and(|link| link.is_alive() && !link.is_blocked())
+    }
+
+    /// Whether somebody is known to consume from a queue now.
+    pub async fn is_consumed(&self, queue: &str) -> bool {
+        let link = self.link.borrow().clone();
+        match link {
+            Some(link) => link.consumers(queue).await.is_ok_and(|consumers| consumers > 0),
+            None => false,
+        }
     }
 
     async fn link(&self) -> Arc<dyn Link> {

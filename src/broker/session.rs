@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{StreamExt, future::BoxFuture};
 use lapin::{
-    Channel, Confirmation, Connection, ErrorKind, Event,
+    Channel, Confirmation, Connection, ErrorKind, Event, Queue,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     protocol::{AMQPErrorKind, AMQPHardError},
 };
@@ -160,16 +160,20 @@ impl Session {
         .await
     }
 
-    /// A direct reply-to address is a queue to a passive declare while its requester is connected.
-    async fn ask_for(&self, address: &str) -> Result<bool, Unconfirmed> {
+    /// Looks at a queue; a refusal closes the channel.
+    async fn look_at(&self, queue: &str) -> Result<Queue, Unconfirmed> {
         let _permit = self.producers.permits.acquire().await.expect("never closed");
         let channel = self.channel(&self.producers).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        match self.while_blocked_or_soon(channel.queue_declare(address.into(), options, Default::default())).await {
-            Ok(_) => {
-                self.producers.put_back(channel);
-                Ok(true)
-            }
+        let queue = self.while_blocked_or_soon(channel.queue_declare(queue.into(), options, Default::default())).await?;
+        self.producers.put_back(channel);
+        Ok(queue)
+    }
+
+    /// A direct reply-to address is a queue to a passive declare while its requester is connected.
+    async fn ask_for(&self, address: &str) -> Result<bool, Unconfirmed> {
+        match self.look_at(address).await {
+            Ok(_) => Ok(true),
             // RabbitMQ 4.3.0 asks for the configure permission even to look: then nobody knows.
             Err(Unconfirmed::Refused(error)) => Ok(error.reason.contains("ACCESS_REFUSED")),
             Err(unconfirmed) => Err(unconfirmed),
@@ -212,6 +216,10 @@ impl Link for Session {
 
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
         Box::pin(self.ask_for(address))
+    }
+
+    fn consumers<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>> {
+        Box::pin(async { Ok(self.look_at(queue).await?.consumer_count()) })
     }
 
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {

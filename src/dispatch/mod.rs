@@ -5,7 +5,13 @@
 //! due at the moment of sending is the one that goes. What came of a call is recorded before anything follows from it.
 
 mod call;
+pub mod condition;
+mod probing;
 mod sending;
+mod split_again;
+mod standing;
+mod submission;
+mod waiting;
 
 use std::{
     cmp::Reverse,
@@ -16,74 +22,48 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, error};
 
+pub use self::submission::{Advance, Ending, Submission, Unfinished};
 use self::{
     call::{Permission, call},
+    condition::Condition,
     sending::{Course, Request, Sending},
+    standing::{Allowed, Blame, Standing, Waits},
+    waiting::{Later, instant_of, sooner},
 };
 use crate::{
-    accept::lease::Lease,
-    clock,
-    config::Retry,
+    config::{Pause, Retry},
     delay,
-    job::{Envelope, Job},
-    outcome::{BatchOutcome, BatchProgress, BatchState, Report},
+    outcome::{BatchOutcome, BatchState},
     pace::{FairQueue, Pacer, SendSlot, Turn, fair_queue::JobKey},
     send::{
         call::Api,
         classify::{Answer, Verdict, classify},
         codes::Class,
-        retry::{self, Next, Supervision},
+        retry::{self, Attempts, Next, Supervision},
     },
-    settle::progress::{Entry, store::StoreLost},
+    settle::progress::store::StoreLost,
 };
 
 /// Jobs handed over and not yet taken up.
 const INBOX: usize = 64;
 /// When calls may not start, how soon to look whether they may now.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// A job that is not done by then is parked, whatever it waits for: a third of the time after which brokers commonly take
-/// deliveries away.
-const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
-
-/// A job to send.
-pub struct Submission {
-    pub job: Arc<Job>,
-    pub envelope: Arc<Envelope>,
-    pub lease: Lease,
-    /// Where its progress is recorded; `None` for a job that nobody could recognise when it comes again.
-    pub entry: Option<Entry>,
-    /// How far it has come before.
-    pub batches: Vec<(u32, BatchProgress)>,
-    /// Told how many batches have ended.
-    pub told: Option<watch::Sender<u32>>,
-}
-
-/// How the work on a job ended.
-pub enum Ending {
-    Finished(Report),
-    /// It has to wait for longer than it may be held. With the batches that have been touched.
-    Parked(Vec<(u32, BatchProgress)>),
-}
-
-/// The job was not finished. It comes again.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Unfinished {
-    #[error("the job was let go")]
-    LetGo,
-    #[error("its progress could not be recorded: {0}")]
-    Store(#[from] StoreLost),
-}
-
+/// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
+/// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
+const RETURNED_AT_MOST: u32 = 10;
 /// Hands jobs to an app's dispatcher.
 #[derive(Clone)]
-pub struct Dispatcher(mpsc::Sender<Command>);
+pub struct Dispatcher {
+    commands: mpsc::Sender<Command>,
+    tuning: Arc<watch::Sender<Tuning>>,
+    condition: watch::Receiver<Condition>,
+}
 
 enum Command {
     Send(Submission, oneshot::Sender<Result<Ending, Unfinished>>),
@@ -93,43 +73,67 @@ enum Command {
 
 /// What a dispatcher works with.
 pub struct Settings<A> {
+    pub app: String,
     pub api: Arc<A>,
     pub pacer: Pacer,
-    pub max_in_flight: usize,
-    pub retry: Retry,
     pub supervision: Supervision,
     /// Whether the outcome of a call that starts now could be told and recorded.
     pub may_start: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Whether another replica consumes the app's jobs. Only one may call.
+    pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+}
+
+/// What can change while it runs.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    pub max_in_flight: usize,
+    pub retry: Retry,
+    pub pause: Pause,
 }
 
 impl Dispatcher {
     /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the dispatcher.
-    pub fn start<A: Api>(settings: Settings<A>) -> Self {
+    pub fn start<A: Api>(settings: Settings<A>, tuning: Tuning) -> Self {
         let (sender, mut inbox) = mpsc::channel(INBOX);
         let settings = Arc::new(settings);
+        let (tuning, tuned) = watch::channel(tuning);
+        let (told, condition) = watch::channel(Condition::Working);
+        let told = Arc::new(told);
         tokio::spawn(async move {
-            while AssertUnwindSafe(Dispatch::new(settings.clone()).run(&mut inbox)).catch_unwind().await.is_err() {
+            let dispatch = || Dispatch::new(settings.clone(), tuned.clone(), told.clone());
+            while AssertUnwindSafe(dispatch().run(&mut inbox)).catch_unwind().await.is_err() {
                 error!("the dispatcher panicked; its jobs come again");
             }
         });
-        Self(sender)
+        Self { commands: sender, tuning: Arc::new(tuning), condition }
     }
 
     /// Sends a job's batches and says how that ended.
     pub async fn send(&self, submission: Submission) -> Result<Ending, Unfinished> {
         let (done, ending) = oneshot::channel();
-        self.0.send(Command::Send(submission, done)).await.map_err(|_| Unfinished::LetGo)?;
+        self.commands.send(Command::Send(submission, done)).await.map_err(|_| Unfinished::LetGo)?;
         ending.await.map_err(|_| Unfinished::LetGo)?
+    }
+
+    /// Holds for what is decided from now on; a changed pace is noticed too.
+    pub fn tune(&self, tuning: Tuning) {
+        self.tuning.send_replace(tuning);
     }
 
     /// Lets go of the jobs whose lease no longer allows calls.
     pub async fn let_go(&self) {
-        let _ = self.0.send(Command::LetGo).await;
+        let _ = self.commands.send(Command::LetGo).await;
+    }
+
+    /// How the app's calls fare, now and from now on.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.clone()
     }
 }
 
 struct Dispatch<A> {
     settings: Arc<Settings<A>>,
+    tuning: watch::Receiver<Tuning>,
     queue: FairQueue,
     /// In the order in which they were taken up.
     jobs: BTreeMap<JobKey, Sending>,
@@ -139,51 +143,61 @@ struct Dispatch<A> {
     /// Calls made whose outcome is not yet recorded: as many may be repeated after a crash.
     calls_in_flight: usize,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// When the API last accepted a batch.
-    accepted_at: Option<Timestamp>,
+    standing: Standing,
+    /// Batches that wait for the app to go on; most are let go before.
+    withheld: Vec<(JobKey, u32)>,
+    condition: Arc<watch::Sender<Condition>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Later {
-    /// The job may be sent from now on.
-    Begin,
-    /// The batch is tried again.
-    Again(u32),
-}
-
-/// What was under way and is done, for one batch.
-struct Done {
-    key: JobKey,
-    batch: u32,
-    what: What,
-}
-
-enum What {
-    /// A call came back, or did not start because its intent could not be recorded.
-    Called(Result<Answer, StoreLost>),
-    Recorded(Result<(), StoreLost>, Then),
+/// What was under way and is done.
+enum Done {
+    /// A batch's call came back, or did not start because its intent could not be recorded.
+    Called {
+        key: JobKey,
+        batch: u32,
+        started: Instant,
+        answer: Result<Answer, StoreLost>,
+    },
+    Recorded {
+        key: JobKey,
+        batch: u32,
+        recorded: Result<(), StoreLost>,
+        then: Then,
+    },
+    /// A probe came back, or was not made because another replica consumes.
+    Probed(Option<Answer>),
 }
 
 /// What follows for a batch once its progress is recorded.
 #[derive(Debug, Clone, Copy)]
 enum Then {
     Ended,
-    Again { after: Duration },
+    Again {
+        after: Duration,
+    },
     AgainAtOnce,
+    /// Not before the app goes on.
+    Withhold,
     Park,
+    Split,
 }
 
 impl<A: Api> Dispatch<A> {
-    fn new(settings: Arc<Settings<A>>) -> Self {
+    fn new(settings: Arc<Settings<A>>, tuning: watch::Receiver<Tuning>, condition: Arc<watch::Sender<Condition>>) -> Self {
+        condition.send_replace(Condition::Working);
+        let waits = Waits::of(&tuning.borrow());
         Self {
+            standing: Standing::new(waits, settings.supervision, Instant::now()),
+            condition,
+            withheld: Vec::new(),
             settings,
+            tuning,
             queue: FairQueue::default(),
             jobs: BTreeMap::new(),
             next_key: 0,
             later: BinaryHeap::new(),
             calls_in_flight: 0,
             under_way: FuturesUnordered::new(),
-            accepted_at: None,
         }
     }
 
@@ -195,9 +209,10 @@ impl<A: Api> Dispatch<A> {
             let wake = [look_again, self.next_due()].into_iter().flatten().min();
             tokio::select! {
                 biased;
-                Some(Done { key, batch, what }) = self.under_way.next() => match what {
-                    What::Called(answer) => self.judge(key, batch, answer, Instant::now()),
-                    What::Recorded(recorded, then) => self.follow(key, batch, recorded, then, Instant::now()),
+                Some(done) = self.under_way.next() => match done {
+                    Done::Called { key, batch, started, answer } => self.judge(key, batch, started, answer, Instant::now()),
+                    Done::Recorded { key, batch, recorded, then } => self.follow(key, batch, recorded, then, Instant::now()),
+                    Done::Probed(answer) => self.judge_probe(answer, Instant::now()),
                 },
                 command = inbox.recv() => match command {
                     Some(Command::Send(submission, done)) => self.take_up(submission, done, Instant::now()),
@@ -205,6 +220,10 @@ impl<A: Api> Dispatch<A> {
                     // Whoever waited for a report is gone too.
                     None => return,
                 },
+                Ok(()) = self.tuning.changed() => {
+                    let waits = Waits::of(&self.tuning.borrow());
+                    self.standing.reconfigured(waits, Instant::now());
+                }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             }
         }
@@ -222,57 +241,23 @@ impl<A: Api> Dispatch<A> {
             _ if !may_call => self.abandon(key, Unfinished::LetGo),
             Some(at) if !self.may_hold_until(at, now) => self.park(key),
             Some(at) => self.later.push(Reverse((at, key, Later::Begin))),
-            None => self.begin(key),
+            None => self.begin(key, now),
         }
         self.finish_if_done(key);
     }
 
-    fn may_hold_until(&self, at: Instant, now: Instant) -> bool {
-        self.settings.supervision == Supervision::Attended || at.saturating_duration_since(now) <= self.settings.retry.hold
-    }
-
-    fn begin(&mut self, key: JobKey) {
-        let Some(job) = self.jobs.get(&key) else { return };
-        self.queue.add(key, job.submission.envelope.priority, job.unsent());
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        let later = self.later.peek().map(|Reverse((at, ..))| *at);
-        let held_longest = self.held_longest().map(|(_, job)| job.taken_up + HELD_AT_MOST);
-        [later, held_longest].into_iter().flatten().min()
-    }
-
-    fn do_what_is_due(&mut self, now: Instant) {
-        while let Some(&Reverse((at, key, later))) = self.later.peek()
-            && at <= now
-        {
-            self.later.pop();
-            if !self.jobs.get(&key).is_some_and(Sending::is_sending) {
-                continue;
-            }
-            match later {
-                Later::Begin => self.begin(key),
-                Later::Again(batch) => self.queue.put_back(key, batch),
-            }
-            self.expire_if_overdue(key, now);
-        }
-        while let Some((key, _)) = self.held_longest().filter(|(_, job)| job.taken_up + HELD_AT_MOST <= now) {
-            self.park(key);
-        }
-    }
-
-    /// The job among those that can be parked which was taken up first.
-    fn held_longest(&self) -> Option<(JobKey, &Sending)> {
-        let first = match self.settings.supervision {
-            Supervision::Unattended => self.jobs.iter().find(|(_, job)| job.is_sending()),
-            Supervision::Attended => None,
-        };
-        first.map(|(key, job)| (*key, job))
-    }
-
     /// Starts as many calls as may leave now. Says when to look again, if time alone can change the answer.
     fn start_calls(&mut self, now: Instant) -> Option<Instant> {
-        while !self.queue.is_empty() && self.calls_in_flight < self.settings.max_in_flight {
+        let most_in_flight = self.tuning.borrow().max_in_flight;
+        let most_in_flight = match self.standing.allowed(most_in_flight, now) {
+            Allowed::Calls { in_flight } => in_flight,
+            // Whoever has the jobs now finds out.
+            Allowed::Probe | Allowed::ProbeAt(_) if !self.may_probe() => return None,
+            Allowed::Probe => return self.start_probe(now),
+            Allowed::ProbeAt(at) => return Some(at),
+            Allowed::Nothing => return None,
+        };
+        while !self.queue.is_empty() && self.calls_in_flight < most_in_flight {
             if !(self.settings.may_start)() {
                 return Some(now + LOOK_AGAIN);
             }
@@ -300,8 +285,8 @@ impl<A: Api> Dispatch<A> {
                 let intent = job.intend(batch);
                 let api = self.settings.api.clone();
                 self.under_way.push(Box::pin(async move {
-                    let what = What::Called(call(&*api, batch, body, intent, permission).await);
-                    Done { key, batch, what }
+                    let answer = call(&*api, batch, body, intent, permission).await;
+                    Done::Called { key, batch, started: now, answer }
                 }));
                 return;
             }
@@ -310,48 +295,63 @@ impl<A: Api> Dispatch<A> {
     }
 
     /// Decides what follows from a call, and records it.
-    fn judge(&mut self, key: JobKey, batch: u32, called: Result<Answer, StoreLost>, now: Instant) {
+    fn judge(&mut self, key: JobKey, batch: u32, started: Instant, answer: Result<Answer, StoreLost>, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
-        match called {
+        match answer {
             Err(error) => self.follow(key, batch, Err(error), Then::AgainAtOnce, now),
             Ok(Answer::Withdrawn) => {
                 job.set_state(batch, BatchState::Open);
                 self.record(key, batch, Then::AgainAtOnce, now);
             }
             Ok(answer) => {
-                let then = self.decide(key, batch, answer, now);
+                let then = self.decide(key, batch, started, answer, now);
                 self.record(key, batch, then, now);
             }
         }
     }
 
-    fn decide(&mut self, key: JobKey, batch: u32, answer: Answer, now: Instant) -> Then {
+    fn decide(&mut self, key: JobKey, batch: u32, started: Instant, answer: Answer, now: Instant) -> Then {
         let job = self.jobs.get_mut(&key).expect("the caller has seen it");
         let request = if matches!(answer, Answer::NotSent { .. }) { Request::NotSent } else { Request::Sent };
-        let verdict = classify(answer);
-        let attempts = job.count(batch, request, &verdict, self.accepted_at);
-        match &verdict {
-            Verdict::Failed { class: Class::RateLimited, .. } => self.settings.pacer.slow_down(now),
-            Verdict::Failed { class: Class::Credential | Class::CredentialOrJob, .. } => self.settings.api.renew_user_sig(),
-            Verdict::Failed { .. } => {}
-            Verdict::Sent => self.accepted_at = Some(clock::now()),
-        }
+        let verdict = classify(answer).on_batch_of(job.submission.job.recipients_in(batch));
+        let attempts = job.count(batch, request, &verdict);
+        let blame = self.standing.judge(&verdict, &job.submission.job.group_id, started, now);
         if let Verdict::Failed { class, fault } = &verdict {
+            if *class == Class::RateLimited {
+                self.settings.pacer.slow_down(now);
+            }
             debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
         }
-        let promise = job.submission.envelope.delivery;
-        let Settings { retry, supervision, .. } = &*self.settings;
-        let next = retry::decide(verdict, promise, attempts, retry, *supervision, delay::jitter());
+        let (state, then) = match blame {
+            Blame::Batch => self.retry(key, verdict, attempts),
+            Blame::OldUserSig => (BatchState::Open, Then::AgainAtOnce),
+            Blame::UserSig => {
+                self.settings.api.renew_user_sig();
+                (BatchState::Open, Then::AgainAtOnce)
+            }
+            Blame::App => (BatchState::Open, Then::Withhold),
+            Blame::AppOrBatch => (BatchState::Open, Then::Park),
+        };
+        if let Some(job) = self.jobs.get_mut(&key) {
+            job.set_state(batch, state);
+        }
+        self.tell_condition(now);
+        then
+    }
+
+    fn retry(&self, key: JobKey, verdict: Verdict, attempts: Attempts) -> (BatchState, Then) {
+        let promise = self.jobs[&key].submission.envelope.delivery;
+        let supervision = self.settings.supervision;
+        let next = retry::decide(verdict, promise, attempts, &self.tuning.borrow().retry, supervision, delay::jitter());
         let attempts = attempts.count;
-        let (state, then) = match next {
+        match next {
             Next::Sent => (BatchState::Ended(BatchOutcome::Sent), Then::Ended),
             Next::Failed(kind, fault) => (BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts }), Then::Ended),
             Next::Unknown(fault) => (BatchState::Ended(BatchOutcome::Unknown { fault, attempts }), Then::Ended),
             Next::Again { after } => (BatchState::Open, Then::Again { after }),
             Next::Park => (BatchState::Open, Then::Park),
-        };
-        job.set_state(batch, state);
-        then
+            Next::Split => (BatchState::Open, Then::Split),
+        }
     }
 
     /// Records how a batch stands, if the job has a record, and goes on from there.
@@ -362,8 +362,8 @@ impl<A: Api> Dispatch<A> {
             Some(entry) => {
                 let (entry, progress) = (entry.clone(), job.batch(batch).clone());
                 self.under_way.push(Box::pin(async move {
-                    let what = What::Recorded(entry.note(batch, &progress).await, then);
-                    Done { key, batch, what }
+                    let recorded = entry.note(batch, &progress).await;
+                    Done::Recorded { key, batch, recorded, then }
                 }));
             }
         }
@@ -381,7 +381,11 @@ impl<A: Api> Dispatch<A> {
             }
             (Ok(()), Then::AgainAtOnce) if job.is_sending() => self.queue.put_back(key, batch),
             (Ok(()), Then::AgainAtOnce) => {}
+            (Ok(()), Then::Withhold) if self.standing.condition().is_paused() => self.withheld.push((key, batch)),
+            (Ok(()), Then::Withhold) if job.is_sending() => self.queue.put_back(key, batch),
+            (Ok(()), Then::Withhold) => {}
             (Ok(()), Then::Park) => self.park(key),
+            (Ok(()), Then::Split) => self.split(key),
         }
         self.expire_if_overdue(key, now);
         self.finish_if_done(key);
@@ -401,7 +405,17 @@ impl<A: Api> Dispatch<A> {
     fn let_go(&mut self) {
         let forbidden = |(_, job): &(&JobKey, &Sending)| !job.submission.lease.allows_calls();
         let keys: Vec<JobKey> = self.jobs.iter().filter(forbidden).map(|(key, _)| *key).collect();
-        keys.into_iter().for_each(|key| self.abandon(key, Unfinished::LetGo));
+        let is_paused = self.standing.condition().is_paused();
+        for key in keys {
+            let job = &self.jobs[&key];
+            let would_repeat = job.submission.entry.is_none() && job.has_begun();
+            if is_paused && (would_repeat || job.submission.envelope.redeliveries >= RETURNED_AT_MOST) {
+                self.park(key);
+            } else {
+                self.abandon(key, Unfinished::LetGo);
+            }
+        }
+        self.withheld.retain(|(key, _)| self.jobs.contains_key(key));
     }
 
     /// Starts no further call for a job; it ends when what is under way for it has.
@@ -413,6 +427,13 @@ impl<A: Api> Dispatch<A> {
     fn park(&mut self, key: JobKey) {
         if self.jobs.get(&key).is_some_and(Sending::is_sending) {
             self.leave(key, Course::Parking);
+        }
+    }
+
+    /// The same, and then the job comes back in smaller batches.
+    fn split(&mut self, key: JobKey) {
+        if self.jobs.get(&key).is_some_and(Sending::is_sending) {
+            self.leave(key, Course::Splitting);
         }
     }
 
@@ -432,14 +453,4 @@ impl<A: Api> Dispatch<A> {
             job.finish();
         }
     }
-}
-
-fn sooner(at: Instant, deadline: Option<Instant>) -> Instant {
-    deadline.map_or(at, |deadline| deadline.min(at))
-}
-
-/// The moment of the runtime's clock at which the wall clock will show `at`.
-fn instant_of(at: Timestamp, now: Instant) -> Instant {
-    let seconds = at.duration_since(clock::now()).as_secs_f64();
-    now + Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::ZERO)
 }

@@ -2,19 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Ending, Submission, Unfinished, instant_of};
+use super::{Advance, Ending, Submission, Unfinished, waiting::instant_of};
 use crate::{
     clock,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault, Report},
-    send::{
-        classify::Verdict,
-        codes::Class,
-        retry::{Attempts, Others},
-    },
+    send::{classify::Verdict, codes::Class, retry::Attempts},
     settle::progress::Entry,
 };
 
@@ -26,18 +21,11 @@ pub(super) struct Sending {
     /// Calls whose outcome is not yet recorded.
     pub busy: u32,
     batches: Vec<BatchProgress>,
-    /// Of batches that have failed and are tried again.
-    failing: BTreeMap<u32, Failing>,
+    /// Since when batches that are tried again have been failing.
+    failing: BTreeMap<u32, Instant>,
     /// Batches that do not yet count as ended.
     open: u32,
     done: oneshot::Sender<Result<Ending, Unfinished>>,
-}
-
-/// How a batch has fared since the job was taken up.
-struct Failing {
-    since: Instant,
-    /// When it was first refused for what may be the job's fault or the account's.
-    ambiguous_since: Option<Timestamp>,
 }
 
 /// What becomes of the job.
@@ -46,6 +34,8 @@ pub(super) enum Course {
     Sending,
     /// It has to wait for longer than it may be held. No further call starts.
     Parking,
+    /// Its batches are too large. No further call starts.
+    Splitting,
     /// No further call starts, and nobody but another delivery of it goes on.
     Abandoned(Unfinished),
 }
@@ -114,39 +104,38 @@ impl Sending {
         matches!(self.course, Course::Sending)
     }
 
+    pub fn has_begun(&self) -> bool {
+        self.batches.iter().any(|batch| *batch != BatchProgress::default())
+    }
+
     pub fn is_overdue(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Counts a call that came back, and says where its batch stands. `accepted_at` is when the API last accepted a batch of
-    /// the app.
-    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict, accepted_at: Option<Timestamp>) -> Attempts {
+    /// Counts a call that came back, and says where its batch stands.
+    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict) -> Attempts {
         let (now, wall) = (Instant::now(), clock::now());
         let progress = &mut self.batches[batch as usize];
-        let failing = self.failing.entry(batch).or_insert(Failing { since: now, ambiguous_since: None });
+        let failing_since = *self.failing.entry(batch).or_insert(now);
         progress.calls += u32::from(request == Request::Sent);
         match verdict {
-            Verdict::Failed { class: Class::RateLimited, .. } => {}
+            Verdict::Failed { class: Class::RateLimited | Class::TooManyRecipients, .. } => {}
             Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
         }
         match verdict {
             Verdict::Failed { class: Class::Credential | Class::CredentialOrJob | Class::Account, .. } => {
                 progress.first_attempt_at = None;
             }
+            Verdict::Failed { class: Class::RateLimited, .. } => {}
             Verdict::Failed { .. } | Verdict::Sent => {
                 progress.first_attempt_at.get_or_insert(wall);
             }
         }
-        if matches!(verdict, Verdict::Failed { class: Class::CredentialOrJob, .. }) {
-            failing.ambiguous_since.get_or_insert(wall);
-        }
-        let accepted_since = failing.ambiguous_since.zip(accepted_at).is_some_and(|(refused, accepted)| accepted > refused);
         let since_first = progress.first_attempt_at.map(|first| wall.duration_since(first));
         Attempts {
             count: progress.attempts,
             since_first: since_first.and_then(|since| since.try_into().ok()).unwrap_or_default(),
-            held: now - failing.since,
-            others: if accepted_since { Others::Accepted } else { Others::Unknown },
+            held: now - failing_since,
         }
     }
 
@@ -176,6 +165,9 @@ impl Sending {
     /// Hands over how it ended. Nobody listens if the work on the delivery was given up.
     pub fn finish(self) {
         let calls = self.batches.iter().map(|batch| u64::from(batch.calls)).sum();
+        let touched = |batches: Vec<BatchProgress>| {
+            (0..).zip(batches).filter(|(_, progress)| *progress != BatchProgress::default()).collect()
+        };
         let _ = self.done.send(match self.course {
             _ if self.open == 0 => {
                 let outcome = |batch: BatchProgress| match batch.state {
@@ -184,17 +176,16 @@ impl Sending {
                 };
                 Ok(Ending::Finished(Report { batches: self.batches.into_iter().filter_map(outcome).collect(), calls }))
             }
-            Course::Parking | Course::Sending => {
-                let touched = |(_, progress): &(u32, BatchProgress)| *progress != BatchProgress::default();
-                Ok(Ending::Parked((0..).zip(self.batches).filter(touched).collect()))
-            }
+            Course::Parking | Course::Sending => Ok(Ending::Parked(touched(self.batches))),
+            Course::Splitting => Ok(Ending::TooLarge(touched(self.batches))),
             Course::Abandoned(why) => Err(why),
         });
     }
 
     fn tell(&self) {
         if let Some(told) = &self.submission.told {
-            told.send_replace(self.batches.len() as u32 - self.open);
+            let batches = self.batches.len() as u32;
+            told.send_replace(Advance { ended: batches - self.open, batches });
         }
     }
 }
@@ -221,6 +212,7 @@ mod tests {
     use crate::{
         accept::{envelope, lease::Lease},
         job::{Audience, Job},
+        send::codes::Effect,
     };
 
     fn sending() -> Sending {
@@ -243,31 +235,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn faults_of_the_account_do_not_count_towards_giving_up() {
-        clock::simulated::start_at(Timestamp::UNIX_EPOCH);
+        clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
         let mut sending = sending();
         let hours = |hours: u64| tokio::time::advance(std::time::Duration::from_secs(3600 * hours));
-        sending.count(0, Request::Sent, &failed(Class::Account), None);
+        sending.count(0, Request::Sent, &failed(Class::Account));
         hours(25).await;
-        let attempts = sending.count(0, Request::Sent, &failed(Class::RateLimited), None);
+        let attempts = sending.count(0, Request::Sent, &failed(Class::Transient(Effect::None)));
         assert!(attempts.since_first.is_zero());
         hours(2).await;
-        let attempts = sending.count(0, Request::Sent, &failed(Class::RateLimited), None);
-        assert_eq!((attempts.since_first.as_secs(), attempts.count), (7200, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_what_was_accepted_since_the_refusal_puts_the_blame_on_the_job() {
-        clock::simulated::start_at(Timestamp::UNIX_EPOCH);
-        let mut sending = sending();
-        sending.count(0, Request::Sent, &failed(Class::Account), None);
-        tokio::time::advance(std::time::Duration::from_secs(60)).await;
-        let before = Some(clock::now());
-        tokio::time::advance(std::time::Duration::from_secs(60)).await;
-        let refused = failed(Class::CredentialOrJob);
-        assert_eq!(sending.count(0, Request::Sent, &refused, before).others, Others::Unknown);
-        tokio::time::advance(std::time::Duration::from_secs(60)).await;
-        let since = Some(clock::now());
-        assert_eq!(sending.count(0, Request::Sent, &refused, before).others, Others::Unknown);
-        assert_eq!(sending.count(0, Request::Sent, &refused, since).others, Others::Accepted);
+        let attempts = sending.count(0, Request::Sent, &failed(Class::Transient(Effect::None)));
+        assert_eq!((attempts.since_first.as_secs(), attempts.count), (7200, 3));
     }
 }

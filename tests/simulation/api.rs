@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     defects::Defect,
-    scenario::Planned,
+    scenario::{BATCH_SIZE, EpisodeKind, Planned},
     world::{Life, Shared},
 };
 use crate::{
@@ -32,6 +32,8 @@ pub struct Api {
     arrivals: VecDeque<Instant>,
     /// By group and first recipient.
     pub batches: BTreeMap<(String, String), Facts>,
+    /// Calls, reached or not, in the part of an episode that comes after all other trouble.
+    pub calls_in_vain: u32,
 }
 
 /// What really happened to a batch.
@@ -71,6 +73,7 @@ enum Outcome {
     Refused,
     RateLimited,
     Account,
+    RefusedAll(i64),
 }
 
 impl crate::send::call::Api for SimulatedApi {
@@ -82,6 +85,10 @@ impl crate::send::call::Api for SimulatedApi {
             sleep(self.world.up_to(Duration::from_millis(200))).await;
         }
         self.life.goes_on().await;
+        let episode = self.episode();
+        if matches!(episode, Some(EpisodeKind::Unreachable)) && self.world.coin() {
+            return Answer::NotSent { info: "no route".into() };
+        }
         if self.world.happens(faults.api_no_effect / 2.0) {
             return Answer::NotSent { info: "connection refused".into() };
         }
@@ -91,7 +98,19 @@ impl crate::send::call::Api for SimulatedApi {
         if on_write() == AtWrite::Withdraw {
             return Answer::Withdrawn;
         }
-        let outcome = self.outcome();
+        let outcome = match episode {
+            Some(EpisodeKind::Unreachable) => Outcome::LostUnheard,
+            Some(EpisodeKind::Refused(code)) => Outcome::RefusedAll(code),
+            None => self.outcome(),
+        };
+        if request.group.starts_with("groupcast-probe") {
+            self.check_pace();
+            self.life.goes_on().await;
+            return match outcome {
+                Outcome::Accepted => self.answered(&request, &Outcome::Refused),
+                _ => self.answered(&request, &outcome),
+            };
+        }
         self.written(&request, &outcome);
         let answer_after = match outcome {
             Outcome::AcceptedUnheard | Outcome::LostUnheard => self.world.scenario().app.request_timeout,
@@ -123,6 +142,15 @@ impl SimulatedApi {
         }
     }
 
+    /// What all calls get now.
+    fn episode(&self) -> Option<EpisodeKind> {
+        let now = self.world.elapsed();
+        let episode = self.world.scenario().episode.filter(|episode| (episode.from..episode.until).contains(&now))?;
+        let mut world = self.world.lock();
+        world.api.calls_in_vain += u32::from(world.is_healed());
+        Some(episode.kind)
+    }
+
     /// The messages of the plan that this call can be for.
     fn planned(&self, request: &Request) -> Vec<usize> {
         let wants = |planned: &Planned| planned.job.as_ref().is_some_and(|job| job.group == request.group);
@@ -150,7 +178,8 @@ impl SimulatedApi {
         let in_doubt = matches!(outcome, Outcome::AcceptedUnheard | Outcome::LostUnheard);
         facts.accepted += u32::from(accepted);
         facts.in_doubt |= in_doubt;
-        facts.refused |= matches!(outcome, Outcome::Refused);
+        // Four groups may be taken for guilty before the fifth shows that they are not.
+        facts.refused |= matches!(outcome, Outcome::Refused | Outcome::RefusedAll(10_007 | 60_099));
         facts.written_at = Some(Instant::now());
         if accepted || in_doubt {
             facts.doubtful_since = facts.written_at;
@@ -172,6 +201,7 @@ impl SimulatedApi {
             Outcome::Refused => api(10010),
             Outcome::RateLimited => foreign(429),
             Outcome::Account => foreign(302),
+            Outcome::RefusedAll(code) => api(*code),
         }
     }
 
@@ -243,7 +273,7 @@ impl SimulatedApi {
         let Some(batch) = batches.iter().position(|batch| *batch == members) else { return };
         let head = Head {
             content: String::new(),
-            batch_size: 1,
+            batch_size: job.members.as_ref().map_or(1, |_| BATCH_SIZE as u32),
             batches: batches.len() as u32,
             duplicates: 0,
             received_at: crate::clock::now(),

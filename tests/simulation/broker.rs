@@ -38,6 +38,8 @@ use crate::{
     settle::result::{ErrorKind, JobResult, Status},
 };
 
+/// After so many returns a real broker takes a message for poison.
+const DELIVERY_LIMIT: u32 = 50;
 /// No delivery is held longer: ten minutes, and what is under way then.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
 
@@ -45,6 +47,8 @@ const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
 struct Message {
     body: Vec<u8>,
     properties: BasicProperties,
+    /// How often a consumer that ended gave it back.
+    returns: u32,
 }
 
 /// What came of a message that a producer published, in the order of the plan.
@@ -156,7 +160,7 @@ impl Broker {
 
 impl Shared {
     pub fn publish_job(&self, body: Vec<u8>, properties: BasicProperties) {
-        self.lock().broker.enqueue_job(Message { body, properties });
+        self.lock().broker.enqueue_job(Message { body, properties, returns: 0 });
     }
 
     /// The connections of a process break.
@@ -204,7 +208,7 @@ impl Shared {
         let mut headers = message.properties.headers().clone().unwrap_or_default();
         headers.insert("x-death".into(), AMQPValue::FieldTable(FieldTable::default()));
         let properties = message.properties.clone().with_headers(headers);
-        let returned = Message { body: message.body.clone(), properties };
+        let returned = Message { body: message.body.clone(), properties, returns: 0 };
         let mut world = self.lock();
         world.broker.fates[number].parkings += 1;
         world.broker.waiting += 1;
@@ -277,7 +281,10 @@ impl SimulatedSubscription {
             id,
             gone: self.gone.clone(),
         };
-        let Message { body, properties } = message;
+        let Message { body, properties, returns } = message;
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(returns.into()));
+        let properties = properties.with_headers(headers);
         Some(Ok(Delivery { body, properties, acknowledge: Arc::new(acknowledge) }))
     }
 }
@@ -308,6 +315,19 @@ impl Subscription for SimulatedSubscription {
     }
 
     async fn close(self) {
+        let dead = {
+            let broker = &mut self.world.lock().broker;
+            let closed = broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id);
+            let returned = closed.flat_map(|consumer| consumer.unacknowledged.values_mut());
+            let returns = returned.map(|(message, _)| {
+                message.returns += 1;
+                message.returns
+            });
+            returns.max() > Some(DELIVERY_LIMIT)
+        };
+        if dead {
+            self.world.broken("a job went back to the queue so often that the broker gave it up");
+        }
         self.world.lock().broker.remove(|consumer| consumer.id == self.id);
     }
 }
@@ -481,6 +501,14 @@ impl Link for SimulatedLink {
 
     fn somebody_is_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
         Box::pin(async { Ok(true) })
+    }
+
+    fn consumers<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>> {
+        Box::pin(async {
+            self.world.round_trip().await;
+            let consumers = &self.world.lock().broker.consumers;
+            Ok(consumers.iter().filter(|consumer| !consumer.cancelled).count() as u32)
+        })
     }
 
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {

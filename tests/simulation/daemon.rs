@@ -22,7 +22,11 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    accept::consume::consume, broker::publisher::Publisher, clock, job::DeliveryPromise, pipeline::Pipeline,
+    accept::consume::{Subscribed, consume},
+    broker::publisher::Publisher,
+    clock,
+    job::DeliveryPromise,
+    pipeline::Pipeline,
     settle::progress::Progress,
 };
 
@@ -96,13 +100,13 @@ impl Process {
         let (sender, link) = watch::channel(None);
         let publishing = tokio::spawn(keep_linked(world.clone(), life.clone(), sender));
         let progress = Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));
-        let api = SimulatedApi { world: world.clone(), life: life.clone() };
+        let api = Arc::new(SimulatedApi { world: world.clone(), life: life.clone() });
         let pipeline = Pipeline::new(APP, &world.scenario().app, 1 << 20, api, Publisher::over(link), progress);
         let work = Arc::new(Flawed { pipeline, world: world.clone() });
         let queue = SimulatedQueue { world: world.clone(), life: life.clone() };
         let stop = CancellationToken::new();
         let stopping = stop.clone();
-        let consuming = tokio::spawn(async move { consume(APP, &queue, work, stopping).await });
+        let consuming = tokio::spawn(async move { consume(APP, &queue, work, Subscribed::not_yet(), stopping).await });
         Self { life, world: world.clone(), stop, consuming, publishing }
     }
 }

@@ -84,6 +84,10 @@ impl Work for Flawed {
         self.pipeline.until_ready().await;
     }
 
+    async fn until_paused(&self) {
+        self.pipeline.until_paused().await;
+    }
+
     fn begin(&self) {
         if !self.world.has(Defect::NoWaitAtTakeOver) {
             self.pipeline.begin();

@@ -6,13 +6,16 @@ use serde::Deserialize;
 
 use super::{
     broker::Fate,
-    scenario::{Planned, Wanted},
+    scenario::{EpisodeKind, Planned, Wanted},
     world::{Shared, World},
 };
 use crate::{
     job::DeliveryPromise,
     settle::result::{AudienceKind, ErrorKind, JobResult, Status},
 };
+
+/// Calls before the first probe of an episode, and probes before their wait has grown to its longest.
+const GROWING_WAITS: u32 = 30;
 
 #[derive(Deserialize)]
 struct Letter {
@@ -26,12 +29,27 @@ pub fn check(world: &Shared) {
     }
     let broken = {
         let state = world.lock();
+        let vain = calls_in_vain(&state, world);
         let messages = world.scenario().messages.iter().zip(&state.broker.fates).enumerate();
-        messages.map(|(number, (planned, fate))| of_message(number, planned, fate, &state, world)).find_map(Result::err)
+        messages.map(|(number, (planned, fate))| of_message(number, planned, fate, &state, world)).find_map(Result::err).or(vain)
     };
     if let Some(broken) = broken {
         world.broken(broken);
     }
+}
+
+/// While every call fails, only probes leave, and seldom.
+fn calls_in_vain(state: &World, world: &Shared) -> Option<String> {
+    let scenario = world.scenario();
+    let episode = scenario.episode?;
+    let interval = match episode.kind {
+        EpisodeKind::Unreachable => scenario.app.retry.max_delay,
+        EpisodeKind::Refused(_) => scenario.app.pause.probe_max,
+    };
+    let probes = (episode.until - episode.from).as_secs_f64() / interval.as_secs_f64();
+    let most = scenario.replicas as u32 * (probes as u32 + GROWING_WAITS);
+    let calls = state.api.calls_in_vain;
+    (calls > most).then(|| format!("{calls} calls in vain in {:?}, at most {most} were expected", episode))
 }
 
 fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> Result<(), String> {
@@ -42,6 +60,9 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
         }
     }
     let last = fate.results.last().unwrap_or(first);
+    if world.scenario().all_sent && last.status != Status::Sent && !has_rival(planned, world) {
+        return Err(format!("message {number} was not sent: {last:?}"));
+    }
     match (&planned.job, last.status) {
         (None, Status::Rejected) => is_original(number, planned, fate),
         (None, _) => Err(format!("message {number} is invalid and was not rejected: {last:?}")),

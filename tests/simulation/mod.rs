@@ -40,11 +40,15 @@ const LONGEST_RUN: Duration = Duration::from_secs(3 * 3600);
 
 /// One seed's world, run to its end. Says which promise was broken.
 fn run(seed: u64, defect: Option<Defect>) -> Result<(), Broken> {
+    run_scenario(seed, Scenario::of(seed), defect)
+}
+
+fn run_scenario(seed: u64, scenario: Scenario, defect: Option<Defect>) -> Result<(), Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
         clock::simulated::start_at("2026-01-01T00:00:00Z".parse().expect("a time"));
         delay::seeded::start_with(seed);
-        let world = Shared::new(seed, Scenario::of(seed), defect);
+        let world = Shared::new(seed, scenario, defect);
         let ran = tokio::time::timeout(LONGEST_RUN, daemon::live(world.clone())).await;
         if ran.is_err() {
             world.broken(format!("no end after {LONGEST_RUN:?}: {}", world.describe()));
@@ -142,6 +146,14 @@ fn one_seed_can_be_run_again() {
     assert_eq!(first, second, "the same seed, the same events at the same times");
     let ran = run(seed, None);
     assert!(ran.is_ok(), "seed {seed}: {}", ran.unwrap_err());
+}
+
+#[test]
+fn after_two_hours_without_the_api_every_job_is_sent() {
+    for seed in 0..50 {
+        let ran = run_scenario(seed, Scenario::of(seed).without_the_api_for(Duration::from_secs(2 * 3600)), None);
+        assert!(ran.is_ok(), "seed {seed}: {}", ran.unwrap_err());
+    }
 }
 
 #[test]

@@ -23,9 +23,43 @@ pub struct Scenario {
     pub replicas: usize,
     pub sharing: Sharing,
     pub faults: Faults,
+    pub episode: Option<Episode>,
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
     pub messages: Vec<Planned>,
+    /// Whether nothing stands in the way of any job in the end.
+    pub all_sent: bool,
+}
+
+/// A time in which every call fails in the same way. It may outlast the trouble by hours.
+#[derive(Clone, Copy, Debug)]
+pub struct Episode {
+    pub kind: EpisodeKind,
+    pub from: Duration,
+    pub until: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum EpisodeKind {
+    /// The API cannot be reached, or does not answer.
+    Unreachable,
+    /// The app is refused with this code.
+    Refused(i64),
+}
+
+impl Episode {
+    fn by_chance(chance: &mut SmallRng) -> Option<Self> {
+        let kind = match chance.random_range(0..10) {
+            0 => EpisodeKind::Unreachable,
+            1 => EpisodeKind::Refused(
+                *[60_020, 70_009, 70_050, 10_007, 60_099].get(chance.random_range(0..5)).expect("one of five"),
+            ),
+            _ => return None,
+        };
+        let from = Duration::from_secs(chance.random_range(0..30));
+        let longest = if chance.random_bool(0.03) { 7200 } else { 120 };
+        Some(Self { kind, from, until: from + Duration::from_secs(chance.random_range(1..longest)) })
+    }
 }
 
 /// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens by itself.
@@ -100,9 +134,25 @@ impl Scenario {
             replicas,
             sharing,
             faults: Faults::by_chance(&mut chance),
+            episode: Episode::by_chance(&mut SmallRng::seed_from_u64(!seed)),
             trouble: Duration::from_secs(chance.random_range(5..120)),
             messages,
+            all_sent: false,
         }
+    }
+}
+
+impl Scenario {
+    /// Nothing else goes wrong, and no job is given up or has another reason not to be sent.
+    pub fn without_the_api_for(self, outage: Duration) -> Self {
+        let from = Duration::from_secs(5);
+        let episode = Episode { kind: EpisodeKind::Unreachable, from, until: from + outage };
+        let mut app = self.app;
+        app.retry.give_up_after = Duration::from_secs(24 * 3600);
+        let sendable = |planned: &Planned| planned.job.is_some() && planned.deadline.is_none();
+        let at_least_once = |planned| Planned { promise: DeliveryPromise::AtLeastOnce, ..planned };
+        let messages = self.messages.into_iter().filter(sendable).map(at_least_once).collect();
+        Self { app, messages, faults: Faults::none(), episode: Some(episode), all_sent: true, ..self }
     }
 }
 
@@ -112,12 +162,14 @@ fn app(chance: &mut SmallRng) -> App {
         "[apps.{APP}]\nsdk_app_id = 1400000000\nsecret_key = \"0123456789abcdef\"\nendpoint = \"http://127.0.0.1:1\"\n\
          calls_per_second = {rate}\nburst = {}\nbatch_size = {BATCH_SIZE}\nmax_in_flight = {}\nrequest_timeout = \"2s\"\n\
          retry.first_delay = \"100ms\"\nretry.max_delay = \"{}s\"\nretry.hold = \"{}s\"\nretry.park = [\"10s\", \"30s\"]\n\
-         retry.give_up_after = \"{}s\"\n",
+         retry.give_up_after = \"{}s\"\npause.probe_first = \"{}s\"\npause.probe_max = \"{}s\"\n",
         chance.random_range(1..=rate),
         chance.random_range(1..=6),
         chance.random_range(1..5),
         chance.random_range(2..20),
         chance.random_range(10..300),
+        chance.random_range(1..6),
+        chance.random_range(6..60),
     );
     let file = ConfigFile { path: "simulated.toml".into(), text };
     let mut config = Config::read(Some(&file), std::iter::empty()).expect("a valid configuration");
@@ -125,6 +177,26 @@ fn app(chance: &mut SmallRng) -> App {
 }
 
 impl Faults {
+    fn none() -> Self {
+        Self {
+            api_no_effect: 0.0,
+            api_unknown: 0.0,
+            api_refusal: 0.0,
+            api_rate_limited: 0.0,
+            api_account: 0.0,
+            publish_lost: 0.0,
+            publish_nacked: 0.0,
+            own_queue_missing: 0.0,
+            ack_lost: 0.0,
+            store_fails: 0.0,
+            crashes_a_minute: 0.0,
+            stops_a_minute: 0.0,
+            disconnects_a_minute: 0.0,
+            blocks_a_minute: 0.0,
+            slowness: 0.0,
+        }
+    }
+
     /// Most seeds have few kinds of fault, so that each is met alone and in company.
     fn by_chance(chance: &mut SmallRng) -> Self {
         let share_of_kinds = *[0.0, 0.2, 0.5, 1.0].get(chance.random_range(0..4)).expect("one of four");

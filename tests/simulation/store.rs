@@ -45,7 +45,11 @@ impl Records {
     }
 
     pub fn note(&mut self, opening: &Opening, batch: u32, progress: BatchProgress) {
-        let known = self.stored(opening).batches.entry(batch).or_default();
+        let stored = self.stored(opening);
+        if stored.head.batch_size != opening.head.batch_size {
+            return;
+        }
+        let known = stored.batches.entry(batch).or_default();
         if known.outcome().is_none() {
             *known = progress;
         }
@@ -96,6 +100,16 @@ impl Store for SimulatedStore {
             }
             self.apply("note", |records| records.note(&opening, batch, progress)).await
         })
+    }
+
+    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
+        Box::pin(self.apply("split", move |records| {
+            let stored = records.stored(&opening);
+            if stored.result.is_none() {
+                stored.head = opening.head.clone();
+                stored.batches = batches.into_iter().collect();
+            }
+        }))
     }
 
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {

@@ -79,6 +79,12 @@ impl Life {
     }
 }
 
+impl World {
+    pub fn is_healed(&self) -> bool {
+        self.healed
+    }
+}
+
 impl Shared {
     pub fn new(seed: u64, scenario: Scenario, defect: Option<Defect>) -> Self {
         let state = World {

@@ -1,0 +1,193 @@
+use std::time::Duration;
+
+use super::*;
+use crate::send::codes::Effect;
+
+const PROBE_FIRST: Duration = Duration::from_secs(5);
+
+fn standing(supervision: Supervision) -> Standing {
+    clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
+    let waits =
+        Waits { outage: (Duration::from_millis(500), Duration::from_secs(30)), pause: (PROBE_FIRST, Duration::from_secs(300)) };
+    Standing::new(waits, supervision, Instant::now())
+}
+
+fn failed(class: Class, code: Option<i64>) -> Verdict {
+    Verdict::Failed { class, fault: Fault { code, http_status: None, info: String::new() } }
+}
+
+fn no_key() -> Verdict {
+    failed(Class::Credential, Some(70009))
+}
+
+fn unreachable() -> Verdict {
+    failed(Class::Transient(Effect::None), None)
+}
+
+/// Judges a call that came back at once.
+fn judge(standing: &mut Standing, verdict: &Verdict, group: &str) -> Blame {
+    standing.judge(verdict, group, Instant::now(), Instant::now())
+}
+
+fn allowed(standing: &Standing) -> Allowed {
+    standing.allowed(256, Instant::now())
+}
+
+/// Lets the next probe come back with `verdict`, and says how long it was waited for.
+async fn probe(standing: &mut Standing, verdict: &Verdict) -> Duration {
+    let start = Instant::now();
+    let Allowed::ProbeAt(at) = allowed(standing) else { panic!("{:?}", allowed(standing)) };
+    tokio::time::sleep_until(at).await;
+    assert_eq!(allowed(standing), Allowed::Probe);
+    standing.probe_leaves();
+    assert_eq!(allowed(standing), Allowed::Nothing);
+    standing.judge_probe(verdict, Instant::now());
+    at - start
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_a_call_is_accepted_they_go_one_at_a_time_and_again_after_a_quiet_minute() {
+    let mut standing = standing(Supervision::Unattended);
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+    judge(&mut standing, &failed(Class::RateLimited, Some(60007)), "g");
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 }, "a gateway may say that of anybody");
+    judge(&mut standing, &Verdict::Sent, "g");
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 256 });
+    tokio::time::advance(PROVEN_FOR).await;
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+    judge(&mut standing, &failed(Class::Job, Some(10010)), "g");
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 256 }, "whose job is refused is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_the_account_pauses_the_app_until_a_probe_is_not_refused() {
+    let mut standing = standing(Supervision::Unattended);
+    let expired = failed(Class::Account, Some(60020));
+    assert_eq!(judge(&mut standing, &expired, "g"), Blame::App);
+    assert!(standing.condition().is_paused());
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        waits.push(probe(&mut standing, &expired).await);
+    }
+    assert!(waits[0] >= PROBE_FIRST && waits[0] <= PROBE_FIRST * 5 / 4, "{waits:?}");
+    assert!(waits.windows(2).take(5).all(|pair| pair[1] > pair[0] * 3 / 2), "they grow: {waits:?}");
+    assert!(waits[8] >= Duration::from_secs(300) && waits[8] <= Duration::from_secs(375), "up to a limit: {waits:?}");
+    probe(&mut standing, &unreachable()).await;
+    probe(&mut standing, &failed(Class::RateLimited, Some(60007))).await;
+    assert!(standing.condition().is_paused(), "neither says that the account is in order");
+    probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+    assert_eq!(*standing.condition(), Condition::Working);
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_user_sig_is_made_anew_once_and_then_the_app_pauses() {
+    let mut standing = standing(Supervision::Unattended);
+    judge(&mut standing, &Verdict::Sent, "g");
+    let started_before = Instant::now();
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::UserSig);
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+    assert_eq!(standing.judge(&no_key(), "h", started_before, Instant::now()), Blame::OldUserSig);
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::App);
+    let Condition::Paused(why) = standing.condition() else { panic!("{:?}", standing.condition()) };
+    assert!(why.code == Some(70009) && why.reason.contains("another key") && why.advice.contains("secret_key"), "{why:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_that_is_accepted_is_the_end_of_it() {
+    let mut standing = standing(Supervision::Unattended);
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::UserSig);
+    judge(&mut standing, &Verdict::Sent, "g");
+    tokio::time::advance(RENEWED_FOR).await;
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::UserSig, "rotated once more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_failed_signatures_are_followed_by_a_quiet_minute() {
+    let mut standing = standing(Supervision::Unattended);
+    let too_many = failed(Class::Account, Some(codes::TOO_MANY_FAILED_SIGNATURES));
+    judge(&mut standing, &too_many, "g");
+    assert!(probe(&mut standing, &too_many).await >= Duration::from_secs(60));
+    assert!(probe(&mut standing, &no_key()).await >= Duration::from_secs(60));
+    assert!(probe(&mut standing, &no_key()).await < Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_groups_in_a_row_with_the_same_refusal_are_not_to_blame() {
+    let mut standing = standing(Supervision::Unattended);
+    let refused = failed(Class::JobOrConfiguration, Some(10007));
+    for group in ["a", "b", "c", "d", "d", "d"] {
+        assert_eq!(judge(&mut standing, &refused, group), Blame::Batch);
+    }
+    judge(&mut standing, &Verdict::Sent, "e");
+    for group in ["a", "b", "c", "d"] {
+        assert_eq!(judge(&mut standing, &refused, group), Blame::Batch, "what is sent in between breaks the row");
+    }
+    judge(&mut standing, &failed(Class::JobOrConfiguration, Some(11000)), "x");
+    for group in ["a", "b", "c", "d"] {
+        assert_eq!(judge(&mut standing, &refused, group), Blame::Batch, "another code does too");
+    }
+    assert_eq!(judge(&mut standing, &refused, "e"), Blame::AppOrBatch);
+    probe(&mut standing, &refused).await;
+    assert!(standing.condition().is_paused());
+    probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+    assert_eq!(judge(&mut standing, &refused, "f"), Blame::AppOrBatch, "after the pause the first one is enough");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undocumented_refusal_is_the_groups_until_five_have_it() {
+    let mut standing = standing(Supervision::Unattended);
+    for (class, code) in [(Class::CredentialOrJob, 70999), (Class::TransientOrJob, 60099)] {
+        let undocumented = failed(class, Some(code));
+        if class == Class::CredentialOrJob {
+            assert_eq!(judge(&mut standing, &undocumented, "a"), Blame::UserSig);
+        }
+        for group in ["a", "b", "c", "d"] {
+            assert_eq!(judge(&mut standing, &undocumented, group), Blame::Batch);
+        }
+        assert_eq!(judge(&mut standing, &undocumented, "e"), Blame::AppOrBatch);
+        probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+        judge(&mut standing, &Verdict::Sent, "a");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_transport_failures_in_a_row_are_an_outage_and_any_answer_ends_it() {
+    let mut standing = standing(Supervision::Unattended);
+    judge(&mut standing, &Verdict::Sent, "g");
+    (0..4).for_each(|_| assert_eq!(judge(&mut standing, &unreachable(), "g"), Blame::Batch));
+    judge(&mut standing, &failed(Class::Transient(Effect::Unknown), Some(10002)), "g");
+    (0..4).for_each(|_| assert_eq!(judge(&mut standing, &unreachable(), "g"), Blame::Batch));
+    assert_eq!(*standing.condition(), Condition::Working, "an answer of the API is no transport failure");
+    judge(&mut standing, &unreachable(), "g");
+    assert!(matches!(standing.condition(), Condition::Outage(_)));
+    let first = probe(&mut standing, &unreachable()).await;
+    assert!(first < Duration::from_secs(1), "{first:?}");
+    for _ in 0..8 {
+        probe(&mut standing, &unreachable()).await;
+    }
+    assert!(probe(&mut standing, &unreachable()).await >= Duration::from_secs(30));
+    probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+    judge(&mut standing, &unreachable(), "g");
+    assert!(matches!(standing.condition(), Condition::Outage(_)), "the first sign is enough");
+    assert!(probe(&mut standing, &unreachable()).await >= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_the_account_behind_an_outage_pauses_the_app() {
+    let mut standing = standing(Supervision::Unattended);
+    (0..5).for_each(|_| assert_eq!(judge(&mut standing, &unreachable(), "g"), Blame::Batch));
+    probe(&mut standing, &failed(Class::Account, Some(60020))).await;
+    assert!(standing.condition().is_paused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_somebody_waits_nothing_is_paused() {
+    let mut standing = standing(Supervision::Attended);
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::UserSig);
+    assert_eq!(judge(&mut standing, &no_key(), "g"), Blame::Batch);
+    (0..9).for_each(|_| assert_eq!(judge(&mut standing, &unreachable(), "g"), Blame::Batch));
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 });
+}
