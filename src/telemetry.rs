@@ -5,13 +5,24 @@
 use std::io::IsTerminal;
 
 use tracing::Level;
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use crate::config::{Log, LogFormat};
 
+/// The filter of the running log.
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    pub fn replace(&self, directives: &str) -> Result<(), String> {
+        self.0.reload(parse(directives)?).map_err(|error| error.to_string())
+    }
+}
+
 /// Starts logging to standard error. Once a process.
-pub fn start(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.filter).map_err(|error| format!("log.filter `{}`: {error}", log.filter))?;
+pub fn start(log: &Log) -> Result<Filter, String> {
+    let (filter, handle) = reload::Layer::new(parse(&log.filter)?);
     let ours_or_important = filter_fn(|event| {
         let target = event.target();
         let ours = target == "groupcast" || target.starts_with("groupcast::");
@@ -25,5 +36,10 @@ pub fn start(log: &Log) -> Result<(), String> {
     tracing_subscriber::registry()
         .with(lines.with_filter(filter).with_filter(ours_or_important))
         .try_init()
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    Ok(Filter(handle))
+}
+
+fn parse(directives: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(directives).map_err(|error| format!("log.filter `{directives}`: {error}"))
 }

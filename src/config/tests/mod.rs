@@ -2,6 +2,7 @@
 
 mod accepted;
 mod refused;
+mod reread;
 mod secrets;
 
 use super::{Config, ConfigFile};

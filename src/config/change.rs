@@ -1,0 +1,78 @@
+//! A configuration read again: what of it applies to a running daemon, and what has to wait for the next start.
+//!
+//! Connections, queues and stores are made once, at the start. Everything else about an app is asked anew for every call.
+
+use std::collections::BTreeSet;
+
+use secrecy::ExposeSecret;
+
+use super::app::own_results_queue;
+use super::{App, Config, Log, Retry};
+
+/// What becomes of a running daemon's configuration when another one was read.
+#[derive(Debug)]
+pub struct Reread {
+    /// What is in effect from now on.
+    pub effective: Config,
+    /// The changed keys that are in effect now.
+    pub applied: Vec<String>,
+    /// The changed keys that are not, until the next start; `apps.<app>` if the app itself came or went.
+    pub at_next_start: Vec<String>,
+}
+
+impl Config {
+    /// What a daemon that runs with this configuration makes of another one.
+    pub fn reread(&self, read: Config) -> Reread {
+        let changed = changed_keys(self, &read);
+        let effective = self.with_what_applies_of(read);
+        let applied = changed_keys(self, &effective);
+        let at_next_start = changed.difference(&applied).cloned().collect();
+        Reread { effective, applied: applied.into_iter().collect(), at_next_start }
+    }
+
+    fn with_what_applies_of(&self, mut read: Config) -> Config {
+        let mut effective = Config { log: Log { filter: read.log.filter, ..self.log.clone() }, ..self.clone() };
+        for (name, app) in &mut effective.apps {
+            if let Some(read) = read.apps.remove(name) {
+                *app = app.with_what_applies_of(read, name);
+            }
+        }
+        effective
+    }
+}
+
+impl App {
+    /// Everything but what needs other queues.
+    fn with_what_applies_of(&self, read: App, name: &str) -> App {
+        let retry = Retry { park: self.retry.park.clone(), ..read.retry };
+        let needs_a_queue = read.results_queue.as_deref() == Some(own_results_queue(name).as_str());
+        let results_queue = if needs_a_queue { self.results_queue.clone() } else { read.results_queue };
+        App { retry, results_queue, ..read }
+    }
+}
+
+fn changed_keys(old: &Config, new: &Config) -> BTreeSet<String> {
+    let (old_keys, new_keys) = (old.masked_keys(), new.masked_keys());
+    let written = old_keys.keys().chain(new_keys.keys()).filter(|key| old_keys.get(*key) != new_keys.get(*key));
+    let keys = written.map(|key| match app_of(key) {
+        Some(app) if old.apps.contains_key(app) != new.apps.contains_key(app) => format!("apps.{app}"),
+        Some(_) | None => key.clone(),
+    });
+    keys.chain(changed_secrets(old, new)).collect()
+}
+
+/// What the masks hide.
+fn changed_secrets(old: &Config, new: &Config) -> impl Iterator<Item = String> {
+    let broker_urls = |config: &Config| config.broker.urls.iter().map(|url| url.expose().to_owned()).collect::<Vec<_>>();
+    let broker = (broker_urls(old) != broker_urls(new)).then(|| "broker.url".to_owned());
+    let state = (old.state.url.expose() != new.state.url.expose()).then(|| "state.url".to_owned());
+    let keys = old.apps.iter().filter_map(|(name, app)| {
+        let other = new.apps.get(name)?;
+        (app.secret_key.expose_secret() != other.secret_key.expose_secret()).then(|| format!("apps.{name}.secret_key"))
+    });
+    broker.into_iter().chain(state).chain(keys)
+}
+
+fn app_of(key: &str) -> Option<&str> {
+    key.strip_prefix("apps.")?.split('.').next()
+}
