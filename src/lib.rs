@@ -14,6 +14,7 @@ pub mod pace;
 pub mod send;
 pub mod settle;
 
+pub mod admin;
 pub mod broker;
 pub mod cli;
 pub mod clock;

@@ -9,9 +9,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Failure, Verdict};
+use super::{
+    Failure, Verdict,
+    reload::{Running, RunningApp},
+};
 use crate::{
-    accept::consume::consume,
+    accept::consume::{Subscribed, consume},
+    admin::{Admin, Shown, ShownApp},
     broker::{
         connection::Connector,
         jobs_queue::JobsQueue,
@@ -28,14 +32,21 @@ use crate::{
 /// Run the daemon: take jobs from RabbitMQ, call the API, answer.
 ///
 /// SIGTERM or SIGINT stops it: calls in flight finish, the other jobs go back to the queue. A second one ends it at once.
+///
+/// SIGHUP makes it read its configuration again and apply it: everything about its apps but `retry.park`, and `log.filter`.
+/// The log names what changed, and what takes effect at the next start. A configuration that is wrong changes nothing.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run")]
+#[command(after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run\n  kill -HUP $(pidof groupcast)")]
 pub struct Args {}
 
-pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
-    telemetry::start(&config.log)?;
+pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<Verdict, Failure> {
+    let config = load()?;
+    let log_filter = telemetry::start(&config.log)?;
+    // Before anything else: a SIGHUP that nobody listens to would end the process.
+    let mut signals = Signals::listen()?;
     info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");
 
+    let admin = Admin::listen(config.admin.listen).await?;
     let connector = Arc::new(Connector::new(&config.broker)?);
     let stop_consuming = CancellationToken::new();
     let stop_publishing = CancellationToken::new();
@@ -45,10 +56,13 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let progress = Progress::start(progress::store_of(&config)?);
 
     let mut subscriptions = JoinSet::new();
+    let (mut apps, mut shown) = (Vec::new(), Vec::new());
     for (name, app) in &config.apps {
         let max_job_bytes = config.broker.max_job_bytes;
-        let pipeline = Pipeline::new(name, app, max_job_bytes, Caller::new(app)?, publisher.clone(), progress.clone());
+        let caller = Arc::new(Caller::new(app)?);
+        let pipeline = Pipeline::new(name, app, max_job_bytes, caller.clone(), publisher.clone(), progress.clone());
         let pipeline = Arc::new(pipeline);
+        apps.push(RunningApp { name: name.clone(), pipeline: pipeline.clone(), caller });
         let queue = JobsQueue {
             app: name.clone(),
             connector: connector.clone(),
@@ -57,24 +71,33 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
             prefetch: config.broker.prefetch,
         };
         let stop = stop_consuming.clone();
+        let told = Subscribed::not_yet();
+        shown.push(ShownApp { name: name.clone(), pipeline: pipeline.clone(), subscribed: told.subscribe() });
         subscriptions.spawn(async move {
-            consume(&queue.app, &queue, pipeline.clone(), stop).await;
+            consume(&queue.app, &queue, pipeline.clone(), told, stop).await;
             info!(app = queue.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
         });
     }
 
-    let mut signals = Signals::listen()?;
-    let name = tokio::select! {
-        name = signals.next() => name,
-        // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
-        Some(_) = subscriptions.join_next() => return Err("the work for an app ended by itself; see the log".into()),
-        () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),
+    let shown = Shown { apps: shown, publisher: publisher.clone(), progress };
+    let _showing = admin.show(shown);
+    let mut running = Running::new(config, log_filter, apps);
+    let name = loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Reload => running.reload(load()),
+                Asked::Stop(name) => break name,
+            },
+            // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
+            Some(_) = subscriptions.join_next() => return Err("the work for an app ended by itself; see the log".into()),
+            () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),
+        }
     };
     info!(signal = name, "stopping: calls in flight finish, other jobs go back to the queue");
     stop_consuming.cancel();
     tokio::select! {
         () = async { while subscriptions.join_next().await.is_some() {} } => info!("stopped"),
-        name = signals.next() => {
+        name = signals.stop() => {
             warn!(signal = name, "stopping at once; jobs in flight come again");
             return Ok(Verdict::Bad);
         }
@@ -83,20 +106,40 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     Ok(Verdict::Good)
 }
 
+enum Asked {
+    Reload,
+    Stop(&'static str),
+}
+
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// For a daemon that stops, a configuration is no longer of interest.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Asked::Stop(name) = self.next().await {
+                return name;
+            }
         }
     }
 }

@@ -63,7 +63,7 @@ impl Daemon {
         self.until_consuming(before + 1).await;
     }
 
-    /// Writes another configuration, for the next start.
+    /// Writes another configuration, for the next start or SIGHUP.
     pub fn reconfigure(&self, configuration: &str) {
         std::fs::write(self.directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
     }
@@ -94,6 +94,15 @@ impl Daemon {
         self.file("log")
     }
 
+    /// Asks its own HTTP listener: the status and the body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let log = self.log();
+        let told = log.lines().rev().find(|line| line.contains("listening for /livez")).expect("it listens");
+        let address = told.split_once("address=").expect("an address").1.split_whitespace().next().expect("an address");
+        let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a body"))
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill is there");
@@ -103,6 +112,11 @@ impl Daemon {
     /// Asks it to stop, and says how it ended.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
+        self.ended().await
+    }
+
+    /// How it ended after it was asked to.
+    pub async fn ended(&mut self) -> ExitStatus {
         timeout(Duration::from_secs(30), self.child.wait()).await.expect("it stops in time").expect("it can be waited for")
     }
 

@@ -66,6 +66,11 @@ impl Scene {
         self.producer.publish(&self.app, &body, self.producer.properties()).await;
     }
 
+    pub async fn publish_with_id(&self, job: &Value, id: &str) {
+        let body = serde_json::to_vec(job).expect("JSON");
+        self.producer.publish(&self.app, &body, self.producer.properties().with_message_id(id.into())).await;
+    }
+
     pub async fn dead_letter(&self) -> Delivery {
         self.producer.take(&self.queue("dead")).await
     }
@@ -98,7 +103,7 @@ pub async fn sandbox() -> Sandbox {
 /// A configuration with one app. Delays are short, so that retries take no minute.
 pub fn configuration(broker_url: &str, app: &str, endpoint: &str, app_lines: &str) -> String {
     format!(
-        "[broker]\nurl = \"{broker_url}\"\n\
+        "[broker]\nurl = \"{broker_url}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
          [apps.{app}]\nsdk_app_id = 1400000000\nidentifier = \"administrator\"\nsecret_key = \"{PUBLIC_KEY}\"\n\
          endpoint = \"{endpoint}\"\nrequest_timeout = \"1s\"\n\
          retry.first_delay = \"50ms\"\nretry.max_delay = \"200ms\"\n{app_lines}\n"

@@ -1,0 +1,87 @@
+//! Whether every app consumes, and what is wrong if not. A standby replica is ready: its consumer is registered.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Shown, ShownApp};
+use crate::{
+    accept::consume::Subscribed,
+    dispatch::condition::{Condition, Trouble},
+    settle::progress::health,
+};
+
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    publisher: Part,
+    state_store: Part,
+    apps: BTreeMap<String, AppState>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum Part {
+    Works,
+    Down { reason: String },
+}
+
+/// How an app stands.
+#[derive(Debug, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum AppState {
+    Consuming,
+    /// It consumes, and the API cannot be reached.
+    Outage(Wrong),
+    Paused(Wrong),
+    Down {
+        reason: String,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Wrong {
+    since: String,
+    code: Option<i64>,
+    http_status: Option<u16>,
+    reason: String,
+    info: String,
+    advice: &'static str,
+}
+
+pub fn of(shown: &Shown) -> Readiness {
+    let publisher = if shown.publisher.is_open() {
+        Part::Works
+    } else {
+        Part::Down { reason: "not connected to the broker, or the broker blocks publishing".into() }
+    };
+    let state_store = match shown.progress.health().condition() {
+        health::Condition::Works => Part::Works,
+        health::Condition::Unknown => Part::Down { reason: "it has not answered yet".into() },
+        health::Condition::Away(reason) => Part::Down { reason },
+    };
+    let apps: BTreeMap<String, AppState> = shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
+    let works = |part: &Part| matches!(part, Part::Works);
+    let consumes = |app: &AppState| matches!(app, AppState::Consuming | AppState::Outage(_));
+    let ready = works(&publisher) && works(&state_store) && apps.values().all(consumes);
+    Readiness { ready, publisher, state_store, apps }
+}
+
+impl AppState {
+    fn of(app: &ShownApp) -> Self {
+        let condition = app.pipeline.condition().borrow().clone();
+        let subscribed = app.subscribed.borrow().clone();
+        match (condition, subscribed) {
+            (Condition::Paused(why), _) => Self::Paused(why.into()),
+            (_, Subscribed::No { reason }) => Self::Down { reason },
+            (Condition::Outage(why), Subscribed::Yes) => Self::Outage(why.into()),
+            (Condition::Working, Subscribed::Yes) => Self::Consuming,
+        }
+    }
+}
+
+impl From<Trouble> for Wrong {
+    fn from(Trouble { since, code, http_status, reason, info, advice }: Trouble) -> Self {
+        Self { since: since.to_string(), code, http_status, reason, info, advice }
+    }
+}
