@@ -14,7 +14,7 @@ use crate::support::{
     broker::Broker,
     daemon::Daemon,
     eventually,
-    scene::{Scene, configuration, job, sandbox, unique_app, users},
+    scene::{Scene, configuration, job, sandbox, settings, unique_app, users},
 };
 
 struct Ran {
@@ -88,6 +88,17 @@ async fn bad_usage_exits_with_2() {
 }
 
 #[tokio::test]
+async fn the_help_of_a_command_tells_all_about_it() {
+    let folder = folder("");
+    for (command, words) in
+        [("run", "SIGTERM"), ("run", "SIGHUP"), ("check", "notif"), ("send", "every member"), ("job", "parked")]
+    {
+        let ran = run(folder.path(), &[command, "--help"]).await;
+        assert!(ran.out.contains(words) && ran.out.contains("Example"), "`{words}` is not in: {}", ran.out);
+    }
+}
+
+#[tokio::test]
 async fn check_says_what_is_wrong_with_broker_state_store_and_api() {
     let broker = Broker::shared().await;
     let sandbox = sandbox().await;
@@ -114,6 +125,26 @@ async fn check_says_what_is_wrong_with_broker_state_store_and_api() {
         }
         assert!(!ran.out.contains("wrong-password"), "{}", ran.out);
     }
+}
+
+#[tokio::test]
+async fn check_says_since_when_a_running_daemon_has_paused_an_app_and_why() {
+    let (broker, sandbox, app) = (Broker::shared().await, sandbox().await, unique_app());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let paused = json!({ "state": "paused", "since": "2026-11-22T10:00:00Z", "reason": "package expired", "advice": "renew it" });
+    let body = json!({ "apps": { (app.as_str()): paused, "another": { "state": "paused" } } }).to_string();
+    let answer = format!("HTTP/1.1 503 Service Unavailable\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap().0;
+        let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4096]).await;
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
+    });
+    let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), "");
+    let folder = folder(&configuration.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\"")));
+    let ran = run(folder.path(), &["check"]).await;
+    let told = format!("FAILED  daemon: app {app} is paused since 2026-11-22T10:00:00Z: package expired; renew it\n");
+    assert!(ran.code == Some(1) && ran.out.contains(&told) && ran.out.matches("FAILED").count() == 1, "{}", ran.out);
 }
 
 #[tokio::test]
@@ -196,6 +227,12 @@ async fn send_direct_goes_through_the_same_pipeline_without_a_broker() {
     let ran = run_with(folder.path(), &["send", "--group", "g", "--content", "c", "--direct"], &wrong_key, "").await;
     assert_eq!(ran.code, Some(1));
     assert_eq!(serde_json::from_str::<JobResult>(&ran.out).unwrap().errors[0].code, Some(70009));
+
+    sandbox.change_settings(settings(json!({ "max_recipients": 50 })));
+    let ran = run(folder.path(), &[&to_file[..], &["--direct"]].concat()).await;
+    let result: JobResult = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, result.status, result.batches.unwrap().sent), (Some(0), Status::Sent, 25), "{}", ran.err);
+    assert_eq!(result.calls, 25 + sandbox.stats().by_code[&10005]);
 
     let ran = run(folder.path(), &[&to_file[..], &["--dry-run"]].concat()).await;
     assert_eq!(ran.code, Some(0));

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Failure, Verdict, say};
+use url::Url;
+
+use super::{Failure, Verdict, running, say};
 use crate::{
     broker::{
         connection::{self, Connector},
@@ -12,14 +14,17 @@ use crate::{
     send::{
         call::{Api, AtWrite, Caller},
         classify::{self, classify},
-        codes::{self, Class},
+        codes::{Class, Effect},
+        explain::{Explanation, explain},
+        probe,
     },
     settle::progress,
 };
 
 /// Check the configuration, reach the broker, the state store and the API.
 ///
-/// The call to the API is harmless: one recipient of a group that does not exist.
+/// The call to the API notifies nobody: it names one recipient of a group that does not exist. If a daemon runs at `admin.listen`, it is asked
+/// whether it has paused an app.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast --config groupcast.toml check")]
 pub struct Args {}
@@ -32,6 +37,9 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     for (name, app) in &config.apps {
         check_api(name, app, &mut findings).await;
     }
+    for standstill in running::standstills(&config).await {
+        findings.bad("daemon", standstill);
+    }
     Ok(findings.verdict)
 }
 
@@ -42,6 +50,11 @@ struct Findings {
 impl Findings {
     fn good(&mut self, what: &str, found: impl std::fmt::Display) {
         let _ = say(format_args!("ok      {what}: {found}"));
+    }
+
+    /// Nothing that stands in the way of jobs now.
+    fn doubtful(&mut self, what: &str, found: impl std::fmt::Display) {
+        let _ = say(format_args!("doubt   {what}: {found}"));
     }
 
     fn bad(&mut self, what: &str, found: impl std::fmt::Display) {
@@ -104,39 +117,107 @@ fn can_be_made(path: &Path) -> std::io::Result<()> {
     std::fs::remove_file(&trial)
 }
 
+/// Tries the endpoint that the app calls, and its backup, without which jobs are sent all the same.
 async fn check_api(name: &str, app: &App, findings: &mut Findings) {
     let what = format!("API of app {name}");
-    let caller = match Caller::new(app) {
-        Ok(caller) => caller,
-        Err(error) => return findings.bad(&what, error),
-    };
-    // Nobody is notified: the group has a name that nobody chose, and even there only one UserID would be.
-    let group = format!("groupcast-check-{}", uuid::Uuid::new_v4().simple());
-    let body = serde_json::json!({ "GroupId": group, "Content": "check", "ToMembers_Account": ["groupcast-check"] });
-    let answer = caller.call(body.to_string().into_bytes(), || AtWrite::Send).await;
-    match classify(answer) {
-        classify::Verdict::Sent => findings.good(&what, format!("{} accepts calls", app.endpoint)),
-        classify::Verdict::Failed { class, fault } => {
-            let code = fault.code.map_or_else(String::new, |code| format!(" ({code})"));
-            let told = format!("{}{code}", fault.info);
-            match verdict_on(class) {
-                Ok(()) => findings.good(&what, format!("{} accepts the key; a group that does not exist: {told}", app.endpoint)),
-                Err(explanation) => {
-                    let advice = fault.code.and_then(codes::find).map_or(explanation, |code| code.advice);
-                    findings.bad(&what, format!("{} says: {told}; {advice}", app.endpoint));
-                }
-            }
+    match probe_at(&app.endpoint, app).await {
+        Ok(found) => findings.good(&what, found),
+        Err(found) => findings.bad(&what, found),
+    }
+    if let Some(backup) = &app.backup_endpoint {
+        let what = format!("backup of app {name}");
+        match probe_at(backup, app).await {
+            Ok(found) => findings.good(&what, found),
+            Err(found) => findings.doubtful(&what, found),
         }
     }
 }
 
-/// A refusal of this job means that the account was accepted.
-fn verdict_on(class: Class) -> Result<(), &'static str> {
+async fn probe_at(endpoint: &Url, app: &App) -> Result<String, String> {
+    let app = App { endpoint: endpoint.clone(), backup_endpoint: None, ..app.clone() };
+    let caller = Caller::new(&app).map_err(|error| Failure::with_causes(error).0)?;
+    judge(endpoint.as_str(), classify(caller.call(probe::body(), || AtWrite::Send).await))
+}
+
+/// What the answer to the harmless call says about the account, in words. `Err` if jobs could not be sent.
+fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
+    let (class, fault) = match verdict {
+        classify::Verdict::Sent => return Ok(format!("{endpoint} accepts calls")),
+        classify::Verdict::Failed { class, fault } => (class, fault),
+    };
+    let Explanation { meaning, advice, .. } = explain(class, &fault);
+    let code = fault.code.map_or_else(String::new, |code| format!(" ({code})"));
+    let explained = |words: &str| format!("{endpoint} {words}: {meaning}{code}");
+    match account(class) {
+        Account::Accepted(words) => Ok(explained(words)),
+        Account::NotAccepted(words) => {
+            let said = if fault.info.is_empty() { String::new() } else { format!("{}it says: {}", NEXT_LINE, fault.info) };
+            Err(format!("{}{said}{NEXT_LINE}what to do: {advice}", explained(words)))
+        }
+    }
+}
+
+const NEXT_LINE: &str = "\n        ";
+
+/// Whether jobs of the account are taken, and what that says in words that the meaning of the code follows.
+enum Account {
+    Accepted(&'static str),
+    NotAccepted(&'static str),
+}
+
+/// A refusal of this one job means that the account was accepted.
+fn account(class: Class) -> Account {
+    use Account::{Accepted, NotAccepted};
     match class {
-        Class::Job | Class::TooManyRecipients | Class::RateLimited => Ok(()),
-        Class::JobOrConfiguration => Err("if jobs get this answer too, look at the app in the vendor's console"),
-        Class::Credential | Class::CredentialOrJob => Err("check secret_key, sdk_app_id, identifier and this machine's clock"),
-        Class::Account => Err("look at the app in the vendor's console, and check region or endpoint"),
-        Class::Transient(_) => Err("check region or endpoint and this machine's way to it; if it worked before, it may pass"),
+        Class::Job => Accepted("accepts the account; to a group that does not exist it answers"),
+        Class::TooManyRecipients => Accepted("accepts the account, but not a single recipient"),
+        Class::RateLimited => Accepted("accepts the account, but calls come too fast at the moment"),
+        Class::JobOrConfiguration => NotAccepted("refuses the call; if jobs get this answer too, the configuration is to blame"),
+        Class::TransientOrJob => NotAccepted("gives an answer that nobody documented; if jobs get it too, ask the vendor"),
+        Class::Credential => NotAccepted("refuses the UserSig or the key that it was made with"),
+        Class::CredentialOrJob => NotAccepted("refuses the UserSig, or the UserID it was called for"),
+        Class::Account => NotAccepted("refuses every job of this account as it is configured, until somebody acts"),
+        Class::Transient(Effect::None) => NotAccepted("did not get the call; that may pass by itself"),
+        Class::Transient(Effect::Unknown) => NotAccepted("gave no useful answer; that may pass by itself"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Fault;
+
+    fn found(class: Class, code: Option<i64>, info: &str) -> Result<String, String> {
+        let fault = Fault { code, http_status: None, info: info.to_owned() };
+        judge("https://api.example", classify::Verdict::Failed { class, fault })
+    }
+
+    #[test]
+    fn a_refusal_of_the_one_job_means_that_the_account_is_accepted() {
+        for (class, code) in [(Class::Job, 10010), (Class::RateLimited, 60007), (Class::TooManyRecipients, 10005)] {
+            let found = found(class, Some(code), "").unwrap();
+            assert!(found.contains("accepts the account") && found.contains(&code.to_string()), "{found}");
+        }
+        assert!(judge("https://api.example", classify::Verdict::Sent).is_ok());
+    }
+
+    #[test]
+    fn what_keeps_jobs_from_being_sent_is_said_in_words_with_the_codes_meaning_and_what_to_do() {
+        let cases = [
+            (Class::Credential, Some(70009), ["refuses the UserSig", "another key (70009)", "secret_key belongs to sdk_app_id"]),
+            (Class::CredentialOrJob, Some(60004), ["or the UserID", "incorrect (60004)", "identifier is right"]),
+            (Class::CredentialOrJob, Some(79_999), ["or the UserID", "not documented (79999)", "newest list"]),
+            (Class::Account, Some(60020), ["until somebody acts", "package expired (60020)", "renew the package"]),
+            (Class::JobOrConfiguration, Some(10007), ["configuration is to blame", "no permission", "app administrator"]),
+            (Class::Transient(Effect::None), None, ["did not get the call", "no connection", "region or endpoint"]),
+            (Class::Transient(Effect::Unknown), Some(10002), ["may pass by itself", "internal server error", "tried again"]),
+            (Class::Transient(Effect::Unknown), None, ["no useful answer", "did not come", "request_timeout"]),
+        ];
+        for (class, code, expected) in cases {
+            let found = found(class, code, "the vendor's words").unwrap_err();
+            for words in expected.into_iter().chain(["https://api.example", "it says: the vendor's words", "what to do: "]) {
+                assert!(found.contains(words), "`{words}` is not in: {found}");
+            }
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use crate::config::Config;
 
-/// Prints the effective configuration as TOML: the file, the environment over it, and the defaults; secrets are masked.
+/// Print the effective configuration with its secrets masked.
+///
+/// It is TOML: the file, the environment over it, and the defaults.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  GROUPCAST__LOG__FORMAT=json groupcast config --config groupcast.toml")]
 pub struct Args {}

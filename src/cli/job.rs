@@ -78,6 +78,8 @@ async fn watch(store: Arc<dyn Store>, app: &str, mut record: Record) -> Result<R
     let id = record.key.job_id.clone();
     while record.result.is_none() {
         let counts = count(&record);
+        // It grows when the API asks for smaller batches.
+        bar.set_length(u64::from(counts.total));
         bar.set_position(u64::from(counts.sent + counts.failed + counts.unknown));
         sleep(LOOK_EVERY).await;
         record = look_up(&*store, app, &id).await?;

@@ -3,7 +3,9 @@
 mod check;
 mod config;
 mod job;
+mod reload;
 mod run;
+mod running;
 mod sandbox;
 mod schema;
 mod send;
@@ -27,25 +29,17 @@ pub struct Cli {
     command: Command,
 }
 
+/// Described where their arguments are: a description here would hide that one.
 #[derive(Subcommand)]
 enum Command {
-    /// Run the daemon
     Run(run::Args),
-    /// Check the configuration, the broker, the state store and the API, and say what is wrong
     Check(check::Args),
-    /// Publish a job, or run one without a broker
     Send(send::Args),
-    /// Show the recorded progress or result of a job
     Job(job::Args),
-    /// Run a stand-in for the API on this machine
     Sandbox(sandbox::Args),
-    /// Print the queues as a definitions file for `rabbitmqctl import_definitions`
     Topology(topology::Args),
-    /// Print a UserSig
     Usersig(usersig::Args),
-    /// Print the JSON Schema of jobs and results
     Schema(schema::Args),
-    /// Print the effective configuration with its secrets masked
     Config(config::Args),
 }
 
@@ -102,7 +96,7 @@ fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
 async fn execute(cli: Cli) -> Result<Verdict, Failure> {
     let load = || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
     match cli.command {
-        Command::Run(args) => run::run(args, load()?).await,
+        Command::Run(args) => run::run(args, load).await,
         Command::Check(args) => check::run(args, load()?).await,
         Command::Send(args) => send::run(args, load()?).await,
         Command::Job(args) => job::run(args, load()?).await,

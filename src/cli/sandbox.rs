@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Failure, Verdict};
 use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, Settings};
 
-/// A stand-in for the Tencent Chat REST API on this machine
+/// Run a stand-in for the API on this machine.
 ///
 /// It checks the URL parameters and the UserSig, enforces the call limit, the recipient limit and the documented errors,
 /// injects latency and faults, and lists what it received.

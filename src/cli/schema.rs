@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::{Failure, Verdict, say};
 use crate::settle::result::JobResult;
 
-/// Print one JSON Schema document with the definitions `job` and `result`.
+/// Print the JSON Schema of jobs and results.
+///
+/// One document with the definitions `job` and `result`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast schema > groupcast.schema.json")]
 pub struct Args {}

@@ -3,7 +3,7 @@
 use super::{Failure, Verdict, say};
 use crate::{broker::topology, config::Config};
 
-/// Print the queues of all apps as a definitions file.
+/// Print the queues as a definitions file for `rabbitmqctl import_definitions`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast topology > groupcast.json && rabbitmqctl import_definitions groupcast.json")]
 pub struct Args {

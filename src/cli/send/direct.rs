@@ -9,19 +9,21 @@ use crate::{
     accept::{decode::decode, envelope},
     cli::say,
     config::{App, Config},
+    dispatch::Advance,
     job::{Audience, Job},
     pipeline,
 };
 
 pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Result<Verdict, Failure> {
     let rules = pipeline::rules(app, config.broker.max_job_bytes);
-    let batches = decode(&message.body, &rules).map_or(0, |job| job.batch_count());
-    let (progress, mut ended) = watch::channel(0);
-    let bar = bar(batches);
+    let (progress, mut advances) = watch::channel(Advance::default());
+    let bar = bar();
     let watched = bar.clone();
     let watching = tokio::spawn(async move {
-        while ended.changed().await.is_ok() {
-            watched.set_position(u64::from(*ended.borrow_and_update()));
+        while advances.changed().await.is_ok() {
+            let Advance { ended, batches } = *advances.borrow_and_update();
+            watched.set_length(u64::from(batches));
+            watched.set_position(u64::from(ended));
         }
     });
     let result = pipeline::deliver_directly(name, app, &rules, message.body, &message.properties, progress).await?;
@@ -59,8 +61,8 @@ fn audience(job: &Job) -> String {
 }
 
 /// Drawn on a terminal only.
-fn bar(batches: u32) -> ProgressBar {
+fn bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(u64::from(batches)).with_style(style)
+    ProgressBar::new(0).with_style(style)
 }

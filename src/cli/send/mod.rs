@@ -10,7 +10,7 @@ use crate::{
     settle::result::{JobResult, Status},
 };
 
-/// Publish a job.
+/// Publish a job, or run one without a broker.
 ///
 /// Without --to and --to-file it goes to every member of the group.
 #[derive(clap::Args)]
