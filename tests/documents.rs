@@ -9,7 +9,9 @@ use std::{
 
 use groupcast::{
     accept::decode::{Rules, decode},
+    admin::metrics,
     config::{Config, ConfigFile, EmptyRecipients},
+    send::explain,
     settle::result::JobResult,
 };
 use serde_json::Value;
@@ -106,6 +108,28 @@ fn the_result_in_the_readme_has_every_field_of_a_result_and_no_others() {
     let result: JobResult = serde_json::from_value(example.clone()).unwrap();
     assert_eq!(serde_json::to_value(&result).unwrap(), example);
     validate("result", &example);
+}
+
+#[test]
+fn the_runbook_has_every_code_with_what_follows_and_what_to_do() {
+    const BEGIN: &str = "<!-- codes: begin -->\n";
+    const END: &str = "<!-- codes: end -->\n";
+    let path = root().join("docs/operations.md");
+    let runbook = fs::read_to_string(&path).unwrap();
+    let (before, rest) = runbook.split_once(BEGIN).expect("where the tables begin");
+    let (tables, after) = rest.split_once(END).expect("where the tables end");
+    let expected = format!("\n{}\n", explain::tables());
+    #[expect(clippy::disallowed_methods, reason = "of the test, not of the program")]
+    let update = std::env::var_os("UPDATE_DOCUMENTS").is_some();
+    if update {
+        return fs::write(&path, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
+    }
+    let differs = tables.lines().zip(expected.lines()).find(|(written, made)| written != made);
+    assert!(
+        tables == expected,
+        "docs/operations.md is not what the program says (first difference: {differs:?}); write it anew with\n  \
+         UPDATE_DOCUMENTS=1 cargo test --test promises documents::the_runbook"
+    );
 }
 
 #[test]
@@ -238,4 +262,13 @@ fn validate(definition: &str, example: &Value) {
     assert!(faults.is_empty(), "{definition}: {faults:?}");
     // The schema is not one that lets everything through.
     assert!(!validator.is_valid(&Value::Array(Vec::new())));
+}
+
+#[test]
+fn the_metrics_in_the_readme_are_those_that_exist() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let told: BTreeSet<&str> =
+        readme.lines().filter_map(|line| line.strip_prefix("| `groupcast_")?.split(['`', '{']).next()).collect();
+    let existing: BTreeSet<&str> = metrics::GAUGES.iter().filter_map(|(name, ..)| name.strip_prefix("groupcast_")).collect();
+    assert_eq!(told, existing);
 }
