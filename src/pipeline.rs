@@ -27,7 +27,7 @@ use crate::{
     broker::{BrokerLost, publisher::Publisher, queues},
     clock,
     config::App,
-    dispatch::{self, Advance, Dispatcher, Ending, Submission, Tuning, Unfinished, condition::Condition},
+    dispatch::{self, Advance, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Tuning, Unfinished, condition::Condition},
     job::{Envelope, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
     pace::{Pacer, send_window::SPAN},
@@ -226,7 +226,11 @@ impl Pipeline {
         let (mut entry, mut batches) = (None, Vec::new());
         if envelope.identity == Identity::Given {
             let looking_up = self.look_up(&envelope, &job, &fingerprint);
-            match lease.while_calls_may_start(looking_up).await.ok_or(Interrupted::LetGo)? {
+            let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
+                let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.condition().borrow().is_paused();
+                return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
+            };
+            match looked_up {
                 Ok(Opened::Answered(result)) => return Ok(repeat(*result, &envelope)),
                 Ok(Opened::OtherContent) => {
                     let why = "belongs to an earlier job with other content; give each job an id of its own";

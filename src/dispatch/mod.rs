@@ -39,6 +39,7 @@ use self::{
 use crate::{
     config::{Pause, Retry},
     delay,
+    job::DeliveryPromise,
     outcome::{BatchOutcome, BatchState},
     pace::{FairQueue, Pacer, SendSlot, Turn, fair_queue::JobKey},
     send::{
@@ -56,7 +57,7 @@ const INBOX: usize = 64;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
 /// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
-const RETURNED_AT_MOST: u32 = 10;
+pub const RETURNED_AT_MOST: u32 = 10;
 /// Hands jobs to an app's dispatcher.
 #[derive(Clone)]
 pub struct Dispatcher {
@@ -238,7 +239,7 @@ impl<A: Api> Dispatch<A> {
         let begin = not_before.map(|at| sooner(at, job.deadline));
         self.jobs.insert(key, job);
         match begin {
-            _ if !may_call => self.abandon(key, Unfinished::LetGo),
+            _ if !may_call => self.let_go_of(key),
             Some(at) if !self.may_hold_until(at, now) => self.park(key),
             Some(at) => self.later.push(Reverse((at, key, Later::Begin))),
             None => self.begin(key, now),
@@ -322,8 +323,12 @@ impl<A: Api> Dispatch<A> {
             }
             debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
         }
+        let give_up_after = self.tuning.borrow().retry.give_up_after;
         let (state, then) = match blame {
             Blame::Batch => self.retry(key, verdict, attempts),
+            // Whoever is to blame, the call may have had its effect.
+            Blame::AppOrBatch if self.is_in_doubt(key, &verdict) => self.retry(key, verdict, attempts),
+            Blame::AppOrBatch if attempts.since_first > give_up_after => self.retry(key, verdict, attempts),
             Blame::OldUserSig => (BatchState::Open, Then::AgainAtOnce),
             Blame::UserSig => {
                 self.settings.api.renew_user_sig();
@@ -337,6 +342,12 @@ impl<A: Api> Dispatch<A> {
         }
         self.tell_condition(now);
         then
+    }
+
+    /// Whether the job forbids to send again what this verdict leaves open.
+    fn is_in_doubt(&self, key: JobKey, verdict: &Verdict) -> bool {
+        let once = self.jobs[&key].submission.envelope.delivery == DeliveryPromise::AtMostOnce;
+        once && matches!(verdict, Verdict::Failed { class: Class::TransientOrJob, .. })
     }
 
     fn retry(&self, key: JobKey, verdict: Verdict, attempts: Attempts) -> (BatchState, Then) {
@@ -405,17 +416,19 @@ impl<A: Api> Dispatch<A> {
     fn let_go(&mut self) {
         let forbidden = |(_, job): &(&JobKey, &Sending)| !job.submission.lease.allows_calls();
         let keys: Vec<JobKey> = self.jobs.iter().filter(forbidden).map(|(key, _)| *key).collect();
-        let is_paused = self.standing.condition().is_paused();
-        for key in keys {
-            let job = &self.jobs[&key];
-            let would_repeat = job.submission.entry.is_none() && job.has_begun();
-            if is_paused && (would_repeat || job.submission.envelope.redeliveries >= RETURNED_AT_MOST) {
-                self.park(key);
-            } else {
-                self.abandon(key, Unfinished::LetGo);
-            }
-        }
+        keys.into_iter().for_each(|key| self.let_go_of(key));
         self.withheld.retain(|(key, _)| self.jobs.contains_key(key));
+    }
+
+    fn let_go_of(&mut self, key: JobKey) {
+        let Some(job) = self.jobs.get(&key) else { return };
+        let would_repeat = job.submission.entry.is_none() && job.has_begun();
+        let returned_often = job.submission.envelope.redeliveries >= RETURNED_AT_MOST;
+        if self.standing.condition().is_paused() && (would_repeat || returned_often) {
+            self.park(key);
+        } else {
+            self.abandon(key, Unfinished::LetGo);
+        }
     }
 
     /// Starts no further call for a job; it ends when what is under way for it has.

@@ -105,7 +105,7 @@ impl Sending {
     }
 
     pub fn has_begun(&self) -> bool {
-        self.batches.iter().any(|batch| *batch != BatchProgress::default())
+        self.busy > 0 || self.batches.iter().any(|batch| *batch != BatchProgress::default())
     }
 
     pub fn is_overdue(&self, now: Instant) -> bool {

@@ -64,19 +64,26 @@ pub(super) struct Standing {
     /// When the condition that is not `Working` began.
     since: Instant,
     probe: Probe,
-    /// Probes since a call was last proven good.
+    /// Probes since a call was last proven good, of a pause or of an outage.
     probes: u32,
+    probes_are_of_a_pause: bool,
     proven_at: Option<Instant>,
     transport_failures: u32,
     /// Groups refused alike since the last good answer.
     refused_alike: Option<(Fault, Vec<String>)>,
     renewed_at: Option<Instant>,
+    /// The fault that the app was last paused for.
+    last_pause: Option<Fault>,
+    /// No probe before then: the vendor has asked for silence.
+    quiet_until: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Probe {
     At(Instant),
     UnderWay,
+    /// Under way, with a configuration that has changed since.
+    Outdated,
 }
 
 /// What may leave now.
@@ -117,19 +124,23 @@ impl Standing {
             since: now,
             probe: Probe::At(now),
             probes: 0,
+            probes_are_of_a_pause: false,
             proven_at: None,
             transport_failures: 0,
             refused_alike: None,
             renewed_at: None,
+            last_pause: None,
+            quiet_until: None,
         }
     }
 
     /// The configuration has changed: perhaps that was what was wrong.
     pub fn reconfigured(&mut self, waits: Waits, now: Instant) {
         self.waits = waits;
-        if let Probe::At(_) = self.probe {
-            self.probe = Probe::At(now);
-        }
+        self.probe = match self.probe {
+            Probe::At(_) => Probe::At(self.not_in_silence(now)),
+            Probe::UnderWay | Probe::Outdated => Probe::Outdated,
+        };
     }
 
     pub fn condition(&self) -> &Condition {
@@ -145,7 +156,7 @@ impl Standing {
         match (&self.condition, self.probe) {
             (Condition::Working, _) if self.is_proven(now) => Allowed::Calls { in_flight: most_in_flight },
             (Condition::Working, _) => Allowed::Calls { in_flight: 1 },
-            (Condition::Outage(_) | Condition::Paused(_), Probe::UnderWay) => Allowed::Nothing,
+            (Condition::Outage(_) | Condition::Paused(_), Probe::UnderWay | Probe::Outdated) => Allowed::Nothing,
             (Condition::Outage(_) | Condition::Paused(_), Probe::At(at)) if at <= now => Allowed::Probe,
             (Condition::Outage(_) | Condition::Paused(_), Probe::At(at)) => Allowed::ProbeAt(at),
         }
@@ -194,7 +205,9 @@ impl Standing {
             Verdict::Sent => return self.resume(now),
             Verdict::Failed { class, fault } => (class, fault),
         };
-        self.probe = Probe::At(now + self.wait(fault));
+        let next = if let Probe::Outdated = self.probe { now } else { now + self.wait() };
+        self.hear(fault, now);
+        self.probe = Probe::At(self.not_in_silence(next));
         let is_paused = matches!(self.condition, Condition::Paused(_));
         match class {
             Class::Job | Class::TooManyRecipients => self.resume(now),
@@ -242,42 +255,64 @@ impl Standing {
         let is_outage = self.transport_failures >= FAILURES_OF_AN_OUTAGE && self.condition == Condition::Working;
         if is_outage && self.supervision == Supervision::Unattended {
             self.condition = Condition::Outage(trouble(class, fault));
-            self.begin(fault, now);
+            self.begin(now);
         }
     }
 
+    fn hear(&mut self, fault: &Fault, now: Instant) {
+        if fault.code == Some(codes::TOO_MANY_FAILED_SIGNATURES) {
+            self.quiet_until = Some(now + AFTER_TOO_MANY_SIGNATURES);
+        }
+    }
+
+    fn not_in_silence(&self, at: Instant) -> Instant {
+        self.quiet_until.map_or(at, |quiet_until| quiet_until.max(at))
+    }
+
     fn pause(&mut self, class: Class, fault: &Fault, now: Instant) -> Blame {
+        self.hear(fault, now);
+        // A probe has passed since, and no call of a job: this job may be the only one that is refused so.
+        let again = self.condition == Condition::Working && self.proven_at.is_none() && self.was_paused_for(fault);
         match (self.supervision, &self.condition) {
             (Supervision::Attended, _) => return Blame::Batch,
             (Supervision::Unattended, Condition::Paused(known)) if is_same(known, fault) => {}
             (Supervision::Unattended, Condition::Paused(known)) => {
                 self.condition = Condition::Paused(Trouble { since: known.since, ..trouble(class, fault) });
+                if let Probe::At(at) = self.probe {
+                    self.probe = Probe::At(self.not_in_silence(at));
+                }
             }
             (Supervision::Unattended, Condition::Working | Condition::Outage(_)) => {
                 self.condition = Condition::Paused(trouble(class, fault));
-                self.begin(fault, now);
+                self.begin(now);
             }
         }
-        Blame::App
+        self.last_pause = Some(fault.clone());
+        if again { Blame::AppOrBatch } else { Blame::App }
     }
 
-    fn begin(&mut self, fault: &Fault, now: Instant) {
+    fn was_paused_for(&self, fault: &Fault) -> bool {
+        self.last_pause.as_ref().is_some_and(|last| (last.code, last.http_status) == (fault.code, fault.http_status))
+    }
+
+    fn begin(&mut self, now: Instant) {
+        let is_pause = self.condition.is_paused();
+        if is_pause != self.probes_are_of_a_pause {
+            self.probes_are_of_a_pause = is_pause;
+            self.probes = 0;
+        }
         self.since = now;
         self.proven_at = None;
-        self.probe = Probe::At(now + self.wait(fault));
+        self.probe = Probe::At(self.not_in_silence(now + self.wait()));
     }
 
     /// Never shorter than what is configured, and longer by up to a quarter, so that replicas spread.
-    fn wait(&self, fault: &Fault) -> Duration {
+    fn wait(&self) -> Duration {
         let (first, longest) = match self.condition {
             Condition::Paused(_) => self.waits.pause,
             Condition::Working | Condition::Outage(_) => self.waits.outage,
         };
-        let at_least = match fault.code {
-            Some(codes::TOO_MANY_FAILED_SIGNATURES) => AFTER_TOO_MANY_SIGNATURES,
-            _ => Duration::ZERO,
-        };
-        delay::after_attempt(self.probes + 1, first, longest, 0.5 + delay::jitter() / 4.0).max(at_least)
+        delay::after_attempt(self.probes + 1, first, longest, 0.5 + delay::jitter() / 4.0)
     }
 
     fn blame_user_sig(&mut self, started: Instant, now: Instant) -> Option<Blame> {
@@ -305,7 +340,7 @@ impl Standing {
             return Blame::Batch;
         }
         match self.pause(class, fault, now) {
-            Blame::App => Blame::AppOrBatch,
+            Blame::App | Blame::AppOrBatch => Blame::AppOrBatch,
             other => other,
         }
     }

@@ -71,7 +71,15 @@ impl<A: Api> Dispatch<A> {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let later = self.later.peek().map(|Reverse((at, ..))| *at);
         let held_longest = self.held_longest().map(|(_, job)| self.held_until(job));
-        [later, held_longest].into_iter().flatten().min()
+        let deadline = self.idle_in_outage().filter_map(|(_, job)| job.deadline).min();
+        [later, held_longest, deadline].into_iter().flatten().min()
+    }
+
+    /// In an outage no turn comes at which a deadline would be noticed.
+    fn idle_in_outage(&self) -> impl Iterator<Item = (JobKey, &Sending)> {
+        let is_outage = self.standing.outage_since().is_some();
+        let idle = move |job: &Sending| is_outage && job.is_sending() && job.busy == 0;
+        self.jobs.iter().filter(move |(_, job)| idle(job)).map(|(key, job)| (*key, job))
     }
 
     pub(super) fn do_what_is_due(&mut self, now: Instant) {
@@ -88,6 +96,8 @@ impl<A: Api> Dispatch<A> {
             }
             self.expire_if_overdue(key, now);
         }
+        let overdue: Vec<JobKey> = self.idle_in_outage().filter(|(_, job)| job.is_overdue(now)).map(|(key, _)| key).collect();
+        overdue.into_iter().for_each(|key| self.expire_if_overdue(key, now));
         while let Some((key, _)) = self.held_longest().filter(|(_, job)| self.held_until(job) <= now) {
             self.park(key);
         }

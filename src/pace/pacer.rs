@@ -23,6 +23,8 @@ const ROUND: Duration = Duration::from_secs(1);
 /// What a second gives back at first, as a share of the rate that the last refusal left: the limit is most likely still where
 /// it was found, and each look beyond it is a refused call.
 const RECOVERED_PER_SECOND_AT_FIRST: f64 = 0.02;
+/// A round of refusals that began below this share of the configured rate has found another limit.
+const CLOSE: f64 = 0.95;
 /// After so long without a refusal the limit has moved.
 const AT_FIRST: Duration = Duration::from_secs(20);
 /// What a second gives back then, as a share of the configured rate.
@@ -122,7 +124,9 @@ impl Pacer {
             _ => *state.round.insert((now, half)),
         };
         let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
-        state.refused = Some((now, slower));
+        // Refusals close to the configured rate are accidents of timing, or the limit is so close that looking costs little.
+        let found_a_limit = lowest * 2.0 < CLOSE * state.ceiling;
+        state.refused = found_a_limit.then_some((now, slower));
         state.set_rate(slower, now);
     }
 

@@ -37,8 +37,8 @@ impl Class {
                  The notification may have been delivered: a job with `at-most-once` is not tried again and reports it as `unknown`."
             }
             Self::TransientOrJob => {
-                "Tries again up to five times, then dead-letters the job; jobs for five different groups in a row that end with \
-                 the same code pause the app."
+                "Tries again up to five times, then dead-letters the job; a job with `at-most-once` reports it as `unknown` at once. \
+                 The same code for jobs of five different groups in a row pauses the app."
             }
             Self::RateLimited => "Lowers the pace and tries again; it counts as no attempt.",
             Self::Credential => "Signs anew with the secret read again and tries once more; a second refusal pauses the app.",
