@@ -1,10 +1,7 @@
 //! Whoever looks after the daemon sees by HTTP whether it works, and if not, what is wrong.
 
-use std::time::Duration;
-
 use groupcast::settle::result::Status;
 use serde_json::Value;
-use tokio::time::sleep;
 
 use crate::support::{
     broker::Broker,
@@ -21,6 +18,10 @@ async fn readiness(daemon: &Daemon) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap())
 }
 
+async fn until_ready(daemon: &Daemon) {
+    eventually("readiness", async || (readiness(daemon).await.0 == 200).then_some(())).await;
+}
+
 #[tokio::test]
 async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
     let broker = Broker::start("").await;
@@ -28,7 +29,7 @@ async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
     let (app, sandbox) = (unique_app(), sandbox().await);
     let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), "");
     let daemon = Daemon::spawn(&configuration);
-    daemon.until_logged("Connection refused").await;
+    daemon.until_logged("cannot consume yet; trying again").await;
     let (status, told) = readiness(&daemon).await;
     assert_eq!((status, &told["ready"], &told["apps"][&app]["state"]), (503, &false.into(), &"down".into()), "{told}");
     assert!(told["apps"][&app]["reason"].as_str().unwrap().contains("connect to the broker"), "{told}");
@@ -37,7 +38,7 @@ async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
 
     broker.restart().await;
     daemon.until_consuming(1).await;
-    eventually("readiness", async || (readiness(&daemon).await.0 == 200).then_some(())).await;
+    until_ready(&daemon).await;
     let producer = Producer::connect(broker.url()).await;
     let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
@@ -49,7 +50,7 @@ async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
 async fn a_state_store_that_is_away_is_named() {
     let redis = Redis::start("").await;
     let scene = Scene::with(&format!("[state]\nurl = \"{}\"", redis.url())).await;
-    assert_eq!(readiness(&scene.daemon).await.0, 200);
+    until_ready(&scene.daemon).await;
     redis.kill().await;
     scene.publish_with_id(&job("g", 1), "job-1").await;
     scene.daemon.until_logged("the state store does not work").await;
@@ -57,15 +58,15 @@ async fn a_state_store_that_is_away_is_named() {
     assert_eq!((status, &told["state_store"]["state"]), (503, &"down".into()), "{told}");
     assert!(told["state_store"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{told}");
     redis.restart().await;
-    eventually("readiness", async || (readiness(&scene.daemon).await.0 == 200).then_some(())).await;
+    until_ready(&scene.daemon).await;
 }
 
 #[tokio::test]
 async fn a_standby_replica_is_ready() {
     let scene = Scene::start().await;
     let standby = Daemon::start(&scene.configuration).await;
-    sleep(Duration::from_millis(200)).await;
-    assert_eq!((readiness(&scene.daemon).await.0, readiness(&standby).await.0), (200, 200));
+    until_ready(&scene.daemon).await;
+    until_ready(&standby).await;
 }
 
 #[tokio::test]
