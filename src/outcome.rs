@@ -16,6 +16,13 @@ pub struct Fault {
     pub info: String,
 }
 
+impl Fault {
+    /// What it is known by; its text may differ each time.
+    pub fn cause(&self) -> (Option<i64>, Option<u16>) {
+        (self.code, self.http_status)
+    }
+}
+
 /// Why a batch was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FailureKind {

@@ -6,6 +6,7 @@
 
 mod call;
 pub mod condition;
+mod dispatcher;
 mod probing;
 mod sending;
 mod split_again;
@@ -16,121 +17,48 @@ mod waiting;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
-use tracing::{debug, error};
+use tracing::debug;
 
-pub use self::submission::{Advance, Ending, Submission, Unfinished};
 use self::{
     call::{Permission, call},
     condition::Condition,
+    dispatcher::Command,
     sending::{Course, Request, Sending},
     standing::{Allowed, Blame, Standing, Waits},
     waiting::{Later, instant_of, sooner},
 };
+pub use self::{
+    dispatcher::{Dispatcher, Settings, Tuning},
+    submission::{Advance, Ending, Submission, Unfinished},
+};
 use crate::{
-    config::{Pause, Retry},
     delay,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchState},
-    pace::{FairQueue, Pacer, SendSlot, Turn, fair_queue::JobKey},
+    pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
     send::{
         call::Api,
         classify::{Answer, Verdict, classify},
         codes::Class,
-        retry::{self, Attempts, Next, Supervision},
+        retry::{self, Attempts, Next},
     },
     settle::progress::store::StoreLost,
 };
 
-/// Jobs handed over and not yet taken up.
-const INBOX: usize = 64;
 /// When calls may not start, how soon to look whether they may now.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
 /// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
 pub const RETURNED_AT_MOST: u32 = 10;
-/// Hands jobs to an app's dispatcher.
-#[derive(Clone)]
-pub struct Dispatcher {
-    commands: mpsc::Sender<Command>,
-    tuning: Arc<watch::Sender<Tuning>>,
-    condition: watch::Receiver<Condition>,
-}
-
-enum Command {
-    Send(Submission, oneshot::Sender<Result<Ending, Unfinished>>),
-    /// Let go of jobs whose lease no longer allows calls.
-    LetGo,
-}
-
-/// What a dispatcher works with.
-pub struct Settings<A> {
-    pub app: String,
-    pub api: Arc<A>,
-    pub pacer: Pacer,
-    pub supervision: Supervision,
-    /// Whether the outcome of a call that starts now could be told and recorded.
-    pub may_start: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Whether another replica consumes the app's jobs. Only one may call.
-    pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
-}
-
-/// What can change while it runs.
-#[derive(Debug, Clone)]
-pub struct Tuning {
-    pub max_in_flight: usize,
-    pub retry: Retry,
-    pub pause: Pause,
-}
-
-impl Dispatcher {
-    /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the dispatcher.
-    pub fn start<A: Api>(settings: Settings<A>, tuning: Tuning) -> Self {
-        let (sender, mut inbox) = mpsc::channel(INBOX);
-        let settings = Arc::new(settings);
-        let (tuning, tuned) = watch::channel(tuning);
-        let (told, condition) = watch::channel(Condition::Working);
-        let told = Arc::new(told);
-        tokio::spawn(async move {
-            let dispatch = || Dispatch::new(settings.clone(), tuned.clone(), told.clone());
-            while AssertUnwindSafe(dispatch().run(&mut inbox)).catch_unwind().await.is_err() {
-                error!("the dispatcher panicked; its jobs come again");
-            }
-        });
-        Self { commands: sender, tuning: Arc::new(tuning), condition }
-    }
-
-    /// Sends a job's batches and says how that ended.
-    pub async fn send(&self, submission: Submission) -> Result<Ending, Unfinished> {
-        let (done, ending) = oneshot::channel();
-        self.commands.send(Command::Send(submission, done)).await.map_err(|_| Unfinished::LetGo)?;
-        ending.await.map_err(|_| Unfinished::LetGo)?
-    }
-
-    /// Holds for what is decided from now on; a changed pace is noticed too.
-    pub fn tune(&self, tuning: Tuning) {
-        self.tuning.send_replace(tuning);
-    }
-
-    /// Lets go of the jobs whose lease no longer allows calls.
-    pub async fn let_go(&self) {
-        let _ = self.commands.send(Command::LetGo).await;
-    }
-
-    /// How the app's calls fare, now and from now on.
-    pub fn condition(&self) -> watch::Receiver<Condition> {
-        self.condition.clone()
-    }
-}
 
 struct Dispatch<A> {
     settings: Arc<Settings<A>>,

@@ -12,7 +12,7 @@
 //!
 //! A probe is a call that notifies nobody, so no job's attempt is spent on finding out. Until a job's call has proven that
 //! calls are accepted (after a start, a minute without one, a new UserSig, a pause, an outage), calls go one at a time: a
-//! revoked key costs one call and not as many as may be in flight.
+//! revoked key costs two calls and not as many as may be in flight.
 
 use std::time::Duration;
 
@@ -72,8 +72,8 @@ pub(super) struct Standing {
     /// Groups refused alike since the last good answer.
     refused_alike: Option<(Fault, Vec<String>)>,
     renewed_at: Option<Instant>,
-    /// The fault that the app was last paused for.
-    last_pause: Option<Fault>,
+    /// The fault that the app was paused for since a call was last proven good.
+    paused_for: Option<Fault>,
     /// No probe before then: the vendor has asked for silence.
     quiet_until: Option<Instant>,
 }
@@ -129,7 +129,7 @@ impl Standing {
             transport_failures: 0,
             refused_alike: None,
             renewed_at: None,
-            last_pause: None,
+            paused_for: None,
             quiet_until: None,
         }
     }
@@ -230,6 +230,7 @@ impl Standing {
         self.proven_at = Some(now);
         self.probes = 0;
         self.refused_alike = None;
+        self.paused_for = None;
     }
 
     /// The API has answered.
@@ -271,13 +272,12 @@ impl Standing {
 
     fn pause(&mut self, class: Class, fault: &Fault, now: Instant) -> Blame {
         self.hear(fault, now);
-        // A probe has passed since, and no call of a job: this job may be the only one that is refused so.
-        let again = self.condition == Condition::Working && self.proven_at.is_none() && self.was_paused_for(fault);
+        let is_known = self.paused_for.as_ref().is_some_and(|known| known.cause() == fault.cause());
         match (self.supervision, &self.condition) {
             (Supervision::Attended, _) => return Blame::Batch,
-            (Supervision::Unattended, Condition::Paused(known)) if is_same(known, fault) => {}
-            (Supervision::Unattended, Condition::Paused(known)) => {
-                self.condition = Condition::Paused(Trouble { since: known.since, ..trouble(class, fault) });
+            (Supervision::Unattended, Condition::Paused(_)) if is_known => return Blame::App,
+            (Supervision::Unattended, Condition::Paused(before)) => {
+                self.condition = Condition::Paused(Trouble { since: before.since, ..trouble(class, fault) });
                 if let Probe::At(at) = self.probe {
                     self.probe = Probe::At(self.not_in_silence(at));
                 }
@@ -287,12 +287,9 @@ impl Standing {
                 self.begin(now);
             }
         }
-        self.last_pause = Some(fault.clone());
-        if again { Blame::AppOrBatch } else { Blame::App }
-    }
-
-    fn was_paused_for(&self, fault: &Fault) -> bool {
-        self.last_pause.as_ref().is_some_and(|last| (last.code, last.http_status) == (fault.code, fault.http_status))
+        self.paused_for = Some(fault.clone());
+        // A probe has passed since, and no call of a job: this job may be the only one that is refused so.
+        if is_known { Blame::AppOrBatch } else { Blame::App }
     }
 
     fn begin(&mut self, now: Instant) {
@@ -346,12 +343,8 @@ impl Standing {
     }
 
     fn is_refused_alike(&self, fault: &Fault) -> bool {
-        self.refused_alike.as_ref().is_some_and(|(known, _)| (known.code, known.http_status) == (fault.code, fault.http_status))
+        self.refused_alike.as_ref().is_some_and(|(known, _)| known.cause() == fault.cause())
     }
-}
-
-fn is_same(known: &Trouble, fault: &Fault) -> bool {
-    (known.code, known.http_status) == (fault.code, fault.http_status)
 }
 
 fn trouble(class: Class, fault: &Fault) -> Trouble {

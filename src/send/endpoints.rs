@@ -27,12 +27,6 @@ pub enum Reached {
     No,
 }
 
-/// A change of the address that calls go to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moved {
-    pub to: Address,
-}
-
 #[derive(Debug)]
 pub struct Endpoints {
     present: Address,
@@ -56,8 +50,8 @@ impl Endpoints {
         }
     }
 
-    /// Learns from a call that went to `address`.
-    pub fn learn(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Moved> {
+    /// Learns from a call that went to `address`. Says where calls go from now on, if that changes.
+    pub fn learn(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Address> {
         match (reached, address == self.present) {
             (Reached::Yes, true) => {
                 self.failures = 0;
@@ -76,11 +70,11 @@ impl Endpoints {
         }
     }
 
-    fn move_to(&mut self, to: Address, now: Instant) -> Moved {
+    fn move_to(&mut self, to: Address, now: Instant) -> Address {
         self.present = to;
         self.failures = 0;
         self.first_tried_at = now;
-        Moved { to }
+        to
     }
 }
 
@@ -93,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let mut endpoints = Endpoints::new(start);
         assert_eq!(endpoints.choose(start), Address::First);
-        assert_eq!(endpoints.learn(Address::First, Reached::No, start), Some(Moved { to: Address::Backup }));
+        assert_eq!(endpoints.learn(Address::First, Reached::No, start), Some(Address::Backup));
         // A call that left before.
         assert_eq!(endpoints.learn(Address::First, Reached::No, start), None);
         assert_eq!(endpoints.choose(start), Address::Backup);
@@ -101,7 +95,7 @@ mod tests {
         assert_eq!([endpoints.choose(later), endpoints.choose(later)], [Address::First, Address::Backup], "one call tries");
         assert_eq!(endpoints.learn(Address::First, Reached::No, later), None);
         assert_eq!(endpoints.choose(later + FIRST_TRIED_EVERY), Address::First);
-        assert_eq!(endpoints.learn(Address::First, Reached::Yes, later), Some(Moved { to: Address::First }));
+        assert_eq!(endpoints.learn(Address::First, Reached::Yes, later), Some(Address::First));
         assert_eq!(endpoints.choose(later), Address::First);
     }
 
@@ -112,7 +106,7 @@ mod tests {
         for _ in 1..FAILURES_OF_A_WRONG_PLACE {
             assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), None);
         }
-        assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), Some(Moved { to: Address::Backup }));
+        assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), Some(Address::Backup));
     }
 
     #[tokio::test(start_paused = true)]
@@ -121,7 +115,7 @@ mod tests {
         let mut endpoints = Endpoints::new(now);
         for moved in [Address::Backup, Address::First, Address::Backup] {
             let address = endpoints.choose(now);
-            assert_eq!(endpoints.learn(address, Reached::No, now), Some(Moved { to: moved }));
+            assert_eq!(endpoints.learn(address, Reached::No, now), Some(moved));
         }
     }
 }

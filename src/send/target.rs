@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     classify::Answer,
-    endpoints::{Address, Endpoints, Moved, Reached},
+    endpoints::{Address, Endpoints, Reached},
     user_sig::UserSigner,
 };
 use crate::config::{App, read_secret_file};
@@ -142,10 +142,10 @@ impl Target {
             Answer::Withdrawn => return,
         };
         match lock(&backup.endpoints).learn(address, reached, Instant::now()) {
-            Some(Moved { to: Address::Backup }) => {
+            Some(Address::Backup) => {
                 warn!(host = backup.url.host_str(), "the API cannot be reached at its first address; calls go to the backup");
             }
-            Some(Moved { to: Address::First }) => info!(host = self.url.host_str(), "calls go to the API's first address"),
+            Some(Address::First) => info!(host = self.url.host_str(), "calls go to the API's first address"),
             None => {}
         }
     }
