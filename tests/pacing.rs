@@ -1,6 +1,6 @@
 //! The limit is used fully and never exceeded, at any time, restart included. Measured at the API.
 
-use groupcast::settle::result::Status;
+use groupcast::{sandbox::Received, settle::result::Status};
 
 use crate::support::{
     MOST_ARRIVALS_IN_1S, alone, eventually,
@@ -22,10 +22,19 @@ async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
         assert_eq!(scene.producer.result().await.status, Status::Sent);
     }
     let calls = scene.sandbox.received(Some("g"));
-    let seconds = (calls[calls.len() - 1].at - calls[0].at).total(jiff::Unit::Second).unwrap();
-    let mean = (JOBS - 1) as f64 / seconds;
-    println!("{JOBS} jobs: {mean:.1} calls/s");
-    assert!(mean >= 196.0, "{mean:.1} calls a second");
+    let since_first = |call: &Received| (call.at - calls[0].at).total(jiff::Unit::Second).unwrap();
+    let mean = (JOBS - 1) as f64 / since_first(&calls[calls.len() - 1]);
+    let mut each_second = vec![0; since_first(&calls[calls.len() - 1]) as usize];
+    for call in &calls {
+        if let Some(second) = each_second.get_mut(since_first(call) as usize) {
+            *second += 1;
+        }
+    }
+    println!("{JOBS} jobs: {mean:.1} calls/s, second by second {each_second:?}");
+    // A machine that stands still for half a second spoils one of them, and the mean a little.
+    each_second.sort_unstable();
+    let median = each_second[each_second.len() / 2];
+    assert!(median >= 197 && mean >= 180.0, "{median} calls in the median second, {mean:.1} a second in the mean");
     assert_limit_kept(&mut scene).await;
 }
 

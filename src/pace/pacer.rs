@@ -16,6 +16,11 @@ use super::{
     token_bucket::TokenBucket,
 };
 
+/// A caller that comes later than it was told to has lost so much of its lateness at most: the machine stood still. Whoever
+/// comes later than that had nothing to send.
+const MADE_UP_AT_MOST: Duration = Duration::from_millis(500);
+/// What the bucket holds at least, in time: a timer is hardly more exact, and what comes while it is late must not be lost.
+const LATENESS: f64 = 0.01;
 /// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a second are another limit.
 const LEFT_AFTER_REFUSAL: f64 = 0.97;
 /// The rate loses at most half in this time: refusals of calls that left before it fell must not drive it to nothing.
@@ -39,6 +44,8 @@ struct State {
     bucket: TokenBucket,
     window: SendWindow,
     quiet_until: Instant,
+    /// When the caller was told to come again.
+    come_again_at: Option<Instant>,
     ceiling: f64,
     rate: f64,
     rate_set_at: Instant,
@@ -65,9 +72,10 @@ impl Pacer {
     pub fn new(calls_per_second: u32, burst: u32, now: Instant) -> Self {
         let rate = f64::from(calls_per_second);
         Self(Arc::new(Mutex::new(State {
-            bucket: TokenBucket::new(rate, f64::from(burst), now + SPAN),
+            bucket: TokenBucket::new(rate, held_at_most(burst, rate), now + SPAN),
             window: SendWindow::new(calls_per_second as usize),
             quiet_until: now + SPAN,
+            come_again_at: None,
             ceiling: rate,
             rate,
             rate_set_at: now,
@@ -82,16 +90,21 @@ impl Pacer {
             return Turn::At(state.quiet_until);
         }
         state.recover(now);
-        match (state.bucket.ready_at(now), state.window.room(now)) {
-            (_, Room::AfterAWrite) => Turn::AfterAWrite,
-            (token_at, Room::At(room_at)) => Turn::At(token_at.max(room_at)),
-            (token_at, Room::Now) if token_at > now => Turn::At(token_at),
-            (_, Room::Now) => {
-                state.bucket.take();
-                state.window.reserve();
-                Turn::Now(SendSlot(Some(self.0.clone())))
-            }
+        if let Some(told) = state.come_again_at.take() {
+            state.bucket.make_up(now.saturating_duration_since(told).min(MADE_UP_AT_MOST), now);
         }
+        let come_again_at = match (state.bucket.ready_at(now), state.window.room(now)) {
+            (_, Room::AfterAWrite) => return Turn::AfterAWrite,
+            (token_at, Room::At(room_at)) => token_at.max(room_at),
+            (token_at, Room::Now) => token_at,
+        };
+        if come_again_at > now {
+            state.come_again_at = Some(come_again_at);
+            return Turn::At(come_again_at);
+        }
+        state.bucket.take();
+        state.window.reserve();
+        Turn::Now(SendSlot(Some(self.0.clone())))
     }
 
     /// Somebody else may have sent until `now`: wait a second out and begin with an empty bucket.
@@ -112,7 +125,7 @@ impl Pacer {
         state.round = state.round.map(|(began, lowest)| (began, lowest.min(half_of(rate))));
         state.window.set_limit(calls_per_second as usize);
         state.set_rate(rate, now);
-        state.bucket.set_burst(f64::from(burst));
+        state.bucket.set_burst(held_at_most(burst, ceiling));
     }
 
     /// The API said that calls come too fast.
@@ -167,6 +180,10 @@ impl State {
         self.rate_set_at = now;
         self.bucket.set_rate(rate, now);
     }
+}
+
+fn held_at_most(burst: u32, rate: f64) -> f64 {
+    f64::from(burst).max(1.0 + rate * LATENESS)
 }
 
 fn half_of(rate: f64) -> f64 {

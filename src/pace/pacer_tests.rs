@@ -85,6 +85,20 @@ fn nothing_leaves_in_the_first_second_and_no_burst_after_it() {
 }
 
 #[test]
+fn a_machine_that_stands_still_for_a_moment_makes_up_for_it() {
+    let start = Instant::now();
+    let pacer = Pacer::new(200, 20, start);
+    let mut sent = saturate(&pacer, start, start + 10 * SECOND, |_| Duration::ZERO);
+    for _ in 0..10 {
+        let again = sent[sent.len() - 1] + Duration::from_millis(200);
+        sent.extend(saturate(&pacer, again, again + SECOND, |_| Duration::ZERO));
+    }
+    let mean = sent.len() as f64 / (sent[sent.len() - 1] - sent[0]).as_secs_f64();
+    assert!(mean > 0.96 * 200.0, "{mean} calls a second");
+    assert_eq!(most_in_one_second(&sent), 200);
+}
+
+#[test]
 fn a_restart_does_not_let_more_through() {
     let start = Instant::now();
     let pacer = Pacer::new(50, 50, start);

@@ -52,11 +52,21 @@ impl TokenBucket {
         self.tokens = self.tokens.min(self.burst);
     }
 
+    /// Counts what comes until `now`, above the burst too what came while the caller was late.
+    pub fn make_up(&mut self, late: Duration, now: Instant) {
+        self.count_up_to(self.burst + late.as_secs_f64() * self.tokens_per_second, now);
+    }
+
     fn count(&mut self, now: Instant) {
+        self.count_up_to(self.burst, now);
+    }
+
+    /// What was made up for stays above the burst until it is taken.
+    fn count_up_to(&mut self, most: f64, now: Instant) {
         let elapsed = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.counted_at = self.counted_at.max(now);
         // A billionth is lost or won when durations are rounded to nanoseconds; without it `ready_at` could name its own `now` for ever.
-        self.tokens = (self.tokens + elapsed * self.tokens_per_second + 1e-9).min(self.burst);
+        self.tokens = (self.tokens + elapsed * self.tokens_per_second + 1e-9).min(most.max(self.tokens));
     }
 }
 
