@@ -1,7 +1,8 @@
-//! Whose batch goes next: the highest priority first, and among the jobs of one priority each in turn.
+//! Whose batch goes next: the highest priority first, and among the jobs of one priority each in turn, newcomers first.
 //!
-//! A job of a million recipients delays one of three by one turn. A job is in its lane exactly while it has a batch ready,
-//! and in it once; so every other ready job of its priority is served between two of its batches.
+//! A job is in its lane exactly while it has a batch ready, and in it once. Its first turn comes before the next turns of those
+//! that have begun, so ten jobs of a million recipients hardly delay one of three; but one turn in sixteen is theirs, so no
+//! stream of small jobs stops a large one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,10 +11,24 @@ pub const PRIORITIES: usize = 10;
 /// Identifies a job in the queue; never used twice.
 pub type JobKey = u64;
 
+/// How many turns have at least one for those that have begun.
+const ONE_IN: u32 = 16;
+
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    lanes: [VecDeque<JobKey>; PRIORITIES],
+    /// A job that was removed stays in its lane until its turn comes.
+    lanes: [Lane; PRIORITIES],
     jobs: HashMap<JobKey, Waiting>,
+    /// Jobs with a batch ready.
+    ready: usize,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    /// Jobs that have had no turn yet.
+    newcomers: VecDeque<JobKey>,
+    begun: VecDeque<JobKey>,
+    newcomers_in_a_row: u32,
 }
 
 #[derive(Debug)]
@@ -27,7 +42,8 @@ impl FairQueue {
     pub fn add(&mut self, key: JobKey, priority: u8, batches: impl IntoIterator<Item = u32>) {
         let batches: VecDeque<u32> = batches.into_iter().collect();
         if !batches.is_empty() {
-            self.lanes[priority as usize].push_back(key);
+            self.lanes[priority as usize].newcomers.push_back(key);
+            self.ready += 1;
         }
         self.jobs.insert(key, Waiting { priority, batches });
     }
@@ -36,7 +52,8 @@ impl FairQueue {
     pub fn put_back(&mut self, key: JobKey, batch: u32) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         if job.batches.is_empty() {
-            self.lanes[job.priority as usize].push_back(key);
+            self.lanes[job.priority as usize].begun.push_back(key);
+            self.ready += 1;
         }
         job.batches.push_front(batch);
     }
@@ -44,11 +61,12 @@ impl FairQueue {
     /// Takes the next batch.
     pub fn take_next(&mut self) -> Option<(JobKey, u32)> {
         for lane in self.lanes.iter_mut().rev() {
-            while let Some(key) = lane.pop_front() {
+            while let Some(key) = lane.take_next() {
                 let Some(job) = self.jobs.get_mut(&key) else { continue };
                 let Some(batch) = job.batches.pop_front() else { continue };
-                if !job.batches.is_empty() {
-                    lane.push_back(key);
+                match job.batches.is_empty() {
+                    true => self.ready -= 1,
+                    false => lane.begun.push_back(key),
                 }
                 return Some((key, batch));
             }
@@ -57,16 +75,26 @@ impl FairQueue {
     }
 
     pub fn remove(&mut self, key: JobKey) {
-        if let Some(job) = self.jobs.remove(&key)
-            && !job.batches.is_empty()
-        {
-            self.lanes[job.priority as usize].retain(|waiting| *waiting != key);
+        if self.jobs.remove(&key).is_some_and(|job| !job.batches.is_empty()) {
+            self.ready -= 1;
         }
     }
 
     /// Whether no batch is ready.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(VecDeque::is_empty)
+        self.ready == 0
+    }
+}
+
+impl Lane {
+    fn take_next(&mut self) -> Option<JobKey> {
+        let is_for_newcomers = self.begun.is_empty() || self.newcomers_in_a_row < ONE_IN - 1;
+        if is_for_newcomers && let Some(key) = self.newcomers.pop_front() {
+            self.newcomers_in_a_row += 1;
+            return Some(key);
+        }
+        self.newcomers_in_a_row = 0;
+        self.begun.pop_front()
     }
 }
 
