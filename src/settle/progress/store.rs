@@ -98,7 +98,7 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 
 /// Each operation ends in bounded time.
 pub trait Store: Send + Sync + 'static {
-    /// Makes the record unless it is there, and says what is in it.
+    /// Makes the record unless it is there, and says what is in it. One that nobody else needs may be made with the first note.
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
     /// Remembers how a batch stands, if the job is still cut as its opening says. One that has ended stays as it ended.
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;

@@ -30,12 +30,8 @@ struct Job {
     head: String,
     result: Option<String>,
     expires_at: i64,
-    made: Made,
-}
-
-enum Made {
-    Now,
-    Before,
+    /// Of its only batch.
+    progress: Option<String>,
 }
 
 impl<'a> Records<'a> {
@@ -54,22 +50,42 @@ impl<'a> Records<'a> {
         }
     }
 
+    /// The record of a job of one batch is made when there is something to say of the batch.
     fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
-        let job = match self.present(opening)? {
-            Some(job) => job,
-            None => self.make(opening)?,
+        let key = opening.key.clone();
+        let Some(job) = self.present(opening)? else {
+            let head = if has_one_batch(opening) { head_of(opening) } else { self.make(opening)?.head };
+            return Ok(StoredRecord { key, head, batches: Vec::new(), result: None });
         };
-        let batches = match (&job.result, &job.made) {
-            (Some(_), _) | (None, Made::Now) => Vec::new(),
-            (None, Made::Before) => {
-                self.keep_under_way(&job)?;
-                self.batches(job.id)?
-            }
+        let batches = if job.result.is_none() {
+            self.keep_under_way(&job)?;
+            self.batches(&job)?
+        } else {
+            Vec::new()
         };
-        Ok(StoredRecord { key: opening.key.clone(), head: job.head, batches, result: job.result })
+        Ok(StoredRecord { key, head: job.head, batches, result: job.result })
     }
 
     fn note(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
+        if has_one_batch(opening) { self.note_only_batch(opening, batch) } else { self.note_batch(opening, batch) }
+    }
+
+    fn note_only_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let expires_at = self.in_future(self.retention.under_way);
+        // Otherwise the batch or the job has ended meanwhile, or the job is cut in another way.
+        self.prepare(
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, progress_ended)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (app, job_id, earlier_deaths) DO UPDATE
+             SET progress = excluded.progress, progress_ended = excluded.progress_ended
+             WHERE result IS NULL AND NOT progress_ended AND head ->> 'batch_size' = excluded.head ->> 'batch_size'",
+        )?
+        .execute(params![app, job_id, earlier_deaths, head_of(opening), expires_at, batch.json, batch.has_ended()])?;
+        Ok(())
+    }
+
+    fn note_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let Batch { number, json, .. } = batch;
         let write = || {
@@ -95,9 +111,9 @@ impl<'a> Records<'a> {
             Some(job) => job,
             None => self.make(opening)?,
         };
-        let head = serde_json::to_string(&opening.head).expect("a head is always JSON");
         let expires_at = self.in_future(self.retention.under_way);
-        self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3 WHERE id = ?1")?.execute(params![job.id, head, expires_at])?;
+        self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended = 0 WHERE id = ?1")?
+            .execute(params![job.id, head_of(opening), expires_at])?;
         self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
         let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended) VALUES (?1, ?2, ?3, ?4)")?;
         for batch in batches {
@@ -111,45 +127,54 @@ impl<'a> Records<'a> {
         let expires_at = self.in_future(self.retention.ended);
         let write = || {
             self.prepare(
-                "UPDATE jobs SET result = ?4, expires_at = ?5
-                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 RETURNING id",
+                "UPDATE jobs SET result = ?4, expires_at = ?5, progress = NULL
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
             )?
-            .query_row(params![app, job_id, earlier_deaths, result, expires_at], |row| row.get::<_, i64>(0))
-            .optional()
+            .execute(params![app, job_id, earlier_deaths, result, expires_at])
         };
-        let id = match write()? {
-            Some(id) => id,
-            None => {
-                let id = self.make(opening)?.id;
-                write()?;
-                id
-            }
-        };
-        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([id])?;
+        if write()? == 0 {
+            self.make(opening)?;
+            write()?;
+        }
+        if !has_one_batch(opening) {
+            let id = "SELECT id FROM jobs WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3";
+            self.prepare(&format!("DELETE FROM batches WHERE job = ({id})"))?.execute(params![app, job_id, earlier_deaths])?;
+        }
         Ok(())
     }
 
     fn find(&self, app: &str, job_id: &str) -> rusqlite::Result<Option<StoredRecord>> {
         let latest = self
             .prepare(
-                "SELECT id, head, result, expires_at, earlier_deaths FROM jobs
+                "SELECT id, head, result, expires_at, progress, earlier_deaths FROM jobs
                  WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC LIMIT 1",
             )?
-            .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(4)?)))
+            .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(5)?)))
             .optional()?;
         let Some((job, earlier_deaths)) = latest else {
             return Ok(None);
         };
         let key = Key { app: app.to_owned(), job_id: job_id.to_owned(), earlier_deaths };
-        Ok(Some(StoredRecord { key, batches: self.batches(job.id)?, head: job.head, result: job.result }))
+        Ok(Some(StoredRecord { key, batches: self.batches(&job)?, head: job.head, result: job.result }))
     }
 
-    /// Removes up to `most` records, and says how many.
-    pub fn remove_expired(&self, most: usize) -> rusqlite::Result<usize> {
-        let expired = "SELECT id FROM jobs WHERE expires_at <= ?1 ORDER BY expires_at, id LIMIT ?2";
+    /// Removes what has expired among the next `most` records after the one with the id `after`. Says where to go on; `None` if
+    /// none of them had: those behind came later.
+    pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Option<i64>> {
+        let mut next = self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.prepare(&format!("DELETE FROM batches WHERE job IN ({expired})"))?.execute([self.now, most])?;
-        self.prepare(&format!("DELETE FROM jobs WHERE id IN ({expired})"))?.execute([self.now, most])
+        let looked_at: Vec<(i64, i64)> =
+            next.query_map([after, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        let mut expired = looked_at.iter().filter(|(_, expires_at)| *expires_at <= self.now).map(|(id, _)| *id).peekable();
+        let Some(&(last, _)) = expired.peek().and(looked_at.last()) else { return Ok(None) };
+        expired.try_for_each(|id| self.remove(id))?;
+        Ok(Some(last))
+    }
+
+    fn remove(&self, job: i64) -> rusqlite::Result<()> {
+        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job])?;
+        self.prepare("DELETE FROM jobs WHERE id = ?1")?.execute([job])?;
+        Ok(())
     }
 
     /// The job's row, unless it is missing or its time is over.
@@ -157,28 +182,24 @@ impl<'a> Records<'a> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let found = self
             .prepare(
-                "SELECT id, head, result, expires_at FROM jobs
+                "SELECT id, head, result, expires_at, progress FROM jobs
                  WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
             )?
             .query_row(params![app, job_id, earlier_deaths], Job::read)
             .optional()?;
         match found {
-            Some(job) if job.expires_at <= self.now => {
-                self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
-                self.prepare("DELETE FROM jobs WHERE id = ?1")?.execute([job.id])?;
-                Ok(None)
-            }
+            Some(job) if job.expires_at <= self.now => self.remove(job.id).map(|()| None),
             found => Ok(found),
         }
     }
 
     fn make(&self, opening: &Opening) -> rusqlite::Result<Job> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
-        let head = serde_json::to_string(&opening.head).expect("a head is always JSON");
+        let head = head_of(opening);
         let expires_at = self.in_future(self.retention.under_way);
         self.prepare("INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
-        Ok(Job { id: self.connection.last_insert_rowid(), head, result: None, expires_at, made: Made::Now })
+        Ok(Job { id: self.connection.last_insert_rowid(), head, result: None, expires_at, progress: None })
     }
 
     fn keep_under_way(&self, job: &Job) -> rusqlite::Result<()> {
@@ -190,9 +211,12 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    fn batches(&self, job: i64) -> rusqlite::Result<Vec<(u32, String)>> {
+    fn batches(&self, job: &Job) -> rusqlite::Result<Vec<(u32, String)>> {
+        if let Some(progress) = &job.progress {
+            return Ok(vec![(0, progress.clone())]);
+        }
         let mut statement = self.prepare("SELECT batch, progress FROM batches WHERE job = ?1")?;
-        statement.query_map([job], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        statement.query_map([job.id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
     fn in_future(&self, duration: Duration) -> i64 {
@@ -215,8 +239,16 @@ impl Batch {
 
 impl Job {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, head: row.get(1)?, result: row.get(2)?, expires_at: row.get(3)?, made: Made::Before })
+        Ok(Self { id: row.get(0)?, head: row.get(1)?, result: row.get(2)?, expires_at: row.get(3)?, progress: row.get(4)? })
     }
+}
+
+fn has_one_batch(opening: &Opening) -> bool {
+    opening.head.batches == 1
+}
+
+fn head_of(opening: &Opening) -> String {
+    serde_json::to_string(&opening.head).expect("a head is always JSON")
 }
 
 fn in_ms(duration: Duration) -> i64 {

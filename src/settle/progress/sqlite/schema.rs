@@ -4,7 +4,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::Failure;
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE jobs (
@@ -15,9 +15,10 @@ const TABLES: &str = "
         head           TEXT NOT NULL,    -- JSON
         result         TEXT,             -- JSON, once the job has ended
         expires_at     INTEGER NOT NULL, -- Unix milliseconds
+        progress       TEXT,             -- JSON, of a job's only batch; those of other jobs have rows of their own
+        progress_ended INTEGER NOT NULL DEFAULT 0,
         UNIQUE (app, job_id, earlier_deaths)
     ) STRICT;
-    CREATE INDEX jobs_by_expiry ON jobs (expires_at);
     CREATE TABLE batches (
         job      INTEGER NOT NULL,
         batch    INTEGER NOT NULL,
@@ -26,32 +27,41 @@ const TABLES: &str = "
         PRIMARY KEY (job, batch)
     ) STRICT, WITHOUT ROWID;";
 
-/// Whether the file has our tables, or is empty and may get them.
+/// What makes a file of the first form one of ours.
+const FROM_FIRST_FORM: &str = "
+    DROP INDEX jobs_by_expiry;
+    ALTER TABLE jobs ADD COLUMN progress TEXT;
+    ALTER TABLE jobs ADD COLUMN progress_ended INTEGER NOT NULL DEFAULT 0;";
+
+/// Whether the file has our tables, or may get them.
 #[derive(PartialEq, Eq)]
 enum Form {
     Ours,
+    First,
     Empty,
 }
 
-/// Makes the tables in an empty file.
+/// Makes the tables in an empty file, and brings older ones up to date.
 pub fn make(connection: &mut Connection) -> Result<(), Failure> {
     if form(connection)? == Form::Ours {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have made them between the look and the lock.
-    if form(&transaction)? == Form::Empty {
-        transaction.execute_batch(TABLES)?;
-        write_version(&transaction)?;
-        transaction.commit()?;
+    match form(&transaction)? {
+        Form::Ours => return Ok(()),
+        Form::First => transaction.execute_batch(FROM_FIRST_FORM)?,
+        Form::Empty => transaction.execute_batch(TABLES)?,
     }
-    Ok(())
+    write_version(&transaction)?;
+    Ok(transaction.commit()?)
 }
 
 /// Fails unless the file has our tables.
 pub fn check(connection: &Connection) -> Result<(), Failure> {
     match form(connection)? {
         Form::Ours => Ok(()),
+        Form::First => Err(Failure::NotOurs("was written by an older version; `groupcast run` brings it up to date".to_owned())),
         Form::Empty => Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned())),
     }
 }
@@ -66,6 +76,7 @@ fn form(connection: &Connection) -> Result<Form, Failure> {
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match version {
         VERSION => Ok(Form::Ours),
+        1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),
         newer if newer > VERSION => Err(Failure::NotOurs(format!(
             "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or set state.url to another file"

@@ -12,6 +12,7 @@ use super::{
     file::Durability,
     *,
 };
+use crate::outcome::BatchOutcome;
 
 const LONG: Retention = Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(1) };
 const NO_TIME: Retention = Retention { ended: Duration::ZERO, under_way: Duration::ZERO };
@@ -136,7 +137,7 @@ fn a_database_of_something_else_or_of_a_newer_version_is_left_alone() {
     connection.execute_batch("CREATE TABLE customers (name TEXT)").unwrap();
     assert!(refusal(&path).contains("is the database of something else"));
     connection.pragma_update(None, "user_version", 99).unwrap();
-    assert!(refusal(&path).contains("its form is 99, ours 1"));
+    assert!(refusal(&path).contains("its form is 99, ours 2"));
     assert_eq!(count(&path, "sqlite_schema"), 1);
 }
 
@@ -222,6 +223,78 @@ fn expired_records_are_removed_in_portions() {
         writer.remove_expired(true);
         assert_eq!((count(&path, "jobs"), count(&path, "batches")), (left, left));
     }
+}
+
+fn opening_of_one_batch(job_id: &str) -> Arc<Opening> {
+    let Opening { key, head } = (*opening(job_id)).clone();
+    Arc::new(Opening { key, head: Head { batches: 1, ..head } })
+}
+
+fn ended(calls: u32) -> BatchProgress {
+    BatchProgress { calls, state: BatchState::Ended(BatchOutcome::Sent), ..BatchProgress::default() }
+}
+
+#[tokio::test]
+async fn a_job_of_one_batch_has_a_record_from_its_first_note_on() {
+    let (_folder, path) = scratch();
+    let store = SqliteStore::new(path.clone(), LONG);
+    let job = opening_of_one_batch("job");
+    let noted = async || store.open(job.clone()).await.unwrap().batches;
+    assert_eq!((noted().await, count(&path, "jobs")), (vec![], 0));
+
+    let open = BatchProgress { calls: 1, ..BatchProgress::default() };
+    for progress in [&open, &ended(2)] {
+        store.note(job.clone(), 0, progress.clone()).await.unwrap();
+        assert_eq!(noted().await, [(0, progress.clone())]);
+    }
+    store.note(job.clone(), 0, open.clone()).await.unwrap();
+    assert_eq!((noted().await, count(&path, "batches")), (vec![(0, ended(2))], 0), "it stays as it ended");
+
+    store.complete(job.clone(), "{}".to_owned()).await.unwrap();
+    store.note(job.clone(), 0, open).await.unwrap();
+    let record = store.find("chat".to_owned(), "job".to_owned()).await.unwrap().expect("a record");
+    assert_eq!((record.batches, record.result.as_deref()), (vec![], Some("{}")));
+}
+
+#[tokio::test]
+async fn a_job_of_one_batch_that_is_split_again_stands_as_its_new_batches_do() {
+    let (_folder, path) = scratch();
+    let store = SqliteStore::new(path, LONG);
+    let job = opening_of_one_batch("job");
+    store.note(job.clone(), 0, BatchProgress { calls: 1, ..BatchProgress::default() }).await.unwrap();
+    let split = Arc::new(Opening { head: Head { batch_size: 50, batches: 10, ..job.head.clone() }, key: job.key.clone() });
+    store.split_again(split.clone(), vec![(3, ended(1))]).await.unwrap();
+    store.note(job, 0, ended(1)).await.unwrap();
+    assert_eq!(store.open(split).await.unwrap().batches, [(3, ended(1))]);
+}
+
+#[test]
+fn a_file_of_the_first_form_is_brought_up_to_date() {
+    let (_folder, path) = scratch();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE jobs (
+                id INTEGER PRIMARY KEY, app TEXT NOT NULL, job_id TEXT NOT NULL, earlier_deaths INTEGER NOT NULL,
+                head TEXT NOT NULL, result TEXT, expires_at INTEGER NOT NULL, UNIQUE (app, job_id, earlier_deaths)
+             ) STRICT;
+             CREATE INDEX jobs_by_expiry ON jobs (expires_at);
+             CREATE TABLE batches (
+                job INTEGER NOT NULL, batch INTEGER NOT NULL, progress TEXT NOT NULL, ended INTEGER NOT NULL,
+                PRIMARY KEY (job, batch)
+             ) STRICT, WITHOUT ROWID;
+             INSERT INTO jobs VALUES (1, 'chat', 'job', 0, '{}', NULL, 9000000000000);
+             INSERT INTO batches VALUES (1, 0, '{}', 0);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(connection);
+    let told = group(&mut Writer::new(StateFile::new(path.clone(), Access::ReadOnly), LONG), vec![Work::Probe]).unwrap_err();
+    assert!(told.contains("`groupcast run` brings it up to date"), "{told}");
+    let mut writer = writer(&path, LONG);
+    assert_eq!(batches(&mut writer, "job"), 1);
+    group(&mut writer, vec![Work::Note { opening: opening_of_one_batch("other"), batch: Batch::new(0, ended(1)) }]).unwrap();
+    assert_eq!(count(&path, "jobs"), 2);
 }
 
 #[tokio::test]

@@ -66,11 +66,13 @@ pub struct Writer {
     /// When expired records are removed next, in Unix milliseconds.
     next_removal: i64,
     more_to_remove: bool,
+    /// The last record that was looked at.
+    removed_up_to: i64,
 }
 
 impl Writer {
     pub fn new(file: StateFile, retention: Retention) -> Self {
-        Self { file, retention, next_removal: 0, more_to_remove: false }
+        Self { file, retention, next_removal: 0, more_to_remove: false, removed_up_to: 0 }
     }
 
     /// Works until nobody can send commands any more.
@@ -135,7 +137,10 @@ impl Writer {
             return;
         }
         match self.remove_some(now) {
-            Ok(removed) => self.more_to_remove = removed == MAX_REMOVED,
+            Ok(removed_up_to) => {
+                self.more_to_remove = removed_up_to.is_some();
+                self.removed_up_to = removed_up_to.unwrap_or(0);
+            }
             Err(error) => {
                 warn!(%error, "cannot remove expired records from the state file");
                 self.file.close();
@@ -145,12 +150,13 @@ impl Writer {
         self.next_removal = now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
     }
 
-    fn remove_some(&mut self, now: i64) -> Result<usize, Failure> {
+    fn remove_some(&mut self, now: i64) -> Result<Option<i64>, Failure> {
+        let after = self.removed_up_to;
         let connection = self.file.connection(Durability::Process)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let removed = Records::new(&transaction, now, self.retention).remove_expired(MAX_REMOVED)?;
+        let removed_up_to = Records::new(&transaction, now, self.retention).remove_expired(after, MAX_REMOVED)?;
         transaction.commit()?;
-        Ok(removed)
+        Ok(removed_up_to)
     }
 }
 
