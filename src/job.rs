@@ -157,7 +157,8 @@ impl Job {
             hash.update(b",");
             hash.update(&recipients.json);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        let digits = hash.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
     }
 
     /// The whole job as a message's body.

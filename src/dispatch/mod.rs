@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
@@ -138,14 +138,9 @@ impl<A: Api> Dispatch<A> {
             let wake = [look_again, self.next_due()].into_iter().flatten().min();
             tokio::select! {
                 biased;
-                Some(done) = self.under_way.next() => match done {
-                    Done::Called { key, batch, started, answer } => self.judge(key, batch, started, answer, Instant::now()),
-                    Done::Recorded { key, batch, recorded, then } => self.follow(key, batch, recorded, then, Instant::now()),
-                    Done::Probed(answer) => self.judge_probe(answer, Instant::now()),
-                },
+                Some(done) = self.under_way.next() => self.go_on(done),
                 command = inbox.recv() => match command {
-                    Some(Command::Send(submission, done)) => self.take_up(submission, done, Instant::now()),
-                    Some(Command::LetGo) => self.let_go(),
+                    Some(command) => self.obey(command),
                     // Whoever waited for a report is gone too.
                     None => return,
                 },
@@ -155,6 +150,29 @@ impl<A: Api> Dispatch<A> {
                 }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             }
+            // What else is there is taken in the same turn.
+            while let Some(Some(done)) = self.under_way.next().now_or_never() {
+                self.go_on(done);
+            }
+            while let Ok(command) = inbox.try_recv() {
+                self.obey(command);
+            }
+        }
+    }
+
+    fn go_on(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Called { key, batch, started, answer } => self.judge(key, batch, started, answer, now),
+            Done::Recorded { key, batch, recorded, then } => self.follow(key, batch, recorded, then, now),
+            Done::Probed(answer) => self.judge_probe(answer, now),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Send(submission, done) => self.take_up(submission, done, Instant::now()),
+            Command::LetGo => self.let_go(),
         }
     }
 

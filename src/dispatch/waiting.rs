@@ -77,9 +77,9 @@ impl<A: Api> Dispatch<A> {
 
     /// In an outage no turn comes at which a deadline would be noticed.
     fn idle_in_outage(&self) -> impl Iterator<Item = (JobKey, &Sending)> {
-        let is_outage = self.standing.outage_since().is_some();
-        let idle = move |job: &Sending| is_outage && job.is_sending() && job.busy == 0;
-        self.jobs.iter().filter(move |(_, job)| idle(job)).map(|(key, job)| (*key, job))
+        let jobs = self.standing.outage_since().map(|_| self.jobs.iter());
+        let idle = |(_, job): &(&JobKey, &Sending)| job.is_sending() && job.busy == 0;
+        jobs.into_iter().flatten().filter(idle).map(|(key, job)| (*key, job))
     }
 
     pub(super) fn do_what_is_due(&mut self, now: Instant) {

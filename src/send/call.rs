@@ -129,10 +129,15 @@ async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
             http_status,
             action_ok: answer.action_status.as_deref() == Some("OK"),
             code: answer.error_code,
-            info: answer.error_info.unwrap_or_default().replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect(),
+            info: answer.error_info.filter(|info| !info.is_empty()).map(|info| told(&info, user_sig)).unwrap_or_default(),
         },
         Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body, user_sig) },
     }
+}
+
+/// What the API says of an error, without the UserSig.
+fn told(info: &str, user_sig: &str) -> String {
+    info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
 }
 
 fn excerpt(http_status: u16, body: &[u8], user_sig: &str) -> String {

@@ -11,8 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 use tracing::{info, warn};
+use url::form_urlencoded;
 
 use super::{
     classify::Answer,
@@ -22,6 +24,7 @@ use super::{
 use crate::config::{App, read_secret_file};
 
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
+const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Below the minute after which servers and the boxes before them commonly close idle connections.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
@@ -31,8 +34,8 @@ pub struct Target {
     connections: Connections,
     url: reqwest::Url,
     backup: Option<Backup>,
-    sdk_app_id: u64,
-    identifier: String,
+    /// What the query says in each call.
+    query: String,
     signer: Arc<UserSigner>,
     secret_key_file: Option<PathBuf>,
     /// Whether the file is to be read before the next call.
@@ -81,8 +84,7 @@ impl Target {
             connections,
             url: command_at(&app.endpoint),
             backup: backup.map(|url| Backup { url: command_at(url), endpoints: Mutex::new(Endpoints::new(Instant::now())) }),
-            sdk_app_id: app.sdk_app_id,
-            identifier: app.identifier.clone(),
+            query: query_of(app),
             signer,
             secret_key_file: app.secret_key_file.clone(),
             key_is_doubted: AtomicBool::new(false),
@@ -116,13 +118,9 @@ impl Target {
     pub fn request(&self, user_sig: &str) -> (Address, reqwest::RequestBuilder) {
         let (address, url) = self.choose_address();
         let mut url = url.clone();
-        url.query_pairs_mut()
-            .append_pair("sdkappid", &self.sdk_app_id.to_string())
-            .append_pair("identifier", &self.identifier)
-            .append_pair("usersig", user_sig)
-            .append_pair("random", &rand::random::<u32>().to_string())
-            .append_pair("contenttype", "json");
-        (address, self.http.post(url).header(reqwest::header::CONTENT_TYPE, "application/json"))
+        // A UserSig's alphabet needs no escaping.
+        url.set_query(Some(&format!("{}&usersig={user_sig}&random={}", self.query, rand::random::<u32>())));
+        (address, self.http.post(url).header(reqwest::header::CONTENT_TYPE, APPLICATION_JSON))
     }
 
     fn choose_address(&self) -> (Address, &reqwest::Url) {
@@ -149,6 +147,12 @@ impl Target {
             None => {}
         }
     }
+}
+
+fn query_of(app: &App) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("sdkappid", &app.sdk_app_id.to_string());
+    query.append_pair("identifier", &app.identifier).append_pair("contenttype", "json").finish()
 }
 
 fn signer(app: &App) -> UserSigner {

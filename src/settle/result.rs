@@ -143,6 +143,10 @@ impl From<FailureKind> for ErrorKind {
 }
 
 impl JobResult {
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("a result is always JSON")
+    }
+
     pub fn rejected(app: &str, envelope: &Envelope, rejection: &Rejection, finished_at: Timestamp) -> Self {
         let error = ErrorEntry {
             batches: Vec::new(),
