@@ -84,9 +84,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// One thread for all that waits: handing a task from one to another would cost more than what most of them do. Large bodies,
+/// the disk and the broker's sockets have threads of their own.
 fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))?;
     let verdict = runtime.block_on(execute(cli));
     // A lookup of a host name may still sit on a thread; nobody waits for its answer any more.
     runtime.shutdown_background();
