@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::{BoxFuture, try_join_all};
 use lapin::BasicProperties;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -49,6 +49,8 @@ use crate::{
 
 /// A larger body is read on a thread where it holds nobody up.
 const READ_ASIDE_BYTES: usize = 128 * 1024;
+/// While it is read, a body takes up to three times its size. So few at once cost no more time than many would.
+static READ_ASIDE: Semaphore = Semaphore::const_new(2);
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -132,7 +134,11 @@ impl Work for Pipeline {
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
             worked => worked?,
         };
+        let will_be_known_again = owed.is_recorded();
         lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        if will_be_known_again {
+            lease.wait_for_company().await?;
+        }
         Ok(lease.acknowledge().await?)
     }
 
@@ -208,6 +214,7 @@ impl Pipeline {
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = if body.len() > READ_ASIDE_BYTES {
+            let _turn = READ_ASIDE.acquire().await.expect("never closed");
             let reading = tokio::task::spawn_blocking(move || read_body(body, checked, &rules));
             reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         } else {
@@ -273,8 +280,11 @@ impl Pipeline {
             match ending {
                 Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
                 Ending::Parked(touched) => {
-                    if entry.is_none() {
-                        self.remember(job, envelope, fingerprint, touched).await?;
+                    match entry {
+                        None => self.remember(job, envelope, fingerprint, touched).await?,
+                        // The store may have waited for something to say.
+                        Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
+                        Some(_) => {}
                     }
                     return Ok(self.park(job.body(), envelope, properties));
                 }
@@ -352,10 +362,11 @@ impl Pipeline {
     ) -> Owed {
         let result = JobResult::finished(&self.app, envelope, job, report, clock::now());
         self.log(&result);
+        let json = result.json();
         Owed::Answer {
             dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
-            reply: reply::compose(&result, envelope).map(Box::new),
-            record: entry.map(|entry| (entry, Box::new(result))),
+            reply: reply::compose(&result, &json, envelope).map(Box::new),
+            record: entry.map(|entry| (entry, json)),
         }
     }
 
@@ -363,7 +374,7 @@ impl Pipeline {
         let result = JobResult::rejected(&self.app, envelope, &rejection, clock::now());
         self.log(&result);
         let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
-        Owed::Answer { dead_letter, reply: reply::compose(&result, envelope).map(Box::new), record: None }
+        Owed::Answer { dead_letter, reply: reply::compose(&result, &result.json(), envelope).map(Box::new), record: None }
     }
 
     fn log(&self, result: &JobResult) {
@@ -382,7 +393,7 @@ impl Pipeline {
 fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
     let result = JobResult { duplicate: true, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
-    Owed::Answer { dead_letter: None, reply: reply::compose(&result, envelope).map(Box::new), record: None }
+    Owed::Answer { dead_letter: None, reply: reply::compose(&result, &result.json(), envelope).map(Box::new), record: None }
 }
 
 fn of_id(job: &Job, reason: &str) -> Rejection {

@@ -7,6 +7,7 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use super::convoy::Convoy;
 use crate::broker::BrokerLost;
 
 /// How a delivery is settled with the broker that made it.
@@ -25,17 +26,23 @@ pub struct Lease {
     lost: CancellationToken,
     /// `None` for a job that did not come from a broker.
     delivery: Option<Arc<dyn Acknowledge>>,
+    convoy: Arc<Convoy>,
 }
 
 impl Lease {
     /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is somebody else's.
-    pub fn of_delivery(delivery: Arc<dyn Acknowledge>, calls_end: CancellationToken, lost: CancellationToken) -> Self {
-        Self { calls_end, lost, delivery: Some(delivery) }
+    pub fn of_delivery(
+        delivery: Arc<dyn Acknowledge>,
+        calls_end: CancellationToken,
+        lost: CancellationToken,
+        convoy: Arc<Convoy>,
+    ) -> Self {
+        Self { calls_end, lost, delivery: Some(delivery), convoy }
     }
 
     /// For a job that nobody can take away.
     pub fn unlimited() -> Self {
-        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), delivery: None }
+        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), delivery: None, convoy: Arc::default() }
     }
 
     /// Whether a call may start now.
@@ -52,6 +59,11 @@ impl Lease {
     /// Runs `work` unless calls may no longer start before it is done.
     pub async fn while_calls_may_start<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.unless_lost(self.calls_end.run_until_cancelled(work)).await.ok().flatten()
+    }
+
+    /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it must be known again.
+    pub async fn wait_for_company(&self) -> Result<(), BrokerLost> {
+        self.unless_lost(self.convoy.wait()).await
     }
 
     /// Acknowledges the delivery.

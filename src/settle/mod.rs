@@ -10,10 +10,7 @@ pub mod progress;
 pub mod reply;
 pub mod result;
 
-use self::{
-    progress::{Entry, store::StoreLost},
-    result::JobResult,
-};
+use self::progress::{Entry, store::StoreLost};
 use crate::broker::{Outgoing, Routing, Target, publisher::Publisher, queues};
 
 /// What the work on a delivery leaves to be done.
@@ -21,10 +18,17 @@ pub enum Owed {
     Answer {
         dead_letter: Option<Box<Outgoing>>,
         reply: Option<Box<Outgoing>>,
-        /// The record to be completed, with the result.
-        record: Option<(Entry, Box<JobResult>)>,
+        /// The record to be completed, with the result as JSON.
+        record: Option<(Entry, String)>,
     },
     Parked(Box<Outgoing>),
+}
+
+impl Owed {
+    /// Whether the job will be answered from its record if it comes again.
+    pub fn is_recorded(&self) -> bool {
+        matches!(self, Self::Answer { record: Some(_), .. })
+    }
 }
 
 /// Does what is owed. Waits as long as the broker is away.

@@ -97,7 +97,7 @@ impl Work for Flawed {
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let lease = if self.world.has(Defect::NoFencing) {
             let clung = Arc::new(Clung(delivery.acknowledge.clone()));
-            Lease::of_delivery(clung, CancellationToken::new(), CancellationToken::new())
+            Lease::of_delivery(clung, CancellationToken::new(), CancellationToken::new(), Arc::default())
         } else {
             lease
         };
