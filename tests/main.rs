@@ -6,6 +6,7 @@ mod command_line;
 mod delivery;
 mod documents;
 mod failures;
+mod memory;
 mod pacing;
 mod parking;
 mod recovery;

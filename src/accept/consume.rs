@@ -3,19 +3,23 @@
 //! Any error, the end of the stream, or an await past its bound ends the subscription: its leases are lost, the work on
 //! them ends, and only then a new one begins. So no job is worked on twice in this process.
 
-use std::{fmt, fmt::Display, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, fmt::Display, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use lapin::BasicProperties;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::lease::{Acknowledge, Lease};
+use super::{
+    convoy::Convoy,
+    lease::{Acknowledge, Lease},
+    prefetch::Prefetch,
+};
 use crate::{broker::BrokerLost, delay};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -39,7 +43,8 @@ pub struct Delivery {
 /// A queue to subscribe to: the broker's, or in tests one in memory.
 pub trait Queue: Send + Sync + 'static {
     type Subscription: Subscription;
-    fn subscribe(&self) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
+    /// Subscribes to no more jobs than `prefetch` at a time.
+    fn subscribe(&self, prefetch: u16) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
 }
 
 /// A subscription while it lives.
@@ -50,6 +55,8 @@ pub trait Subscription: Send {
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
     /// Takes no more; a standby replica may begin.
     fn cancel(&self) -> impl Future<Output = ()> + Send;
+    /// Takes no more, not even what is on its way. Everything unacknowledged goes back.
+    fn cut(&self);
     /// Gives back what is unacknowledged.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -87,6 +94,11 @@ impl Subscribed {
 enum Ended {
     Stopped,
     Paused,
+    /// Another number of jobs at a time suits them. So many are in hand, with so many bytes.
+    Resized {
+        jobs: usize,
+        bytes: u64,
+    },
     Lost(BrokerLost),
 }
 
@@ -95,21 +107,22 @@ pub async fn consume<Q: Queue, W: Work>(
     app: &str,
     queue: &Q,
     work: Arc<W>,
+    mut prefetch: Prefetch,
     told: watch::Sender<Subscribed>,
     stop: CancellationToken,
 ) {
     let mut failures = 0;
-    let subscribe = async || {
+    let subscribe = async |prefetch| {
         work.until_ready().await;
-        queue.subscribe().await
+        queue.subscribe(prefetch).await
     };
-    while let Some(subscribed) = stop.run_until_cancelled(subscribe()).await {
+    while let Some(subscribed) = stop.run_until_cancelled(subscribe(prefetch.present())).await {
         match subscribed {
             Ok(mut subscription) => {
                 info!(app, "consuming");
                 told.send_replace(Subscribed::Yes);
                 let since = Instant::now();
-                let ended = hand_out(app, &mut subscription, &work, &stop).await;
+                let ended = hand_out(app, &mut subscription, &work, &mut prefetch, &stop).await;
                 subscription.close().await;
                 // One that ends at once again and again must not use up how often the broker delivers a job.
                 failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
@@ -118,6 +131,11 @@ pub async fn consume<Q: Queue, W: Work>(
                     Ended::Stopped => break,
                     Ended::Paused => {
                         info!(app, "no longer consuming; held jobs went back to the queue");
+                        continue;
+                    }
+                    Ended::Resized { jobs, bytes } => {
+                        let at_a_time = prefetch.present();
+                        info!(app, jobs, bytes, at_a_time, "the size of held jobs changed; consuming anew, other jobs at a time");
                         continue;
                     }
                     Ended::Lost(error) => warn!(app, %error, "lost the subscription; its jobs come again"),
@@ -141,37 +159,70 @@ impl fmt::Display for Ended {
         match self {
             Self::Stopped => out.write_str("it is told to stop"),
             Self::Paused => out.write_str("the app is paused"),
+            Self::Resized { .. } => out.write_str("it consumes anew, other jobs at a time"),
             Self::Lost(error) => write!(out, "{error}"),
         }
     }
 }
 
-async fn hand_out<S: Subscription, W: Work>(app: &str, subscription: &mut S, work: &Arc<W>, stop: &CancellationToken) -> Ended {
+async fn hand_out<S: Subscription, W: Work>(
+    app: &str,
+    subscription: &mut S,
+    work: &Arc<W>,
+    prefetch: &mut Prefetch,
+    stop: &CancellationToken,
+) -> Ended {
     let calls_end = CancellationToken::new();
     let lost = CancellationToken::new();
+    let convoy = Arc::new(Convoy::default());
     let mut tasks = JoinSet::new();
+    let mut bytes = 0;
     let mut standing_by = true;
+    let mut until_stopped = pin!(stop.cancelled());
+    let mut until_lost = pin!(lost.cancelled());
+    let mut until_paused = pin!(work.until_paused());
+    let mut look_at = Instant::now() + STANDBY_SILENCE;
+    let mut until_look = pin!(sleep_until(look_at));
     let ended = loop {
+        let jobs = tasks.len();
+        convoy.set_in_hand(jobs);
+        if prefetch.adapt(jobs, bytes, Instant::now()) {
+            subscription.cut();
+            break Ended::Resized { jobs, bytes };
+        }
         tokio::select! {
             biased;
-            () = stop.cancelled() => break Ended::Stopped,
-            () = lost.cancelled() => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
-            () = work.until_paused() => break Ended::Paused,
-            Some(_) = tasks.join_next() => {}
+            () = &mut until_stopped => break Ended::Stopped,
+            () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
+            () = &mut until_paused => break Ended::Paused,
+            Some(done) = tasks.join_next() => bytes -= done.expect("it neither panics nor is aborted"),
             delivery = subscription.next() => match delivery {
                 Ok(delivery) => {
+                    look_at = Instant::now() + SILENCE;
                     if std::mem::take(&mut standing_by) {
+                        until_look.as_mut().reset(look_at);
                         work.begin();
                     }
-                    let lease = Lease::of_delivery(delivery.acknowledge.clone(), calls_end.clone(), lost.clone());
-                    tasks.spawn(carry(work.clone(), delivery, lease, lost.clone()));
+                    let acknowledge = delivery.acknowledge.clone();
+                    let lease = Lease::of_delivery(acknowledge, calls_end.clone(), lost.clone(), convoy.clone());
+                    let size = delivery.body.len() as u64;
+                    bytes += size;
+                    let carried = carry(work.clone(), delivery, lease, lost.clone());
+                    tasks.spawn(async move {
+                        carried.await;
+                        size
+                    });
                 }
                 Err(error) => break Ended::Lost(error),
             },
-            () = sleep(if standing_by { STANDBY_SILENCE } else { SILENCE }) => {
-                if tasks.is_empty() && let Err(error) = subscription.look_for_jobs().await {
-                    break Ended::Lost(error);
+            () = &mut until_look => {
+                if Instant::now() >= look_at {
+                    if tasks.is_empty() && let Err(error) = subscription.look_for_jobs().await {
+                        break Ended::Lost(error);
+                    }
+                    look_at = Instant::now() + if standing_by { STANDBY_SILENCE } else { SILENCE };
                 }
+                until_look.as_mut().reset(look_at);
             },
         }
     };
@@ -180,7 +231,7 @@ async fn hand_out<S: Subscription, W: Work>(app: &str, subscription: &mut S, wor
     work.let_go().await;
     match ended {
         Ended::Stopped | Ended::Paused => subscription.cancel().await,
-        Ended::Lost(_) => lost.cancel(),
+        Ended::Resized { .. } | Ended::Lost(_) => lost.cancel(),
     }
     if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
@@ -207,6 +258,6 @@ async fn carry<W: Work>(work: Arc<W>, delivery: Delivery, lease: Lease, lost: Ca
     }
 }
 
-async fn all_done(tasks: &mut JoinSet<()>) {
+async fn all_done(tasks: &mut JoinSet<u64>) {
     while tasks.join_next().await.is_some() {}
 }

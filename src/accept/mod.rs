@@ -2,7 +2,9 @@
 //! [`decode`] turn one into a [`Job`](crate::job::Job) or a [`Rejection`](crate::job::Rejection), [`split`] cuts the recipients.
 
 pub mod consume;
+pub mod convoy;
 pub mod decode;
 pub mod envelope;
 pub mod lease;
+pub mod prefetch;
 pub mod split;

@@ -52,25 +52,29 @@ impl Connector {
 
     /// Opens a connection to one of the nodes, the next one first. Fails if none can be reached, and says why of each.
     pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
+        Ok(self.connect_with_socket(role).await?.0)
+    }
+
+    /// The same, with what shuts the connection down at once.
+    pub async fn connect_with_socket(&self, role: &'static str) -> Result<(Connection, Socket), BrokerLost> {
         let mut reasons = Vec::new();
         for _ in &self.nodes {
             let node = &self.nodes[self.next_node.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
             match self.connect_to(node, role).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connected) => return Ok(connected),
                 Err(reason) => reasons.push(format!("{}:{}: {reason}", node.authority.host, node.authority.port)),
             }
         }
         Err(BrokerLost::new("connect to the broker", reasons.join("; ")))
     }
 
-    async fn connect_to(&self, node: &AMQPUri, role: &str) -> Result<Connection, String> {
-        // lapin cannot be told to give up a handshake; shutting the socket down ends it without leaving a thread behind.
-        let socket: Arc<Mutex<Option<socket2::Socket>>> = Arc::default();
+    async fn connect_to(&self, node: &AMQPUri, role: &str) -> Result<(Connection, Socket), String> {
+        let socket = Socket::default();
         let kept = socket.clone();
         let tls = self.tls.clone();
         let open = async move |uri: AMQPUri, _| {
             let stream = open_socket(&uri).await?;
-            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(SockRef::from(&stream).try_clone()?);
+            kept.keep(SockRef::from(&stream).try_clone()?);
             let plain = AsyncTcpStream::Plain(Compat::new(stream));
             match uri.scheme {
                 AMQPScheme::AMQP => Ok(plain),
@@ -81,14 +85,29 @@ impl Connector {
         let runtime = default_runtime().map_err(|error| error.to_string())?;
         let connecting = Connection::connector(node.clone(), runtime, open, properties);
         match timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(connection)) => Ok((connection, socket)),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => {
-                if let Some(socket) = socket.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                    let _ = socket.shutdown(Shutdown::Both);
-                }
+                socket.shut_down();
                 Err(format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}; is this an AMQP port?"))
             }
+        }
+    }
+}
+
+/// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has been sent to it; shutting the
+/// socket down ends both without leaving a thread behind.
+#[derive(Clone, Default)]
+pub struct Socket(Arc<Mutex<Option<socket2::Socket>>>);
+
+impl Socket {
+    fn keep(&self, socket: socket2::Socket) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+    }
+
+    pub fn shut_down(&self) {
+        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{
     BrokerLost, bounded,
-    connection::{self, Connector},
+    connection::{self, Connector, Socket},
     queues,
     topology::{self, QueueSpec},
 };
@@ -33,14 +33,13 @@ pub struct JobsQueue {
     pub connector: Arc<Connector>,
     pub topology: Vec<QueueSpec>,
     pub declare: bool,
-    /// Deliveries held unacknowledged, at most.
-    pub prefetch: u16,
 }
 
 /// A consumer with its connection.
 pub struct Consuming {
     queue: String,
     connection: Connection,
+    socket: Socket,
     channel: Channel,
     consumer: Consumer,
 }
@@ -48,10 +47,10 @@ pub struct Consuming {
 impl Queue for JobsQueue {
     type Subscription = Consuming;
 
-    async fn subscribe(&self) -> Result<Consuming, BrokerLost> {
-        let connection = self.connector.connect("consumer").await?;
-        match self.subscribe_on(&connection).await {
-            Ok((channel, consumer)) => Ok(Consuming { queue: queues::jobs(&self.app), connection, channel, consumer }),
+    async fn subscribe(&self, prefetch: u16) -> Result<Consuming, BrokerLost> {
+        let (connection, socket) = self.connector.connect_with_socket("consumer").await?;
+        match self.subscribe_on(&connection, prefetch).await {
+            Ok((channel, consumer)) => Ok(Consuming { queue: queues::jobs(&self.app), connection, socket, channel, consumer }),
             Err(error) => {
                 connection::close(&connection).await;
                 Err(error)
@@ -61,10 +60,10 @@ impl Queue for JobsQueue {
 }
 
 impl JobsQueue {
-    async fn subscribe_on(&self, connection: &Connection) -> Result<(Channel, Consumer), BrokerLost> {
+    async fn subscribe_on(&self, connection: &Connection, prefetch: u16) -> Result<(Channel, Consumer), BrokerLost> {
         topology::ensure(connection, &self.topology, self.declare).await?;
         let channel = bounded("open a channel", connection.create_channel()).await?;
-        bounded("set the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         // A tag of its own for each subscription: reused tags lost deliveries of quorum queues until 3.12.5.
         let tag = format!("groupcast-{}", uuid::Uuid::new_v4());
         let queue = queues::jobs(&self.app);
@@ -108,6 +107,10 @@ impl Subscription for Consuming {
         let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
         // If it cannot be cancelled, closing the connection does it.
         let _ = bounded("cancel the subscription", cancelled).await;
+    }
+
+    fn cut(&self) {
+        self.socket.shut_down();
     }
 
     async fn close(self) {

@@ -14,7 +14,10 @@ use super::{
     reload::{Running, RunningApp},
 };
 use crate::{
-    accept::consume::{Subscribed, consume},
+    accept::{
+        consume::{Subscribed, consume},
+        prefetch::Prefetch,
+    },
     admin::{Admin, Shown, ShownApp},
     broker::{
         connection::Connector,
@@ -68,13 +71,13 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<
             connector: connector.clone(),
             topology: topology::queues_of(name, app),
             declare: config.broker.declare,
-            prefetch: config.broker.prefetch,
         };
+        let prefetch = Prefetch::new(config.broker.prefetch, config.broker.hold_bytes);
         let stop = stop_consuming.clone();
         let told = Subscribed::not_yet();
         shown.push(ShownApp { name: name.clone(), pipeline: pipeline.clone(), subscribed: told.subscribe() });
         subscriptions.spawn(async move {
-            consume(&queue.app, &queue, pipeline.clone(), told, stop).await;
+            consume(&queue.app, &queue, pipeline.clone(), prefetch, told, stop).await;
             info!(app = queue.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
         });
     }

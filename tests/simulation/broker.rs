@@ -240,7 +240,7 @@ pub struct SimulatedSubscription {
 impl Queue for SimulatedQueue {
     type Subscription = SimulatedSubscription;
 
-    async fn subscribe(&self) -> Result<SimulatedSubscription, BrokerLost> {
+    async fn subscribe(&self, _prefetch: u16) -> Result<SimulatedSubscription, BrokerLost> {
         self.world.round_trip().await;
         self.life.goes_on().await;
         let gone = Arc::new(AtomicBool::new(false));
@@ -312,6 +312,10 @@ impl Subscription for SimulatedSubscription {
         let broker = &mut self.world.lock().broker;
         broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id).for_each(|consumer| consumer.cancelled = true);
         broker.changed.notify_waiters();
+    }
+
+    fn cut(&self) {
+        unreachable!("simulated jobs are small")
     }
 
     async fn close(self) {

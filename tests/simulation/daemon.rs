@@ -22,7 +22,10 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    accept::consume::{Subscribed, consume},
+    accept::{
+        consume::{Subscribed, consume},
+        prefetch::Prefetch,
+    },
     broker::publisher::Publisher,
     clock,
     job::DeliveryPromise,
@@ -106,7 +109,9 @@ impl Process {
         let queue = SimulatedQueue { world: world.clone(), life: life.clone() };
         let stop = CancellationToken::new();
         let stopping = stop.clone();
-        let consuming = tokio::spawn(async move { consume(APP, &queue, work, Subscribed::not_yet(), stopping).await });
+        let consuming = tokio::spawn(async move {
+            consume(APP, &queue, work, Prefetch::new(u16::MAX, u64::MAX), Subscribed::not_yet(), stopping).await
+        });
         Self { life, world: world.clone(), stop, consuming, publishing }
     }
 }
