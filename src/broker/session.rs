@@ -30,7 +30,7 @@ use super::{
 use crate::delay;
 
 /// Publishes in flight on a connection, for queues of ours and for those of producers.
-const CHANNELS: usize = 8;
+const CHANNELS: usize = 64;
 /// How long a confirm may take, unless the broker says that it blocks publishers.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
