@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout};
 
-const LONGEST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 /// They leave when as many are waiting as one in so many of the jobs in hand.
 const ONE_IN: usize = 8;
 
