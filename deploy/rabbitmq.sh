@@ -219,44 +219,10 @@ start_node() {
 
 # --- the server's installation ---------------------------------------------------------------------------------------
 
-install_server() (
+install_server() {
     is_installed && return
-    command -v apt-get >/dev/null || { say "there is no apt-get to install rabbitmq-server with"; return 1; }
-    as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo -n true 2>/dev/null || { say "installing rabbitmq-server needs root, or a sudo without a password"; return 1; }
-        as_root=(sudo -n)
-    fi
-    say "installing rabbitmq-server"
-    # Nobody asked for a service: none that comes with the package may start now, nor the broker's at the next boot.
-    # Services that are there already may restart after an upgrade.
-    services=(rabbitmq-server)
-    command -v epmd >/dev/null || services+=(epmd.service epmd.socket)
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap '${as_root[@]+"${as_root[@]}"} rm -f "$policy"' EXIT
-        trap 'exit 130' INT
-        trap 'exit 143' TERM
-        # shellcheck disable=SC2016 # the policy's own argument
-        printf '#!/bin/sh\ncase "$1 $2" in rabbitmq-server*|epmd*|*" start"|*" (start)") exit 101 ;; esac\nexit 0\n' |
-            ${as_root[@]+"${as_root[@]}"} install -m 755 /dev/stdin "$policy"
-    fi
-    apt=(${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
-    told=$(mktemp)
-    "${apt[@]}" update >"$told" 2>&1 || say "apt-get update failed; trying with the package lists that are there"
-    if ! "${apt[@]}" install -y --no-install-recommends rabbitmq-server </dev/null >>"$told" 2>&1; then
-        tail -n 20 "$told" >&2
-        rm -f "$told"
-        say "apt-get install failed"
-        return 1
-    fi
-    rm -f "$told"
-    if command -v systemctl >/dev/null; then
-        ${as_root[@]+"${as_root[@]}"} systemctl disable "${services[@]}" >/dev/null 2>&1 || true
-        ${as_root[@]+"${as_root[@]}"} systemctl stop "${services[@]}" >/dev/null 2>&1 || true
-    fi
-    is_installed
-)
+    "$(dirname "$self")/debian.sh" rabbitmq-server && is_installed
+}
 
 # --- a container -----------------------------------------------------------------------------------------------------
 

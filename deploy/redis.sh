@@ -98,41 +98,10 @@ run_server() {
     is_running server
 }
 
-install_server() (
+install_server() {
     server >/dev/null && return
-    command -v apt-get >/dev/null || { say "there is no apt-get to install redis-server with"; return 1; }
-    as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo -n true 2>/dev/null || { say "installing redis-server needs root, or a sudo without a password"; return 1; }
-        as_root=(sudo -n)
-    fi
-    say "installing redis-server"
-    # Nobody asked for a service: it may start neither now nor at the next boot.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap '${as_root[@]+"${as_root[@]}"} rm -f "$policy"' EXIT
-        trap 'exit 130' INT
-        trap 'exit 143' TERM
-        # shellcheck disable=SC2016 # the policy's own argument
-        printf '#!/bin/sh\ncase "$1 $2" in redis-server*|*" start"|*" (start)") exit 101 ;; esac\nexit 0\n' |
-            ${as_root[@]+"${as_root[@]}"} install -m 755 /dev/stdin "$policy"
-    fi
-    apt=(${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
-    told=$(mktemp)
-    "${apt[@]}" update >"$told" 2>&1 || say "apt-get update failed; trying with the package lists that are there"
-    if ! "${apt[@]}" install -y --no-install-recommends redis-server </dev/null >>"$told" 2>&1; then
-        tail -n 20 "$told" >&2
-        rm -f "$told"
-        say "apt-get install failed"
-        return 1
-    fi
-    rm -f "$told"
-    if command -v systemctl >/dev/null; then
-        ${as_root[@]+"${as_root[@]}"} systemctl disable redis-server >/dev/null 2>&1 || true
-        ${as_root[@]+"${as_root[@]}"} systemctl stop redis-server >/dev/null 2>&1 || true
-    fi
-    server >/dev/null
-)
+    "$(dirname "$self")/debian.sh" redis-server && server >/dev/null
+}
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 
