@@ -12,12 +12,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use super::{answer::parse, classify::Answer, target::Target};
+use crate::config::App;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use serde::Deserialize;
-
-use super::{classify::Answer, target::Target};
-use crate::{config::App, outcome::MAX_INFO_CHARS};
 
 /// The API's answers have about 100 bytes; more than this is something else's.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -102,15 +100,6 @@ impl Api for Caller {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ApiAnswer {
-    action_status: Option<String>,
-    error_code: i64,
-    error_info: Option<String>,
-}
-
-/// Reads an answer. One that echoes the request must not carry the UserSig on.
 async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
     let http_status = response.status().as_u16();
     let mut body = Vec::new();
@@ -124,25 +113,7 @@ async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
             Err(error) => return Answer::NoAnswer { info: format!("HTTP {http_status}, then {}", describe(error)) },
         }
     }
-    match serde_json::from_slice::<ApiAnswer>(&body) {
-        Ok(answer) => Answer::Api {
-            http_status,
-            action_ok: answer.action_status.as_deref() == Some("OK"),
-            code: answer.error_code,
-            info: answer.error_info.filter(|info| !info.is_empty()).map(|info| told(&info, user_sig)).unwrap_or_default(),
-        },
-        Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, &body, user_sig) },
-    }
-}
-
-/// What the API says of an error, without the UserSig.
-fn told(info: &str, user_sig: &str) -> String {
-    info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
-}
-
-fn excerpt(http_status: u16, body: &[u8], user_sig: &str) -> String {
-    let text: String = String::from_utf8_lossy(body).replace(user_sig, "***").chars().take(200).collect();
-    format!("HTTP {http_status} without an answer of the API: {text:?}")
+    parse(http_status, &body, user_sig)
 }
 
 /// An error with its causes and without its URL.
@@ -201,17 +172,5 @@ impl<F: OnWrite> Body for WatchedBody<F> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_that_echoes_the_request_does_not_carry_the_user_sig_on() {
-        let page = b"<a href=\"/v4/x?sdkappid=1&usersig=eJw*secret-_&random=7\">moved</a>";
-        let told = excerpt(200, page, "eJw*secret-_");
-        assert!(told.contains("usersig=***&random=7") && !told.contains("secret"), "{told}");
     }
 }

@@ -2,12 +2,14 @@
 //! the answer by the tables in [`codes`] and [`http_status`], [`retry`] says whether and when to try again, [`explain`] says it
 //! all to people, [`probe`] is the call that notifies nobody. Nothing else talks to the API.
 
+pub mod answer;
 pub mod call;
 pub mod classify;
 pub mod codes;
 pub mod endpoints;
 pub mod explain;
 pub mod http_status;
+pub mod measured;
 pub mod probe;
 pub mod retry;
 pub mod target;

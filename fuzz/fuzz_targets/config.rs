@@ -1,0 +1,17 @@
+//! A configuration is taken or refused with words; one that is taken is taken again as it is shown.
+#![no_main]
+
+use groupcast::config::{Config, ConfigFile};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let file = |text: &str| ConfigFile { path: "groupcast.toml".into(), text: text.to_owned() };
+    match Config::read(Some(&file(text)), []) {
+        Ok(config) => {
+            let shown = config.to_masked_toml();
+            let again = Config::read(Some(&file(&shown.replace("***", "secret"))), []);
+            assert!(again.is_ok(), "{shown}: {}", again.err().map(|error| error.to_string()).unwrap_or_default());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+});
