@@ -1,0 +1,267 @@
+//! `groupcast dead`: the jobs of an app that were not sent whole, listed, shown, sent again, or removed.
+
+use std::{io::IsTerminal, time::Duration};
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Map, Value, json};
+
+use super::{Failure, Verdict, choose_app, say};
+use crate::{
+    broker::connection::Connector,
+    config::Config,
+    dead_letters::{self, DeadLetters, Deadline, Filter, INVALID, Letter, Redriven, Summary},
+};
+
+/// Look through the dead letters of an app: list, show, redrive, purge.
+///
+/// A dead letter is a job that was not sent whole, with the recipients that were not sent, or a message that was no valid job.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  groupcast dead list --code 10015
+  groupcast dead show order-42
+  groupcast dead redrive --code 10015 --dry-run
+  groupcast dead redrive --code 10015
+  groupcast dead purge --kind invalid --older-than 30d --yes")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Which app, if several are configured
+    #[arg(long, global = true, value_name = "NAME")]
+    app: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List them, the oldest first; takes nothing out
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show those of one job whole, as JSON: headers, properties and body; takes nothing out
+    Show {
+        /// The job's id
+        id: String,
+    },
+    /// Send them again, by the jobs queue and so at the app's pace; those of kind `invalid` only if asked for with --kind
+    Redrive {
+        #[command(flatten)]
+        which: Which,
+        /// Only list what would be sent again
+        #[arg(long)]
+        dry_run: bool,
+        /// Send jobs without the deadline that their producer set, or those that expired would expire again
+        #[arg(long)]
+        without_deadline: bool,
+    },
+    /// Remove them for good; without --yes only list what would be removed
+    Purge {
+        #[command(flatten)]
+        which: Which,
+        /// Do remove them
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Several conditions are met together.
+#[derive(clap::Args)]
+struct Which {
+    /// Only of this job
+    #[arg(long, value_name = "JOB")]
+    id: Option<String>,
+    /// Only with this ErrorCode of the API
+    #[arg(long, allow_negative_numbers = true)]
+    code: Option<i64>,
+    /// Only of this kind; `undeliverable` are jobs that the broker has delivered too often
+    #[arg(long, value_parser = ["invalid", "job", "transient", "expired", "undeliverable"])]
+    kind: Option<String>,
+    /// Only for this group
+    #[arg(long, value_name = "GROUP_ID")]
+    group: Option<String>,
+    /// Only those that died at least so long ago, such as 30d
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only those that died at most so long ago, such as 2h
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+impl From<Which> for Filter {
+    fn from(Which { id, code, kind, group, older_than, newer_than }: Which) -> Self {
+        Filter { job_id: id, group_id: group, code, kind, older_than, newer_than }
+    }
+}
+
+pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+    let (app, _) = choose_app(&config, args.app.as_deref())?;
+    let connector = Connector::new(&config.broker)?;
+    let mut letters = DeadLetters::open(&connector, app).await.map_err(|error| {
+        format!("{error}; is the broker running, is broker.url right, and has `groupcast run` declared the queues?")
+    })?;
+    let done = match args.command {
+        Command::List { which, json } => list(&mut letters, &which.into(), json).await,
+        Command::Show { id } => show(&mut letters, &id).await,
+        Command::Redrive { which, dry_run: true, .. } => would_redrive(&mut letters, &which.into()).await,
+        Command::Redrive { which, dry_run: false, without_deadline } => {
+            let deadline = if without_deadline { Deadline::Dropped } else { Deadline::Kept };
+            redrive(&mut letters, &which.into(), deadline).await
+        }
+        Command::Purge { which, yes: true } => purge(&mut letters, &which.into()).await,
+        Command::Purge { which, yes: false } => would_purge(&mut letters, &which.into()).await,
+    };
+    letters.close().await;
+    done
+}
+
+async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Result<Verdict, Failure> {
+    let print = |summary: &Summary| if as_json { serde_json::to_string(summary) } else { Ok(line(summary)) };
+    let (mut listed, total) = (0, letters.left());
+    while let Some(Letter { summary, .. }) = letters.next().await? {
+        if filter.means(&summary) {
+            listed += 1;
+            say(print(&summary)?)?;
+        }
+    }
+    eprintln!("{listed} of {total} dead letters");
+    Ok(Verdict::Good)
+}
+
+async fn would_redrive(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+    let count = print_those(letters, |summary| filter.means_to_redrive(summary)).await?;
+    eprintln!("{count} dead letters would be sent again");
+    Ok(Verdict::Good)
+}
+
+async fn would_purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+    let count = print_those(letters, |summary| filter.means(summary)).await?;
+    eprintln!("{count} dead letters would be removed; add --yes to remove them");
+    Ok(Verdict::Good)
+}
+
+async fn print_those(letters: &mut DeadLetters, meant: impl Fn(&Summary) -> bool) -> Result<u32, Failure> {
+    let mut count = 0;
+    while let Some(Letter { summary, .. }) = letters.next().await? {
+        if meant(&summary) {
+            count += 1;
+            say(line(&summary))?;
+        }
+    }
+    Ok(count)
+}
+
+async fn show(letters: &mut DeadLetters, id: &str) -> Result<Verdict, Failure> {
+    let mut found = false;
+    while let Some(letter) = letters.next().await? {
+        if letter.summary.job_id.as_deref() == Some(id) {
+            found = true;
+            say(serde_json::to_string_pretty(&whole(&letter))?)?;
+        }
+    }
+    if !found {
+        return Err(format!("no dead letter of job `{id}`; see `groupcast dead list`").into());
+    }
+    Ok(Verdict::Good)
+}
+
+async fn redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline) -> Result<Verdict, Failure> {
+    let bar = bar(letters.left());
+    let redriven = dead_letters::redrive(letters, filter, deadline, || bar.inc(1)).await;
+    bar.finish_and_clear();
+    let Redriven { sent_again, left } = redriven.map_err(|error| {
+        format!("{error}; letters that were sent again are gone from the queue, the others are in it: try again")
+    })?;
+    eprintln!("{sent_again} dead letters sent again, {left} left");
+    if filter.kind.is_none() && left > 0 {
+        eprintln!("those of kind `{INVALID}` are sent again only with --kind {INVALID}: what is wrong with them stays wrong");
+    }
+    Ok(Verdict::Good)
+}
+
+async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+    let bar = bar(letters.left());
+    let (mut removed, mut left) = (0, 0);
+    while let Some(letter) = letters.next().await? {
+        bar.inc(1);
+        if filter.means(&letter.summary) {
+            letters.remove(letter).await?;
+            removed += 1;
+        } else {
+            left += 1;
+        }
+    }
+    bar.finish_and_clear();
+    eprintln!("{removed} dead letters removed, {left} left");
+    Ok(Verdict::Good)
+}
+
+fn bar(length: u32) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} dead letters, {per_sec}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(u64::from(length)).with_style(style)
+}
+
+/// A letter in one line, with a dash for what is not known.
+fn line(letter: &Summary) -> String {
+    let Summary { job_id, group_id, recipients, status, kind, code, info, died_at, attempt, .. } = letter;
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let recipients = match (recipients, group_id) {
+        (Some(count), _) => format!("{count} recipients"),
+        (None, Some(_)) => "all members".to_owned(),
+        (None, None) => "-".to_owned(),
+    };
+    format!(
+        "{}  {}  {}  {kind}  {}  {}  {recipients}  attempt {}  {}",
+        died_at.map_or_else(|| "-".to_owned(), |at| format!("{at:.0}")),
+        text(job_id),
+        text(status),
+        code.map_or_else(|| "-".to_owned(), |code| code.to_string()),
+        text(group_id),
+        attempt.unwrap_or(1),
+        text(info),
+    )
+}
+
+fn whole(letter: &Letter) -> Value {
+    let properties = letter.properties();
+    let headers = properties.headers().as_ref().map_or_else(Map::new, json_of_table);
+    let body = match std::str::from_utf8(letter.body()) {
+        Ok(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        Err(_) => json!({ "not_utf8": String::from_utf8_lossy(letter.body()) }),
+    };
+    json!({
+        "letter": letter.summary,
+        "message_id": properties.message_id().as_ref().map(|id| id.as_str()),
+        "correlation_id": properties.correlation_id().as_ref().map(|id| id.as_str()),
+        "reply_to": properties.reply_to().as_ref().map(|queue| queue.as_str()),
+        "priority": properties.priority(),
+        "headers": headers,
+        "body": body,
+    })
+}
+
+fn json_of_table(table: &FieldTable) -> Map<String, Value> {
+    table.inner().iter().map(|(name, value)| (name.as_str().to_owned(), json_of(value))).collect()
+}
+
+fn json_of(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::LongString(text) => json!(text.to_string()),
+        AMQPValue::ShortString(text) => json!(text.as_str()),
+        AMQPValue::LongLongInt(number) => json!(number),
+        AMQPValue::LongInt(number) => json!(number),
+        AMQPValue::LongUInt(number) => json!(number),
+        AMQPValue::Boolean(flag) => json!(flag),
+        AMQPValue::Timestamp(seconds) => json!(seconds),
+        AMQPValue::FieldTable(table) => Value::Object(json_of_table(table)),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(json_of).collect(),
+        other => json!(format!("{other:?}")),
+    }
+}

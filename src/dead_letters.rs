@@ -1,0 +1,277 @@
+//! Dead letters looked through, one after the other: shown, sent back to the jobs queue, or removed.
+//!
+//! A letter that is taken stays the broker's until it is removed here, and all that are not go back when the connection ends,
+//! however it ends. A letter is removed only after its copy is confirmed; what dies in between leaves both, and the second
+//! copy of a job with a `message_id` is answered from its record.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection,
+    message::BasicGetMessage,
+    options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+
+use crate::{
+    broker::{
+        BrokerLost, bounded,
+        connection::{self, Connector},
+        queues,
+    },
+    clock,
+    job::{ATTEMPT_HEADER, DEADLINE_HEADER},
+    settle::kept::{kept_headers, kept_properties},
+};
+
+/// The kind of letters that the broker made, of jobs that it has delivered too often.
+pub const UNDELIVERABLE: &str = "undeliverable";
+/// The kind that fails in the same way as often as it is sent.
+pub const INVALID: &str = "invalid";
+
+/// The dead letters of an app as they were when this was opened.
+pub struct DeadLetters {
+    app: String,
+    connection: Connection,
+    letters: Channel,
+    copies: Channel,
+    left: u32,
+}
+
+/// A letter that has been taken and not removed.
+pub struct Letter {
+    message: BasicGetMessage,
+    pub summary: Summary,
+}
+
+/// What a letter says of itself. What it does not say is `null`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    pub job_id: Option<String>,
+    pub group_id: Option<String>,
+    /// How many are still to be notified; `null` for all members.
+    pub recipients: Option<usize>,
+    pub status: Option<String>,
+    pub kind: String,
+    pub code: Option<i64>,
+    pub info: Option<String>,
+    pub died_at: Option<Timestamp>,
+    pub attempt: Option<i64>,
+    pub bytes: usize,
+}
+
+/// Which letters are meant; without any condition all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub job_id: Option<String>,
+    pub group_id: Option<String>,
+    pub code: Option<i64>,
+    pub kind: Option<String>,
+    /// Died at least so long ago.
+    pub older_than: Option<Duration>,
+    /// Died at most so long ago.
+    pub newer_than: Option<Duration>,
+}
+
+/// What of a letter is left behind when it is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deadline {
+    Kept,
+    Dropped,
+}
+
+/// How many letters were sent again, and how many were not meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Redriven {
+    pub sent_again: u32,
+    pub left: u32,
+}
+
+impl DeadLetters {
+    pub async fn open(connector: &Connector, app: &str) -> Result<Self, BrokerLost> {
+        let connection = connector.connect("dead letters").await?;
+        let letters = bounded("open a channel", connection.create_channel()).await?;
+        let copies = bounded("open a channel", connection.create_channel()).await?;
+        bounded("ask for confirms", copies.confirm_select(ConfirmSelectOptions::default())).await?;
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        let looked =
+            bounded("look at the dead letters", copies.queue_declare(queues::dead(app).into(), passive, Default::default()));
+        let left = looked.await?.message_count();
+        Ok(Self { app: app.to_owned(), connection, letters, copies, left })
+    }
+
+    /// How many are not taken yet.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// Takes the next one. What comes while letters are looked through is not among them.
+    pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
+        let taking = self.letters.basic_get(queues::dead(&self.app).into(), BasicGetOptions::default());
+        let taken = bounded("take a dead letter", taking).await?;
+        Ok(taken.map(|message| Letter { summary: Summary::of(&message.delivery.data, &message.delivery.properties), message }))
+    }
+
+    /// Sends a job again, by its queue and so at the app's pace, and removes its letter.
+    pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerLost> {
+        let properties = redriven(&letter.message.delivery.properties, deadline);
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let jobs = queues::jobs(&self.app);
+        let body = &letter.message.delivery.data;
+        #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
+        let publishing = self.copies.basic_publish("".into(), jobs.as_str().into(), options, body, properties);
+        match bounded("send a dead letter again", async { publishing.await?.await }).await? {
+            Confirmation::Ack(None) => self.remove(letter).await,
+            Confirmation::Ack(Some(_)) => Err(BrokerLost::new("send a dead letter again", format!("there is no queue {jobs}"))),
+            Confirmation::Nack(_) | Confirmation::NotRequested => {
+                Err(BrokerLost::new("send a dead letter again", format!("{jobs} takes no more; it may be full")))
+            }
+        }
+    }
+
+    pub async fn remove(&self, letter: Letter) -> Result<(), BrokerLost> {
+        bounded("remove a dead letter", letter.message.delivery.acker.ack(BasicAckOptions::default())).await.map(|_| ())
+    }
+
+    /// Gives back what was not removed.
+    pub async fn close(self) {
+        connection::close(&self.connection).await;
+    }
+}
+
+/// Sends all letters again that are meant. Those that are not valid jobs have to be asked for. Tells `each` of every letter.
+pub async fn redrive(
+    letters: &mut DeadLetters,
+    filter: &Filter,
+    deadline: Deadline,
+    mut each: impl FnMut(),
+) -> Result<Redriven, BrokerLost> {
+    let mut redriven = Redriven::default();
+    while let Some(letter) = letters.next().await? {
+        each();
+        if filter.means_to_redrive(&letter.summary) {
+            letters.redrive(letter, deadline).await?;
+            redriven.sent_again += 1;
+        } else {
+            redriven.left += 1;
+        }
+    }
+    Ok(redriven)
+}
+
+impl Letter {
+    pub fn body(&self) -> &[u8] {
+        &self.message.delivery.data
+    }
+
+    pub fn properties(&self) -> &BasicProperties {
+        &self.message.delivery.properties
+    }
+}
+
+impl Summary {
+    fn of(body: &[u8], properties: &BasicProperties) -> Self {
+        /// As much of a job as there is.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Body {
+            group_id: Option<String>,
+            #[serde(rename = "ToMembers_Account")]
+            to_members_account: Option<Vec<IgnoredAny>>,
+        }
+        let body_bytes = body.len();
+        let body: Option<Body> = serde_json::from_slice(body).ok();
+        let header = |name: &str| properties.headers().as_ref()?.inner().get(name);
+        let text = |name: &str| header(name).and_then(as_text);
+        let named = properties.message_id().as_ref().map(|id| id.as_str().to_owned());
+        Self {
+            job_id: text("groupcast-job-id").or(named),
+            recipients: body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len),
+            group_id: body.and_then(|body| body.group_id),
+            status: text("groupcast-status"),
+            kind: text("groupcast-error-kind").unwrap_or_else(|| UNDELIVERABLE.to_owned()),
+            code: header("groupcast-error-code").and_then(as_number),
+            info: text("groupcast-error-info"),
+            died_at: text("groupcast-died-at").and_then(|at| at.parse().ok()).or_else(|| died_at_the_brokers(properties)),
+            attempt: header(ATTEMPT_HEADER).and_then(as_number),
+            bytes: body_bytes,
+        }
+    }
+}
+
+impl Filter {
+    pub fn means(&self, letter: &Summary) -> bool {
+        let age = letter.died_at.map(|at| clock::now().duration_since(at).try_into().unwrap_or(Duration::ZERO));
+        let same = |wanted: &Option<String>, found: Option<&String>| wanted.is_none() || wanted.as_ref() == found;
+        same(&self.job_id, letter.job_id.as_ref())
+            && same(&self.group_id, letter.group_id.as_ref())
+            && same(&self.kind, Some(&letter.kind))
+            && (self.code.is_none() || self.code == letter.code)
+            && self.older_than.is_none_or(|least| age.is_some_and(|age| age >= least))
+            && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
+    }
+
+    /// The same, without jobs that would only be rejected again, unless they are asked for.
+    pub fn means_to_redrive(&self, letter: &Summary) -> bool {
+        self.means(letter) && (letter.kind != INVALID || self.kind.as_deref() == Some(INVALID))
+    }
+}
+
+/// What goes along when a job is sent again: what its producer set, and how often it has died.
+fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties {
+    let mut headers = kept_headers(properties);
+    let died = properties.headers().as_ref().and_then(|headers| headers.inner().get(ATTEMPT_HEADER));
+    if let Some(attempt) = died {
+        headers.insert(ATTEMPT_HEADER.into(), attempt.clone());
+    }
+    if deadline == Deadline::Dropped {
+        headers = without(headers, DEADLINE_HEADER);
+    }
+    kept_properties(properties).with_headers(headers).with_delivery_mode(2)
+}
+
+fn without(headers: FieldTable, unwanted: &str) -> FieldTable {
+    let mut kept = FieldTable::default();
+    for (name, value) in headers.inner() {
+        if name.as_str() != unwanted {
+            kept.insert(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// The broker's own note on a letter that it made.
+fn died_at_the_brokers(properties: &BasicProperties) -> Option<Timestamp> {
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+    match last.inner().get("time")? {
+        AMQPValue::Timestamp(seconds) => Timestamp::from_second(i64::try_from(*seconds).ok()?).ok(),
+        _ => None,
+    }
+}
+
+fn as_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+/// Clients write a number as wide as they like when they move a letter by hand.
+fn as_number(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(number) => Some((*number).into()),
+        AMQPValue::ShortShortUInt(number) => Some((*number).into()),
+        AMQPValue::ShortInt(number) => Some((*number).into()),
+        AMQPValue::ShortUInt(number) => Some((*number).into()),
+        AMQPValue::LongInt(number) => Some((*number).into()),
+        AMQPValue::LongUInt(number) => Some((*number).into()),
+        AMQPValue::LongLongInt(number) => Some(*number),
+        _ => None,
+    }
+}
