@@ -105,6 +105,29 @@ async fn no_producer_can_make_the_daemon_write_into_its_own_queues() {
     assert_eq!(scene.sandbox.stats().calls, 0);
 }
 
+#[tokio::test]
+async fn results_go_only_where_the_configuration_allows() {
+    let mut scene = Scene::with("replies.allow = [\"replies-*\"]").await;
+    assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent, "its queue is named replies-…");
+    let properties = BasicProperties::default().with_reply_to("billing".into()).with_message_id("job-1".into());
+    scene.producer.publish(&scene.app, &body(), properties).await;
+    let unrouted = scene.producer.take(&scene.queue("unrouted")).await;
+    let result: JobResult = serde_json::from_slice(&unrouted.data).unwrap();
+    assert!(
+        result.errors[0].info.contains("`billing`") && result.errors[0].info.contains("replies.allow"),
+        "{:?}",
+        result.errors
+    );
+    let requester = scene.producer.channel().await;
+    requester.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let no_ack = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut replies =
+        requester.basic_consume("amq.rabbitmq.reply-to".into(), "r".into(), no_ack, FieldTable::default()).await.unwrap();
+    let properties = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to".into());
+    publish(&requester, &scene.queue("jobs"), &body(), properties).await.unwrap();
+    assert!(replies.next().await.unwrap().is_ok(), "a direct reply-to leads to nobody else");
+}
+
 /// Both make the broker close the whole connection that they arrive on.
 #[tokio::test]
 async fn a_message_that_upsets_the_broker_is_settled_and_holds_up_nobody() {

@@ -8,8 +8,10 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use crate::config::Replies;
 use crate::job::{
-    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DeliveryPromise, Envelope, Identity, PARKED_HEADER, Rejection, ReplyTo, TraceContext,
+    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, Identity, PARKED_HEADER, Rejection, ReplyTo,
+    TraceContext,
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -24,6 +26,7 @@ pub fn read(
     properties: &BasicProperties,
     app: &str,
     results_queue: Option<&str>,
+    replies: &Replies,
     received_at: Timestamp,
 ) -> (Envelope, Result<(), Rejection>) {
     let mut envelope = Envelope {
@@ -43,7 +46,7 @@ pub fn read(
     };
     let problems = [
         envelope.read_job_id(properties.message_id()),
-        envelope.read_reply_to(properties.reply_to(), app),
+        envelope.read_reply_to(properties.reply_to(), app, replies),
         envelope.read_priority(*properties.priority()),
         check_encoding(properties.content_encoding()),
         envelope.read_headers(properties),
@@ -82,17 +85,20 @@ impl Envelope {
         Ok(())
     }
 
-    fn read_reply_to(&mut self, reply_to: &Option<ShortString>, app: &str) -> Result<(), Rejection> {
+    fn read_reply_to(&mut self, reply_to: &Option<ShortString>, app: &str, replies: &Replies) -> Result<(), Rejection> {
         let Some(queue) = reply_to.as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty()) else {
             return Ok(());
         };
         self.reply_to = match queue {
             _ if queue.starts_with(DIRECT_REPLY_TO) => direct_address(queue),
-            _ if queue.starts_with("groupcast.") && queue != format!("groupcast.{app}.results") => ReplyTo::Refused,
-            _ => ReplyTo::Named(queue.to_owned()),
+            _ if replies.allow(queue, app) => ReplyTo::Named(queue.to_owned()),
+            _ => ReplyTo::Refused,
         };
         match self.reply_to {
-            ReplyTo::Refused => Err(rejection("reply_to", format!("results may not go to `{queue}`; name a queue of your own"))),
+            ReplyTo::Refused => Err(rejection(
+                "reply_to",
+                format!("results may not go to `{queue}`; name a queue of your own that replies.allow matches"),
+            )),
             _ => Ok(()),
         }
     }
@@ -122,7 +128,7 @@ impl Envelope {
 
     fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
         match name {
-            "groupcast-deadline" => self.deadline = Some(moment(value)?),
+            DEADLINE_HEADER => self.deadline = Some(moment(value)?),
             "groupcast-not-before" => self.not_before = Some(moment(value)?),
             "groupcast-delivery" => self.delivery = delivery_promise(value)?,
             ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,

@@ -3,7 +3,7 @@ use super::*;
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
 fn read_with(properties: BasicProperties) -> (Envelope, Result<(), Rejection>) {
-    read(&properties, "app", None, NOW)
+    read(&properties, "app", None, &Replies::anywhere(), NOW)
 }
 
 fn with_header(name: &str, value: AMQPValue) -> BasicProperties {

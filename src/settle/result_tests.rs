@@ -16,7 +16,7 @@ fn job(recipients: usize) -> Job {
 
 fn result(job: &Job, batches: Vec<BatchOutcome>) -> JobResult {
     let now = Timestamp::constant(1_800_000_000, 5_000_000);
-    let (envelope, _) = envelope::read(&Default::default(), "app", None, now);
+    let (envelope, _) = envelope::read(&Default::default(), "app", None, &crate::config::Replies::anywhere(), now);
     JobResult::finished("app", &envelope, job, &Report { batches, calls: 7 }, now)
 }
 
