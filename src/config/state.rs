@@ -15,6 +15,10 @@ pub struct State {
     pub url: StateUrl,
     /// Where `url` was read from, if not from the configuration itself.
     pub url_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+    /// The client's certificate; given together with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
     /// How long a finished job is remembered, so that a second copy of it is answered without calls.
     pub retention: Duration,
 }
@@ -24,6 +28,9 @@ pub struct State {
 pub(super) struct StateSection {
     url: Option<Given<StateUrl>>,
     url_file: Option<Given<PathBuf>>,
+    ca_file: Option<Given<PathBuf>>,
+    cert_file: Option<Given<PathBuf>>,
+    key_file: Option<Given<PathBuf>>,
     retention: Option<Given<Duration>>,
 }
 
@@ -31,6 +38,31 @@ impl StateSection {
     pub(super) fn check(self) -> Result<State, Problem> {
         let url_file = self.url_file.map(|file| file.0);
         let url = given_or_from_file("url", self.url, url_file.as_deref())?;
-        Ok(State { url: url.unwrap_or_default(), url_file, retention: Given::or(self.retention, Duration::from_hours(7 * 24)) })
+        let state = State {
+            url: url.unwrap_or_default(),
+            url_file,
+            ca_file: self.ca_file.map(|file| file.0),
+            cert_file: self.cert_file.map(|file| file.0),
+            key_file: self.key_file.map(|file| file.0),
+            retention: Given::or(self.retention, Duration::from_hours(7 * 24)),
+        };
+        check_certificates(&state)?;
+        Ok(state)
+    }
+}
+
+fn check_certificates(state: &State) -> Result<(), Problem> {
+    let (ca, cert, key) = (&state.ca_file, &state.cert_file, &state.key_file);
+    match (cert, key) {
+        (Some(_), None) => return Err(Problem::wrong("cert_file", "needs the private key of the certificate: add key_file")),
+        (None, Some(_)) => return Err(Problem::wrong("key_file", "needs the certificate of the key: add cert_file")),
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    // Whoever gives a certificate believes that the connection is encrypted.
+    match [("ca_file", ca), ("cert_file", cert)].into_iter().find(|(_, file)| file.is_some()) {
+        Some((key, _)) if !state.url.is_encrypted() => {
+            Err(Problem::wrong(key, "has no effect, for state.url does not begin with rediss://; write rediss://"))
+        }
+        Some(_) | None => Ok(()),
     }
 }

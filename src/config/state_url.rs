@@ -34,6 +34,10 @@ impl StateUrl {
         self.text.expose_secret()
     }
 
+    pub fn is_encrypted(&self) -> bool {
+        self.expose().starts_with("rediss:")
+    }
+
     pub fn store(&self) -> &StateStore {
         &self.store
     }

@@ -37,7 +37,7 @@ impl Place {
     fn store(&self, retention: Retention) -> Arc<dyn Store> {
         match self {
             Place::File(folder) => Arc::new(SqliteStore::new(folder.path().join("state.db"), retention)),
-            Place::Server(server) => Arc::new(RedisStore::new(server.url(), retention).expect("a URL")),
+            Place::Server(server) => Arc::new(RedisStore::new(server.url(), Default::default(), retention).expect("a URL")),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::support::{eventually, redis::Redis};
 const BOUND: Duration = Duration::from_secs(9);
 
 fn store(url: &str) -> RedisStore {
-    RedisStore::new(url, LONG).expect("a URL")
+    RedisStore::new(url, Default::default(), LONG).expect("a URL")
 }
 
 async fn refusal(store: &RedisStore) -> String {
@@ -126,6 +126,6 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
 
 #[tokio::test]
 async fn what_is_no_url_is_refused_without_being_told() {
-    let refused = RedisStore::new("redis://:canary@host:port/0", LONG).err().expect("a refusal").to_string();
+    let refused = RedisStore::new("redis://:canary@host:port/0", Default::default(), LONG).err().expect("a refusal").to_string();
     assert!(!refused.contains("canary"), "{refused}");
 }

@@ -11,20 +11,20 @@ pub mod redis;
 pub mod sqlite;
 pub mod store;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
 use self::{
     claims::{Claim, Claims},
     health::Health,
-    redis::RedisStore,
+    redis::{Certificates, RedisStore},
     sqlite::SqliteStore,
     store::{Answer, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
 };
 use super::result::JobResult;
 use crate::{
-    config::{Config, StateStore},
+    config::{Config, State, StateStore},
     delay,
     job::{Envelope, Job},
     outcome::BatchProgress,
@@ -40,7 +40,7 @@ pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     let retention = retention_of(config);
     Ok(match config.state.url.store() {
         StateStore::Sqlite(path) => Arc::new(SqliteStore::new(path.clone(), retention)),
-        StateStore::Redis => Arc::new(RedisStore::new(config.state.url.expose(), retention)?),
+        StateStore::Redis => Arc::new(RedisStore::new(config.state.url.expose(), certificates_of(&config.state)?, retention)?),
     })
 }
 
@@ -50,6 +50,16 @@ pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
         StateStore::Sqlite(path) => Ok(Arc::new(SqliteStore::existing(path.clone()))),
         StateStore::Redis => store_of(config),
     }
+}
+
+fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
+    let read = |path: &Option<PathBuf>| match path {
+        Some(path) => std::fs::read(path)
+            .map(Some)
+            .map_err(|error| StoreLost::new("read the certificates of state", format!("{}: {error}", path.display()))),
+        None => Ok(None),
+    };
+    Ok(Certificates { ca: read(&state.ca_file)?, client: read(&state.cert_file)?.zip(read(&state.key_file)?) })
 }
 
 /// A record must outlive the longest wait of its job.

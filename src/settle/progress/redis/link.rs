@@ -13,8 +13,8 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use redis::{
-    AsyncConnectionConfig, Client, FromRedisValue, IntoConnectionInfo, Pipeline, RedisResult, aio::MultiplexedConnection,
-    io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ClientTlsConfig, FromRedisValue, IntoConnectionInfo, Pipeline, RedisResult, TlsCertificates,
+    aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
 
@@ -30,6 +30,15 @@ const PIPELINE_BUFFER: usize = 512;
 
 type Connecting = Shared<BoxFuture<'static, RedisResult<MultiplexedConnection>>>;
 
+/// What TLS needs beside the authorities that this machine trusts, as PEM.
+#[derive(Default)]
+pub struct Certificates {
+    /// Trusted instead of those.
+    pub ca: Option<Vec<u8>>,
+    /// Our own certificate and its key.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
 pub struct Link {
     client: Client,
     /// Host and port: the URL has the password.
@@ -38,13 +47,19 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(url: &str) -> Result<Self, StoreLost> {
+    pub fn new(url: &str, Certificates { ca, client }: Certificates) -> Result<Self, StoreLost> {
         // The library's error may quote the URL.
         let open = || {
             let settings = TcpSettings::default().set_nodelay(true);
-            Client::open(url.into_connection_info()?.set_tcp_settings(settings))
+            let info = url.into_connection_info()?.set_tcp_settings(settings);
+            if ca.is_none() && client.is_none() {
+                return Client::open(info);
+            }
+            let client_tls = client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+            Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: ca })
         };
-        let client = open().map_err(|_| StoreLost::new("read state.url", "is no URL of a Redis"))?;
+        let client =
+            open().map_err(|_| StoreLost::new("read state.url", "is no URL of a Redis, or its certificates are not PEM"))?;
         let address = client.get_connection_info().addr().to_string();
         Ok(Self { client, address, current: Mutex::default() })
     }

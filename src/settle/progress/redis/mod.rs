@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, Pipeline};
 
+pub use self::link::Certificates;
 use self::{
     birth::Birth,
     link::Link,
@@ -29,10 +30,10 @@ pub struct RedisStore {
 
 impl RedisStore {
     /// Connects with the first operation. Fails if the URL is none.
-    pub fn new(url: &str, retention: Retention) -> Result<Self, StoreLost> {
+    pub fn new(url: &str, certificates: Certificates, retention: Retention) -> Result<Self, StoreLost> {
         // A late write to a record that has ended must not shorten its life.
         let under_way = retention.under_way.max(retention.ended);
-        Ok(Self { link: Link::new(url)?, birth: Birth::default(), retention: Retention { under_way, ..retention } })
+        Ok(Self { link: Link::new(url, certificates)?, birth: Birth::default(), retention: Retention { under_way, ..retention } })
     }
 
     /// A transaction that makes the record if it is missing, and keeps it.

@@ -1,0 +1,109 @@
+//! The daemon reaches its broker and its store over TLS with certificates on both sides, and with no more rights than it needs.
+
+use std::net::TcpListener;
+
+use groupcast::settle::result::Status;
+
+use crate::support::{
+    broker::Broker,
+    certificates::Certificates,
+    daemon::Daemon,
+    producer::Producer,
+    redis::Redis,
+    scene::{Scene, configuration, job, sandbox, unique_app},
+};
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
+}
+
+/// Sends a job through a daemon with this configuration.
+async fn works(app: &str, configuration: &str, plain: &Broker) {
+    let daemon = Daemon::start(configuration).await;
+    let mut producer = Producer::connect(plain.url()).await;
+    for _ in 0..2 {
+        let properties = producer.properties().with_message_id("twice".into());
+        producer.publish(app, &serde_json::to_vec(&job("g", 3)).unwrap(), properties).await;
+        assert_eq!(producer.result().await.status, Status::Sent);
+    }
+    drop(daemon);
+}
+
+async fn refused(configuration: &str) -> String {
+    let daemon = Daemon::spawn(configuration);
+    daemon.until_logged("cannot consume yet").await;
+    daemon.log()
+}
+
+#[tokio::test]
+async fn the_broker_is_reached_over_tls_with_a_certificate_on_both_sides() {
+    let (certificates, port) = (Certificates::make(), free_port());
+    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.file(name).display().to_string());
+    let broker = Broker::start(&format!(
+        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
+         ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true"
+    ))
+    .await;
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    let url = format!("amqps://guest:guest@localhost:{port}/%2f");
+    let with =
+        |keys: &str| configuration(&url, &app, &sandbox.endpoint(), "").replace("[broker]\n", &format!("[broker]\n{keys}\n"));
+    works(&app, &with(&certificates.keys()), &broker).await;
+
+    let only_ca = format!("ca_file = \"{ca}\"");
+    refused(&with(&only_ca)).await;
+    let unknown = refused(&with(&Certificates::make().keys())).await;
+    assert!(unknown.to_lowercase().contains("certificate"), "{unknown}");
+}
+
+#[tokio::test]
+async fn redis_is_reached_over_tls_with_a_certificate_on_both_sides() {
+    let (certificates, port) = (Certificates::make(), free_port());
+    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.file(name).display().to_string());
+    let _redis = Redis::start(&format!(
+        "tls-port {port}\ntls-ca-cert-file {ca}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-auth-clients yes"
+    ))
+    .await;
+    let broker = Broker::shared().await;
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    let with = |keys: &str| {
+        let state = format!("[state]\nurl = \"rediss://localhost:{port}/0\"\n{keys}");
+        configuration(broker.url(), &app, &sandbox.endpoint(), &state)
+    };
+    works(&app, &with(&certificates.keys()), broker).await;
+    let daemon = Daemon::spawn(&with(&format!("ca_file = \"{ca}\"")));
+    daemon.until_logged("the state store does not work").await;
+}
+
+/// The permissions that the README lists.
+#[tokio::test]
+async fn a_user_with_the_least_rights_is_enough() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let listed = |name: &str| {
+        let line = readme.lines().find(|line| line.contains("set_permissions") && line.contains(name)).expect("it is listed");
+        let patterns: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
+        patterns.try_into().unwrap_or_else(|patterns| panic!("three patterns, not {patterns:?}"))
+    };
+    let broker = Broker::start("").await;
+    // The first one declares the queues that the second one is to find.
+    for user in ["groupcast-declares", "groupcast-checks"] {
+        let patterns: [&str; 3] = listed(user);
+        broker.ctl(&["add_user", user, "password"]).await;
+        broker.ctl(&[&["set_permissions", "-p", "/", user][..], &patterns].concat()).await;
+    }
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    for (user, declare) in [("groupcast-declares", true), ("groupcast-checks", false)] {
+        let url = broker.url().replace("guest:guest", &format!("{user}:password"));
+        assert!(url.contains(user), "{url}");
+        let configuration = configuration(&url, &app, &sandbox.endpoint(), "retry.hold = \"1s\"\nretry.park = [\"1s\"]");
+        let configuration = configuration.replace("[broker]\n", &format!("[broker]\ndeclare = {declare}\n"));
+        works(&app, &configuration, &broker).await;
+        // A dead letter and a wait queue too.
+        let daemon = Daemon::start(&configuration).await;
+        let producer = Producer::connect(broker.url()).await;
+        let mut scene = Scene::of(app.clone(), configuration, crate::support::scene::sandbox().await, daemon, producer).await;
+        assert_eq!(scene.send(&job("unknown-group", 1)).await.status, Status::Failed);
+        scene.dead_letter().await;
+        assert!(!scene.daemon.log().contains("ACCESS_REFUSED"), "{}", scene.daemon.log());
+    }
+}
