@@ -1,0 +1,157 @@
+//! Spans of jobs, batches and calls, for whoever follows one message through several services. A job's span continues the trace
+//! that its producer began. Sent by OTLP if `telemetry.otlp_endpoint` says where; otherwise nobody asks for spans, and making
+//! none costs next to nothing.
+//!
+//! They name jobs and groups, codes and counts; never content, recipients or secrets.
+
+use std::time::Duration;
+
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider},
+};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing::{Span, Subscriber, debug_span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
+
+use crate::{
+    config::Telemetry,
+    job::{Envelope, TraceContext},
+    send::classify::Answer,
+    settle::result::JobResult,
+};
+
+/// Of all spans and of nothing else.
+pub const TARGET: &str = "groupcast::spans";
+/// For the last spans when the process ends.
+const LAST_EXPORT: Duration = Duration::from_secs(5);
+
+/// Exports spans in the background.
+#[derive(Default)]
+pub struct Exporter(Option<SdkTracerProvider>);
+
+impl Exporter {
+    pub fn start(telemetry: &Telemetry) -> Result<Self, String> {
+        let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(Self(None)) };
+        let failed = |error| format!("telemetry.otlp_endpoint: {error}");
+        let traces = endpoint.join("/v1/traces").map_err(|error| failed(error.to_string()))?;
+        let exporter = SpanExporter::builder().with_http().with_endpoint(traces.as_str()).build();
+        let exporter = exporter.map_err(|error| failed(error.to_string()))?;
+        let resource = Resource::builder().with_service_name("groupcast").build();
+        Ok(Self(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())))
+    }
+
+    pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>(&self) -> Option<impl Layer<S> + use<S>> {
+        let tracer = self.0.as_ref()?.tracer("groupcast");
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+        Some(layer.with_filter(filter_fn(|span| span.target() == TARGET)))
+    }
+
+    /// Sends what is left.
+    pub async fn end(self) {
+        if let Some(provider) = self.0 {
+            let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_EXPORT)).await;
+        }
+    }
+}
+
+/// From the receipt of a job to its acknowledgement, or until it is parked or given back.
+pub fn of_job(app: &str, envelope: &Envelope) -> Span {
+    let span = debug_span!(
+        target: TARGET,
+        "job",
+        otel.kind = "consumer",
+        messaging.system = "rabbitmq",
+        groupcast.app = app,
+        groupcast.job_id = envelope.job_id,
+        groupcast.group_id = Empty,
+        groupcast.batches = Empty,
+        groupcast.calls = Empty,
+        groupcast.status = Empty,
+        otel.status_code = Empty,
+    );
+    if !span.is_disabled()
+        && let Some(parent) = parent_of(&envelope.trace)
+    {
+        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    }
+    span
+}
+
+/// From the first call for a batch to its outcome.
+pub fn of_batch(job: &Span, batch: u32, recipients: Option<u32>) -> Span {
+    debug_span!(target: TARGET, parent: job, "batch", groupcast.batch = batch, groupcast.recipients = recipients)
+}
+
+/// One attempt.
+pub fn of_call(batch: &Span, attempt: u32) -> Span {
+    debug_span!(
+        target: TARGET,
+        parent: batch,
+        "call",
+        otel.kind = "client",
+        groupcast.attempt = attempt,
+        groupcast.code = Empty,
+        http.response.status_code = Empty,
+        otel.status_code = Empty,
+    )
+}
+
+pub fn note_result(span: &Span, result: &JobResult) {
+    if span.is_disabled() {
+        return;
+    }
+    span.record("groupcast.group_id", result.group_id.as_deref());
+    span.record("groupcast.batches", result.batches.map(|batches| batches.total));
+    span.record("groupcast.calls", result.calls);
+    span.record("groupcast.status", result.status.as_str());
+    span.record("otel.status_code", if result.errors.is_empty() { "OK" } else { "ERROR" });
+}
+
+pub fn note_answer(span: &Span, answer: &Answer) {
+    let status = |sent| if sent { "OK" } else { "ERROR" };
+    match answer {
+        Answer::Api { http_status, code, .. } => {
+            span.record("groupcast.code", code).record("http.response.status_code", http_status);
+            span.record("otel.status_code", status(*code == 0));
+        }
+        Answer::Foreign { http_status, .. } => {
+            span.record("http.response.status_code", http_status).record("otel.status_code", status(false));
+        }
+        Answer::NotSent { .. } | Answer::NoAnswer { .. } => {
+            span.record("otel.status_code", status(false));
+        }
+        Answer::Withdrawn => {}
+    }
+}
+
+/// What W3C trace context says of the producer's span.
+fn parent_of(trace: &TraceContext) -> Option<SpanContext> {
+    let mut parts = trace.traceparent.as_deref()?.split('-').skip(1);
+    let trace_id = TraceId::from_hex(parts.next()?).ok()?;
+    let span_id = SpanId::from_hex(parts.next()?).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(parts.next()?, 16).ok()?);
+    let state = trace.tracestate.as_deref().and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
+    Some(SpanContext::new(trace_id, span_id, flags, true, state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_producers_span_is_read_from_its_header() {
+        let trace = TraceContext {
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            tracestate: Some("vendor=1".into()),
+        };
+        let parent = parent_of(&trace).unwrap();
+        assert_eq!(parent.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(parent.span_id().to_string(), "00f067aa0ba902b7");
+        assert!(parent.is_sampled() && parent.is_remote());
+        assert_eq!(parent.trace_state().get("vendor"), Some("1"));
+        assert!(parent_of(&TraceContext::default()).is_none());
+    }
+}
