@@ -4,13 +4,18 @@
 //! [`pipeline`](crate::pipeline).
 
 pub mod dead_letter;
-mod kept;
+pub mod kept;
 pub mod parking;
 pub mod progress;
 pub mod reply;
 pub mod result;
 
-use self::progress::{Entry, store::StoreLost};
+use std::time::Duration;
+
+use self::{
+    progress::{Entry, store::StoreLost},
+    result::{RecipientCounts, Status},
+};
 use crate::broker::{Outgoing, Routing, Target, publisher::Publisher, queues};
 
 /// What the work on a delivery leaves to be done.
@@ -20,11 +25,33 @@ pub enum Owed {
         reply: Option<Box<Outgoing>>,
         /// The record to be completed, with the result as JSON.
         record: Option<(Entry, String)>,
+        tally: Tally,
     },
     Parked(Box<Outgoing>),
 }
 
+/// What there is to count once it is done.
+#[derive(Debug, Clone, Copy)]
+pub enum Tally {
+    /// A job has ended. `took` is the time since it was first received, waits included.
+    Ended {
+        status: Status,
+        recipients: Option<RecipientCounts>,
+        took: Duration,
+    },
+    /// A copy was answered from the record.
+    Repeated,
+    Parked,
+}
+
 impl Owed {
+    pub fn tally(&self) -> Tally {
+        match self {
+            Self::Answer { tally, .. } => *tally,
+            Self::Parked(_) => Tally::Parked,
+        }
+    }
+
     /// Whether the job will be answered from its record if it comes again.
     pub fn is_recorded(&self) -> bool {
         matches!(self, Self::Answer { record: Some(_), .. })
@@ -34,7 +61,7 @@ impl Owed {
 /// Does what is owed. Waits as long as the broker is away.
 pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) -> Result<(), StoreLost> {
     let (dead_letter, reply, record) = match owed {
-        Owed::Answer { dead_letter, reply, record } => (dead_letter, reply, record),
+        Owed::Answer { dead_letter, reply, record, .. } => (dead_letter, reply, record),
         Owed::Parked(job) => {
             publisher.publish_to_own(*job).await;
             return Ok(());

@@ -1,6 +1,13 @@
-//! Logging. The filter is for our own events; what the libraries tell is capped at `info`, because at `trace` they tell
+//! What the daemon tells of itself: its log, here, its [`metrics`], which each app's [`meter`] feeds, and its [`spans`].
+//!
+//! The log's filter is for our own events; what the libraries tell is capped at `info`, because at `trace` they tell
 //! frames and headers, and with them passwords and UserSigs. lapin is silent: it tells whole messages at `warn`, and
 //! whatever it fails at is an error that we report.
+
+pub mod failures;
+pub mod meter;
+pub mod metrics;
+pub mod spans;
 
 use std::io::IsTerminal;
 
@@ -21,10 +28,13 @@ impl Filter {
 }
 
 /// Starts logging to standard error. Once a process.
-pub fn start(log: &Log) -> Result<Filter, String> {
+pub fn start(log: &Log, spans: &spans::Exporter) -> Result<Filter, String> {
     let (filter, handle) = reload::Layer::new(parse(&log.filter)?);
     let ours_or_important = filter_fn(|event| {
         let target = event.target();
+        if target == spans::TARGET {
+            return false;
+        }
         let ours = target == "groupcast" || target.starts_with("groupcast::");
         ours || (*event.level() <= Level::INFO && !target.starts_with("lapin"))
     });
@@ -35,6 +45,7 @@ pub fn start(log: &Log) -> Result<Filter, String> {
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter).with_filter(ours_or_important))
+        .with(spans.layer())
         .try_init()
         .map_err(|error| error.to_string())?;
     Ok(Filter(handle))

@@ -1,0 +1,221 @@
+//! Every metric: its name, labels, unit and meaning, which are written here and nowhere else in the code. What sets them is
+//! in [`meter`](super::meter), and for the whole process here.
+//!
+//! Without [`Exposition::start`] nothing is recorded, and the handles cost next to nothing.
+
+use std::{convert::Infallible, time::Duration};
+
+use metrics::{Counter, Gauge, Histogram, Label};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Durations are kept one by one until somebody sorts them into their buckets, a scrape or this.
+const SORTED_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub unit: &'static str,
+    pub meaning: &'static str,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// With the upper bounds of its buckets.
+    Histogram(&'static [f64]),
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+}
+
+/// From 5 ms to the longest `request_timeout`.
+const CALL_SECONDS_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
+/// From 50 ms to a day, because jobs may wait in a wait queue.
+const JOB_SECONDS_BUCKETS: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
+
+pub static JOBS: Metric = Metric {
+    name: "groupcast_jobs_total",
+    kind: Kind::Counter,
+    labels: &["app", "status"],
+    unit: "jobs",
+    meaning: "jobs that ended, by the status of their result; copies that were answered from the record are not counted",
+};
+pub static JOB_SECONDS: Metric = Metric {
+    name: "groupcast_job_seconds",
+    kind: Kind::Histogram(JOB_SECONDS_BUCKETS),
+    labels: &["app"],
+    unit: "seconds",
+    meaning: "from the first receipt of a job to its end, waits included",
+};
+pub static RECIPIENTS: Metric = Metric {
+    name: "groupcast_recipients_total",
+    kind: Kind::Counter,
+    labels: &["app", "outcome"],
+    unit: "recipients",
+    meaning: "recipients of jobs that ended; an audience of all is not counted",
+};
+pub static JOBS_PARKED: Metric = Metric {
+    name: "groupcast_jobs_parked_total",
+    kind: Kind::Counter,
+    labels: &["app"],
+    unit: "jobs",
+    meaning: "times that a job was put into a wait queue",
+};
+pub static JOBS_HELD: Metric = Metric {
+    name: "groupcast_jobs_held",
+    kind: Kind::Gauge,
+    labels: &["app"],
+    unit: "jobs",
+    meaning: "jobs delivered and not yet acknowledged",
+};
+pub static CALLS: Metric = Metric {
+    name: "groupcast_calls_total",
+    kind: Kind::Counter,
+    labels: &["app", "outcome", "code"],
+    unit: "calls",
+    meaning: "calls of the API; unknown are those that failed and may have notified all the same",
+};
+pub static CALL_SECONDS: Metric = Metric {
+    name: "groupcast_call_seconds",
+    kind: Kind::Histogram(CALL_SECONDS_BUCKETS),
+    labels: &["app"],
+    unit: "seconds",
+    meaning: "from the start of a call to its answer or failure, connecting included",
+};
+pub static CALLS_IN_FLIGHT: Metric = Metric {
+    name: "groupcast_calls_in_flight",
+    kind: Kind::Gauge,
+    labels: &["app"],
+    unit: "calls",
+    meaning: "calls started and not yet answered, connecting included",
+};
+pub static CALLS_PER_SECOND_LIMIT: Metric = Metric {
+    name: "groupcast_calls_per_second_limit",
+    kind: Kind::Gauge,
+    labels: &["app"],
+    unit: "calls per second",
+    meaning: "the present pace; below calls_per_second while the API says that calls come too fast",
+};
+pub static CALLS_MAX_1S: Metric = Metric {
+    name: "groupcast_calls_max_1s",
+    kind: Kind::Gauge,
+    labels: &["app"],
+    unit: "calls",
+    meaning: "the most calls that left in any one second since the start",
+};
+pub static APP_PAUSED: Metric = Metric {
+    name: "groupcast_app_paused",
+    kind: Kind::Gauge,
+    labels: &["app", "reason"],
+    unit: "0 or 1",
+    meaning: "1 while the app is paused for this reason; the reason none is always there, and 0",
+};
+pub static BROKER_CONNECTED: Metric = Metric {
+    name: "groupcast_broker_connected",
+    kind: Kind::Gauge,
+    labels: &[],
+    unit: "0 or 1",
+    meaning: "1 while results can be published",
+};
+pub static BUILD_INFO: Metric = Metric {
+    name: "groupcast_build_info",
+    kind: Kind::Gauge,
+    labels: &["version"],
+    unit: "1",
+    meaning: "always 1; tells the version",
+};
+
+pub static ALL: [&Metric; 13] = [
+    &JOBS,
+    &JOB_SECONDS,
+    &RECIPIENTS,
+    &JOBS_PARKED,
+    &JOBS_HELD,
+    &CALLS,
+    &CALL_SECONDS,
+    &CALLS_IN_FLIGHT,
+    &CALLS_PER_SECOND_LIMIT,
+    &CALLS_MAX_1S,
+    &APP_PAUSED,
+    &BROKER_CONNECTED,
+    &BUILD_INFO,
+];
+
+impl Metric {
+    pub(super) fn counter(&self, values: &[&str]) -> Counter {
+        metrics::counter!(self.name, self.labelled(values))
+    }
+
+    pub(super) fn gauge(&self, values: &[&str]) -> Gauge {
+        metrics::gauge!(self.name, self.labelled(values))
+    }
+
+    pub(super) fn histogram(&self, values: &[&str]) -> Histogram {
+        metrics::histogram!(self.name, self.labelled(values))
+    }
+
+    fn labelled(&self, values: &[&str]) -> Vec<Label> {
+        assert_eq!(self.labels.len(), values.len(), "{}", self.name);
+        self.labels.iter().zip(values).map(|(name, value)| Label::new(*name, (*value).to_owned())).collect()
+    }
+
+    fn describe(&self) {
+        let text = format!("{}. Unit: {}.", self.meaning, self.unit);
+        match self.kind {
+            Kind::Counter => metrics::describe_counter!(self.name, text),
+            Kind::Gauge => metrics::describe_gauge!(self.name, text),
+            Kind::Histogram(_) => metrics::describe_histogram!(self.name, text),
+        }
+    }
+}
+
+/// Whether results can be published.
+pub fn set_broker_connected(connected: bool) {
+    BROKER_CONNECTED.gauge(&[]).set(f64::from(u8::from(connected)));
+}
+
+/// The recorder of this process, and its text form.
+pub struct Exposition(PrometheusHandle);
+
+impl Exposition {
+    /// Records from now on. Once a process; handles that were made before record nothing.
+    pub fn start() -> Result<Self, String> {
+        let recorder = builder().map_err(|error| error.to_string())?.build_recorder();
+        let exposition = Self(recorder.handle());
+        metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+        ALL.iter().for_each(|metric| metric.describe());
+        BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        Ok(exposition)
+    }
+
+    /// Every metric with its value, in the Prometheus text format.
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Keeps what is recorded small while nobody scrapes.
+    pub async fn keep_small(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(SORTED_EVERY).await;
+            self.0.run_upkeep();
+        }
+    }
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    ALL.iter().try_fold(PrometheusBuilder::new(), |builder, metric| match metric.kind {
+        Kind::Histogram(buckets) => builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets),
+        Kind::Counter | Kind::Gauge => Ok(builder),
+    })
+}
