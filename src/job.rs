@@ -263,6 +263,8 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";
+/// Header of a job: after this moment no call is made for it.
+pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.
 pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
 

@@ -10,12 +10,13 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, try_join_all};
+use jiff::Timestamp;
 use lapin::BasicProperties;
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 use crate::{
     accept::{
@@ -26,17 +27,21 @@ use crate::{
     },
     broker::{BrokerLost, publisher::Publisher, queues},
     clock,
-    config::App,
-    dispatch::{self, Advance, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Tuning, Unfinished, condition::Condition},
+    config::{App, Replies},
+    dispatch::{
+        self, Advance, Dispatcher, Ending, HeldJob, RETURNED_AT_MOST, Submission, Tuning, Unfinished,
+        condition::{Condition, Trouble},
+    },
     job::{Envelope, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
     pace::{Pacer, send_window::SPAN},
     send::{
         call::{Api, Caller},
+        measured::Measured,
         retry::Supervision,
     },
     settle::{
-        Owed, dead_letter, parking,
+        Owed, Tally, dead_letter, parking,
         progress::{
             Earlier, Entry, Made, Opened, Progress,
             store::{Scope, Sharing, StoreLost},
@@ -44,6 +49,11 @@ use crate::{
         reply,
         result::JobResult,
         settle,
+    },
+    telemetry::{
+        failures::{Failure, Failures},
+        meter::Meter,
+        spans,
     },
 };
 
@@ -63,6 +73,10 @@ pub struct Pipeline {
     dispatcher: Dispatcher,
     publisher: Publisher,
     progress: Progress,
+    meter: Arc<Meter>,
+    failures: Failures,
+    /// Since when an operator wants no job to be taken.
+    halted: watch::Sender<Option<Timestamp>>,
     /// When the present subscription had its first delivery.
     first_delivery_at: Mutex<Instant>,
     /// The most recipients of a batch, once the API has refused more.
@@ -73,6 +87,7 @@ pub struct Pipeline {
 struct Terms {
     rules: Rules,
     results_queue: Option<String>,
+    replies: Replies,
     hold: Duration,
     /// The longest that calls of other replicas may take: they may not have read a lower one yet.
     request_timeout: Duration,
@@ -112,11 +127,16 @@ impl Work for Pipeline {
     async fn until_ready(&self) {
         // The sender lives as long as the dispatcher, and that as long as this.
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
+        let _ = self.halted.subscribe().wait_for(Option::is_none).await;
         self.progress.health().until_it_works().await;
     }
 
     async fn until_paused(&self) {
-        let _ = self.condition().wait_for(Condition::is_paused).await;
+        let (mut condition, mut halted) = (self.condition(), self.halted.subscribe());
+        tokio::select! {
+            _ = condition.wait_for(Condition::is_paused) => {}
+            _ = halted.wait_for(Option::is_some) => {}
+        }
     }
 
     fn begin(&self) {
@@ -127,15 +147,18 @@ impl Work for Pipeline {
 
     /// Carries one delivery from the broker to its acknowledgement.
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
+        let _held = self.meter.holds_a_job();
         let Delivery { body, properties, .. } = delivery;
         let received = self.receive(body, &properties).await;
-        let owed = match self.work(received, &properties, &lease).await {
+        let span = spans::of_job(&self.app, &received.envelope);
+        let owed = match self.work(received, &properties, &lease).instrument(span.clone()).await {
             // It stays unacknowledged and comes again.
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
             worked => worked?,
         };
-        let will_be_known_again = owed.is_recorded();
+        let (will_be_known_again, tally) = (owed.is_recorded(), owed.tally());
         lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        self.meter.count(tally);
         if will_be_known_again {
             lease.wait_for_company().await?;
         }
@@ -151,6 +174,8 @@ impl Pipeline {
     pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: Arc<A>, publisher: Publisher, progress: Progress) -> Self {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
         let (to_tell, to_record) = (publisher.clone(), progress.clone());
+        let meter = Arc::new(Meter::of(name));
+        let api = Arc::new(Measured::new(api, meter.clone()));
         let may_start = move || to_tell.is_open() && to_record.health().works();
         let (to_ask, jobs) = (publisher.clone(), queues::jobs(name));
         let is_with_another = move || -> BoxFuture<'static, bool> {
@@ -171,6 +196,9 @@ impl Pipeline {
             pacer,
             publisher,
             progress,
+            meter,
+            failures: Failures::default(),
+            halted: watch::Sender::new(None),
             first_delivery_at: Mutex::new(Instant::now()),
             largest_batch: OnceLock::new(),
         }
@@ -194,8 +222,53 @@ impl Pipeline {
     }
 
     /// How the app's calls fare, now and from now on.
-    pub fn condition(&self) -> watch::Receiver<Condition> {
+    fn condition(&self) -> watch::Receiver<Condition> {
         self.dispatcher.condition()
+    }
+
+    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight finish, other jobs go back to
+    /// the queue.
+    pub fn pause(&self) {
+        self.halted.send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
+    }
+
+    pub fn resume(&self) {
+        self.halted.send_replace(None);
+    }
+
+    pub fn is_paused_by_operator(&self) -> bool {
+        self.halted.borrow().is_some()
+    }
+
+    /// How the app fares, for whoever looks.
+    pub fn standing(&self) -> Condition {
+        let condition = self.dispatcher.condition().borrow().clone();
+        match *self.halted.borrow() {
+            Some(since) if !condition.is_paused() => Condition::Paused(Trouble {
+                since,
+                code: None,
+                http_status: None,
+                reason: "paused by an operator".into(),
+                info: String::new(),
+                advice: "resume it on the status page; a restart of the daemon resumes it too",
+            }),
+            Some(_) | None => condition,
+        }
+    }
+
+    /// The jobs that are being sent.
+    pub async fn held(&self) -> Vec<HeldJob> {
+        self.dispatcher.held().await
+    }
+
+    /// The last jobs that were not sent whole, the newest first.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.failures.last()
+    }
+
+    /// The rate that is configured.
+    pub fn calls_per_second_limit(&self) -> u32 {
+        self.pacer.limit()
     }
 
     /// The pacer's present rate.
@@ -203,14 +276,25 @@ impl Pipeline {
         self.pacer.rate(Instant::now())
     }
 
+    /// Calls that have left so far.
+    pub fn calls_so_far(&self) -> u64 {
+        self.pacer.calls_so_far()
+    }
+
     /// The most calls that left in any second so far.
     pub fn calls_max_1s(&self) -> usize {
         self.pacer.most_in_one_second()
     }
 
+    /// Sets the metrics that mirror what is so now.
+    pub fn mirror(&self) {
+        self.meter.mirror(&self.pacer, &self.standing());
+    }
+
     async fn receive(&self, body: Vec<u8>, properties: &BasicProperties) -> Received {
         let terms = self.terms();
-        let (envelope, checked) = envelope::read(properties, &self.app, terms.results_queue.as_deref(), clock::now());
+        let (envelope, checked) =
+            envelope::read(properties, &self.app, terms.results_queue.as_deref(), &terms.replies, clock::now());
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = if body.len() > READ_ASIDE_BYTES {
@@ -263,7 +347,7 @@ impl Pipeline {
         }
         drop(body);
         let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
-        let submission = Submission { job, envelope, lease, entry, batches, told: None };
+        let submission = Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
         self.send(submission, fingerprint, properties).await
     }
 
@@ -360,10 +444,12 @@ impl Pipeline {
         properties: &BasicProperties,
         entry: Option<Entry>,
     ) -> Owed {
-        let result = JobResult::finished(&self.app, envelope, job, report, clock::now());
+        let finished_at = clock::now();
+        let result = JobResult::finished(&self.app, envelope, job, report, finished_at);
         self.log(&result);
         let json = result.json();
         Owed::Answer {
+            tally: ended(&result, envelope, finished_at),
             dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
             record: entry.map(|entry| (entry, json)),
@@ -371,13 +457,17 @@ impl Pipeline {
     }
 
     fn reject(&self, rejection: Rejection, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let result = JobResult::rejected(&self.app, envelope, &rejection, clock::now());
+        let finished_at = clock::now();
+        let result = JobResult::rejected(&self.app, envelope, &rejection, finished_at);
         self.log(&result);
         let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
-        Owed::Answer { dead_letter, reply: reply::compose(&result, &result.json(), envelope).map(Box::new), record: None }
+        let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
+        Owed::Answer { dead_letter, reply, record: None, tally: ended(&result, envelope, finished_at) }
     }
 
     fn log(&self, result: &JobResult) {
+        self.failures.note(result);
+        spans::note_result(&Span::current(), result);
         let JobResult { job_id, status, calls, .. } = result;
         match result.errors.first() {
             None => debug!(app = self.app, job_id, calls, "job sent"),
@@ -393,7 +483,13 @@ impl Pipeline {
 fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
     let result = JobResult { duplicate: true, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
-    Owed::Answer { dead_letter: None, reply: reply::compose(&result, &result.json(), envelope).map(Box::new), record: None }
+    let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
+    Owed::Answer { dead_letter: None, reply, record: None, tally: Tally::Repeated }
+}
+
+fn ended(result: &JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {
+    let took = finished_at.duration_since(envelope.received_at).try_into().unwrap_or_default();
+    Tally::Ended { status: result.status, recipients: result.recipients, took }
 }
 
 fn of_id(job: &Job, reason: &str) -> Rejection {
@@ -414,7 +510,7 @@ pub async fn deliver_directly(
     properties: &BasicProperties,
     told: watch::Sender<Advance>,
 ) -> Result<JobResult, reqwest::Error> {
-    let (envelope, checked) = envelope::read(properties, name, None, clock::now());
+    let (envelope, checked) = envelope::read(properties, name, None, &app.replies, clock::now());
     let job = match read_body(body, checked, rules).1 {
         Ok((job, _)) => Arc::new(job),
         Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
@@ -429,6 +525,7 @@ pub async fn deliver_directly(
         entry: None,
         batches: Vec::new(),
         told: Some(told),
+        span: Span::none(),
     };
     loop {
         let Submission { job, envelope, .. } = &submission;
@@ -466,7 +563,13 @@ fn tuning(app: &App) -> Tuning {
 
 impl Terms {
     fn of(app: &App, rules: Rules) -> Self {
-        Self { rules, results_queue: app.results_queue.clone(), hold: app.retry.hold, request_timeout: app.request_timeout }
+        Self {
+            rules,
+            results_queue: app.results_queue.clone(),
+            replies: app.replies.clone(),
+            hold: app.retry.hold,
+            request_timeout: app.request_timeout,
+        }
     }
 }
 

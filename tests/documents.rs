@@ -9,10 +9,10 @@ use std::{
 
 use groupcast::{
     accept::decode::{Rules, decode},
-    admin::metrics,
     config::{Config, ConfigFile, EmptyRecipients},
     send::explain,
     settle::result::JobResult,
+    telemetry::metrics::ALL,
 };
 use serde_json::Value;
 
@@ -265,10 +265,13 @@ fn validate(definition: &str, example: &Value) {
 }
 
 #[test]
-fn the_metrics_in_the_readme_are_those_that_exist() {
-    let readme = fs::read_to_string("README.md").unwrap();
-    let told: BTreeSet<&str> =
-        readme.lines().filter_map(|line| line.strip_prefix("| `groupcast_")?.split(['`', '{']).next()).collect();
-    let existing: BTreeSet<&str> = metrics::GAUGES.iter().filter_map(|(name, ..)| name.strip_prefix("groupcast_")).collect();
-    assert_eq!(told, existing);
+fn the_metrics_in_the_readme_are_those_of_the_program() {
+    let readme = readme();
+    let documented: Vec<Vec<String>> =
+        rows(section(&readme, "## Metrics")).map(|cells| cells.iter().map(|cell| cell.replace('`', "")).collect()).collect();
+    let offered = ALL.iter().map(|metric| {
+        let labels = if metric.labels.is_empty() { "–".to_owned() } else { metric.labels.join(", ") };
+        [metric.name, metric.kind.as_str(), &labels, metric.unit, metric.meaning].map(str::to_owned).to_vec()
+    });
+    assert_eq!(documented, offered.collect::<Vec<_>>());
 }

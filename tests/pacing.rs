@@ -1,10 +1,17 @@
 //! The limit is used fully and never exceeded, at any time, restart included. Measured at the API.
 
+use std::time::Duration;
+
 use groupcast::{sandbox::Received, settle::result::Status};
+use tokio::time::sleep;
 
 use crate::support::{
-    MOST_ARRIVALS_IN_1S, alone, eventually,
-    scene::{Scene, job, settings},
+    MOST_ARRIVALS_IN_1S, alone,
+    broker::Broker,
+    daemon::Daemon,
+    eventually,
+    producer::Producer,
+    scene::{Scene, configuration, job, sandbox, settings, unique_app},
 };
 
 const JOBS: usize = 3000;
@@ -50,6 +57,43 @@ async fn no_second_exceeds_the_limit_across_a_crash_and_a_restart() {
     eventually("the queue to be empty", async || (scene.sandbox.stats().deliveries.distinct_deliveries >= 600).then_some(()))
         .await;
     assert_limit_kept(&mut scene).await;
+}
+
+/// Ten apps share a process and keep ten limits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_apps_in_one_process_are_each_paced_by_themselves() {
+    const RATE: usize = 20;
+    let _alone = alone().await;
+    let names: Vec<String> = (0..10).map(|_| unique_app()).collect();
+    let sandbox = sandbox().await;
+    sandbox.change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": 0 })));
+    let broker = Broker::shared().await;
+    let configuration = |name: &String| {
+        let whole = configuration(broker.url(), name, &sandbox.endpoint(), &format!("calls_per_second = {RATE}"));
+        whole[whole.find("[apps.").unwrap()..].to_owned()
+    };
+    let head = format!("[broker]\nurl = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n", broker.url());
+    let mut daemon = Daemon::start(&(head + &names.iter().map(configuration).collect::<String>())).await;
+    daemon.until_consuming(names.len()).await;
+    daemon.terminate().await;
+    let producer = Producer::connect(broker.url()).await;
+    for name in &names {
+        for _ in 0..RATE * 6 {
+            producer.publish(name, &serde_json::to_vec(&job(name, 1)).unwrap(), Default::default()).await;
+        }
+    }
+    daemon.spawn_again();
+    eventually("the first calls", async || (sandbox.stats().calls > 0).then_some(())).await;
+    let begun = sandbox.stats().calls;
+    sleep(Duration::from_secs(4)).await;
+    let calls = sandbox.stats().calls - begun;
+    daemon.terminate().await;
+    let log = daemon.log();
+    let most = |line: &str| line.split_once("calls_max_1s=")?.1.trim().parse::<usize>().ok();
+    let most: Vec<usize> = log.lines().filter_map(most).collect();
+    println!("{calls} calls of {} in four seconds; in any second {most:?} by app", 4 * RATE * names.len());
+    assert!(most.iter().all(|most| *most <= RATE), "{most:?}");
+    assert!(calls as usize >= 4 * RATE * names.len() * 9 / 10, "{calls}");
 }
 
 /// Where calls leave, the limit holds exactly.

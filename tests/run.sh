@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests. Gets what they need (RabbitMQ and Redis from Debian's packages), then runs them. The tests start their own
+# All tests. Gets what they need (tests/tools.sh, from Debian's packages), then runs them. The tests start their own
 # servers on free loopback ports and touch no other. Arguments go to `cargo test`.
 #
 #   tests/run.sh                     everything
@@ -7,8 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-deploy/rabbitmq.sh install
-deploy/redis.sh install
+tests/tools.sh
 # The configuration under test is each test's own.
 unset "${!GROUPCAST__@}"
 # `exec` keeps the id: whatever ends the tests, Ctrl-C too, no server of theirs outlives cargo.

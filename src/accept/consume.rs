@@ -79,8 +79,12 @@ pub trait Work: Send + Sync + 'static {
 /// Whether an app has a subscription, for whoever watches.
 #[derive(Debug, Clone)]
 pub enum Subscribed {
+    /// And another replica may have the jobs.
+    NoJobYet,
     Yes,
-    No { reason: String },
+    No {
+        reason: String,
+    },
 }
 
 impl Subscribed {
@@ -120,9 +124,9 @@ pub async fn consume<Q: Queue, W: Work>(
         match subscribed {
             Ok(mut subscription) => {
                 info!(app, "consuming");
-                told.send_replace(Subscribed::Yes);
+                told.send_replace(Subscribed::NoJobYet);
                 let since = Instant::now();
-                let ended = hand_out(app, &mut subscription, &work, &mut prefetch, &stop).await;
+                let ended = hand_out(app, &mut subscription, &work, &mut prefetch, &told, &stop).await;
                 subscription.close().await;
                 // One that ends at once again and again must not use up how often the broker delivers a job.
                 failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
@@ -170,6 +174,7 @@ async fn hand_out<S: Subscription, W: Work>(
     subscription: &mut S,
     work: &Arc<W>,
     prefetch: &mut Prefetch,
+    told: &watch::Sender<Subscribed>,
     stop: &CancellationToken,
 ) -> Ended {
     let calls_end = CancellationToken::new();
@@ -201,6 +206,7 @@ async fn hand_out<S: Subscription, W: Work>(
                     look_at = Instant::now() + SILENCE;
                     if std::mem::take(&mut standing_by) {
                         until_look.as_mut().reset(look_at);
+                        told.send_replace(Subscribed::Yes);
                         work.begin();
                     }
                     let acknowledge = delivery.acknowledge.clone();

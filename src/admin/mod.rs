@@ -1,34 +1,51 @@
-//! The daemon's own HTTP: `/livez`, `/readyz` and `/metrics` at `admin.listen`. It shows, and changes nothing.
+//! The daemon's own HTTP at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and for people the status page at `/`, which
+//! `/events` keeps up to date. With a token configured, an app can be paused and resumed there and its dead letters be sent
+//! again; without one, nothing can be changed.
 //!
-//! `readiness` says whether every app consumes and what is wrong if not, [`metrics`] the numbers, `listener` speaks HTTP.
+//! `listener` has the sockets, `pages` says what is answered, [`readiness`] whether every app consumes and what is wrong if
+//! not, [`status`] what the page shows, `watch` looks once a second, `access` keeps other people's web pages and whoever has
+//! no token away, `actions` does what is asked.
 
+mod access;
+mod actions;
 mod listener;
-pub mod metrics;
-mod readiness;
+mod page;
+mod pages;
+pub mod readiness;
+pub mod status;
+mod watch;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch as tokio_watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
-use crate::{accept::consume::Subscribed, broker::publisher::Publisher, pipeline::Pipeline, settle::progress::Progress};
+use crate::{
+    accept::consume::Subscribed, broker::connection::Connector, broker::publisher::Publisher, config, pipeline::Pipeline,
+    settle::progress::Progress, telemetry::metrics::Exposition,
+};
 
-/// What there is to show.
+/// What there is to show, and to act on.
 pub struct Shown {
     pub apps: Vec<ShownApp>,
     pub publisher: Publisher,
+    pub connector: Arc<Connector>,
     pub progress: Progress,
 }
 
 pub struct ShownApp {
     pub name: String,
     pub pipeline: Arc<Pipeline>,
-    pub subscribed: watch::Receiver<Subscribed>,
+    pub subscribed: tokio_watch::Receiver<Subscribed>,
 }
 
-/// The port. Whoever connects before there is something to show waits.
-pub struct Admin(TcpListener);
+/// The port, and the recorder of the metrics. Whoever connects before there is something to show waits.
+pub struct Admin {
+    listener: TcpListener,
+    exposition: Exposition,
+    access: access::Access,
+}
 
 /// Shows until it is dropped.
 pub struct Showing {
@@ -36,22 +53,26 @@ pub struct Showing {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen at {address}, which admin.listen names; free it or choose another: {source}")]
-pub struct CannotListen {
-    address: SocketAddr,
-    source: std::io::Error,
+pub enum CannotShow {
+    #[error("cannot listen at {address}, which admin.listen names; free it or choose another: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot record metrics: {0}")]
+    Record(String),
 }
 
 impl Admin {
-    pub async fn listen(address: SocketAddr) -> Result<Self, CannotListen> {
-        let failed = |source| CannotListen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+    /// Listens, and records metrics from now on. Once a process.
+    pub async fn listen(admin: &config::Admin) -> Result<Self, CannotShow> {
+        let failed = |source| CannotShow::Listen { address: admin.listen, source };
+        let listener = TcpListener::bind(admin.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        info!(%address, "listening for /livez, /readyz and /metrics");
-        Ok(Self(listener))
+        let exposition = Exposition::start().map_err(CannotShow::Record)?;
+        let actions = admin.token.is_some();
+        info!(%address, actions, "listening for /livez, /readyz, /metrics and the status page");
+        Ok(Self { listener, exposition, access: access::Access::of(admin) })
     }
 
     pub fn show(self, shown: Shown) -> Showing {
-        Showing { _server: AbortOnDropHandle::new(tokio::spawn(listener::serve(self.0, Arc::new(shown)))) }
+        Showing { _server: AbortOnDropHandle::new(tokio::spawn(listener::serve(self, shown))) }
     }
 }

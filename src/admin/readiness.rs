@@ -69,13 +69,13 @@ pub fn of(shown: &Shown) -> Readiness {
 
 impl AppState {
     fn of(app: &ShownApp) -> Self {
-        let condition = app.pipeline.condition().borrow().clone();
+        let condition = app.pipeline.standing();
         let subscribed = app.subscribed.borrow().clone();
         match (condition, subscribed) {
             (Condition::Paused(why), _) => Self::Paused(why.into()),
             (_, Subscribed::No { reason }) => Self::Down { reason },
-            (Condition::Outage(why), Subscribed::Yes) => Self::Outage(why.into()),
-            (Condition::Working, Subscribed::Yes) => Self::Consuming,
+            (Condition::Outage(why), Subscribed::Yes | Subscribed::NoJobYet) => Self::Outage(why.into()),
+            (Condition::Working, Subscribed::Yes | Subscribed::NoJobYet) => Self::Consuming,
         }
     }
 }

@@ -31,14 +31,21 @@ pub trait Link: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
-    /// How many consumers a queue has.
-    fn consumers<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>>;
+    fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
     /// Declares our own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
     fn is_alive(&self) -> bool;
     fn is_blocked(&self) -> bool;
     /// Gives the connection up: another one is made.
     fn give_up(&self);
+}
+
+/// What a queue shows of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Messages that wait; those delivered and not acknowledged are not among them.
+    pub messages: u32,
+    pub consumers: u32,
 }
 
 /// Whose queues: the broker closes a channel over a publish that it refuses, so producers' have channels of their own.
@@ -147,11 +154,13 @@ impl Publisher {
 
     /// Whether somebody is known to consume from a queue now.
     pub async fn is_consumed(&self, queue: &str) -> bool {
-        let link = self.link.borrow().clone();
-        match link {
-            Some(link) => link.consumers(queue).await.is_ok_and(|consumers| consumers > 0),
-            None => false,
-        }
+        self.look_at(queue).await.is_some_and(|seen| seen.consumers > 0)
+    }
+
+    /// A queue as it is now, if the broker lets itself be asked.
+    pub async fn look_at(&self, queue: &str) -> Option<Seen> {
+        let link = self.link.borrow().clone()?;
+        link.look_at(queue).await.ok()
     }
 
     async fn link(&self) -> Arc<dyn Link> {

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::{
     BrokerLost, Outgoing, Routing,
     connection::{self, Connector},
-    publisher::{Lane, Link, Mandatory, Publisher, Unconfirmed},
+    publisher::{Lane, Link, Mandatory, Publisher, Seen, Unconfirmed},
     topology::{self, QueueSpec},
 };
 use crate::delay;
@@ -161,7 +161,7 @@ impl Session {
     }
 
     /// Looks at a queue; a refusal closes the channel.
-    async fn look_at(&self, queue: &str) -> Result<Queue, Unconfirmed> {
+    async fn ask_about(&self, queue: &str) -> Result<Queue, Unconfirmed> {
         let _permit = self.producers.permits.acquire().await.expect("never closed");
         let channel = self.channel(&self.producers).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -172,7 +172,7 @@ impl Session {
 
     /// A direct reply-to address is a queue to a passive declare while its requester is connected.
     async fn ask_for(&self, address: &str) -> Result<bool, Unconfirmed> {
-        match self.look_at(address).await {
+        match self.ask_about(address).await {
             Ok(_) => Ok(true),
             // RabbitMQ 4.3.0 asks for the configure permission even to look: then nobody knows.
             Err(Unconfirmed::Refused(error)) => Ok(error.reason.contains("ACCESS_REFUSED")),
@@ -218,8 +218,11 @@ impl Link for Session {
         Box::pin(self.ask_for(address))
     }
 
-    fn consumers<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>> {
-        Box::pin(async { Ok(self.look_at(queue).await?.consumer_count()) })
+    fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>> {
+        Box::pin(async {
+            let queue = self.ask_about(queue).await?;
+            Ok(Seen { messages: queue.message_count(), consumers: queue.consumer_count() })
+        })
     }
 
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {

@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod dead;
 mod job;
 mod reload;
 mod run;
@@ -9,6 +10,7 @@ mod running;
 mod sandbox;
 mod schema;
 mod send;
+mod supervisor;
 mod topology;
 mod usersig;
 
@@ -36,6 +38,7 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Job(job::Args),
+    Dead(dead::Args),
     Sandbox(sandbox::Args),
     Topology(topology::Args),
     Usersig(usersig::Args),
@@ -102,6 +105,7 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Check(args) => check::run(args, load()?).await,
         Command::Send(args) => send::run(args, load()?).await,
         Command::Job(args) => job::run(args, load()?).await,
+        Command::Dead(args) => dead::run(args, load()?).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Topology(args) => topology::run(args, &load()?),
         Command::Usersig(args) => usersig::run(args, &load()?),

@@ -1,6 +1,6 @@
 //! `groupcast run`: the life of the daemon, in order.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::{
     Failure, Verdict,
     reload::{Running, RunningApp},
+    supervisor,
 };
 use crate::{
     accept::{
@@ -29,7 +30,7 @@ use crate::{
     pipeline::Pipeline,
     send::call::Caller,
     settle::progress::{self, Progress},
-    telemetry,
+    telemetry::{self, spans},
 };
 
 /// Run the daemon: take jobs from RabbitMQ, call the API, answer.
@@ -44,12 +45,14 @@ pub struct Args {}
 
 pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<Verdict, Failure> {
     let config = load()?;
-    let log_filter = telemetry::start(&config.log)?;
+    let spans = spans::Exporter::start(&config.telemetry)?;
+    let log_filter = telemetry::start(&config.log, &spans)?;
     // Before anything else: a SIGHUP that nobody listens to would end the process.
     let mut signals = Signals::listen()?;
     info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");
 
-    let admin = Admin::listen(config.admin.listen).await?;
+    // What is made from here on records its metrics.
+    let admin = Admin::listen(&config.admin).await?;
     let connector = Arc::new(Connector::new(&config.broker)?);
     let stop_consuming = CancellationToken::new();
     let stop_publishing = CancellationToken::new();
@@ -82,11 +85,14 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<
         });
     }
 
-    let shown = Shown { apps: shown, publisher: publisher.clone(), progress };
+    let shown = Shown { apps: shown, publisher: publisher.clone(), connector, progress };
     let _showing = admin.show(shown);
     let mut running = Running::new(config, log_filter, apps);
+    supervisor::works();
+    let mut lives = pin!(supervisor::tell_of_life());
     let name = loop {
         tokio::select! {
+            never = &mut lives => match never {},
             asked = signals.next() => match asked {
                 Asked::Reload => running.reload(load()),
                 Asked::Stop(name) => break name,
@@ -97,8 +103,10 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<
         }
     };
     info!(signal = name, "stopping: calls in flight finish, other jobs go back to the queue");
+    supervisor::stops();
     stop_consuming.cancel();
     tokio::select! {
+        never = &mut lives => match never {},
         () = async { while subscriptions.join_next().await.is_some() {} } => info!("stopped"),
         name = signals.stop() => {
             warn!(signal = name, "stopping at once; jobs in flight come again");
@@ -106,6 +114,7 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<
         }
     }
     stop_publishing.cancel();
+    spans.end().await;
     Ok(Verdict::Good)
 }
 

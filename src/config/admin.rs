@@ -1,26 +1,58 @@
 //! `[admin]`: where liveness, readiness, metrics and the status page are served.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
+use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::written::{Given, Setting, Written};
+use super::error::Problem;
+use super::secret::given_or_from_file;
+use super::written::{Given, Setting, Written, texts};
 
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: SocketAddr,
+    /// Names by which people reach the status page, besides addresses and `localhost`.
+    pub hosts: Vec<String>,
+    /// Whoever knows it may act; without one nobody may.
+    pub token: Option<SecretString>,
+    /// Where `token` was read from, if not from the configuration itself.
+    pub token_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct AdminSection {
     listen: Option<Given<SocketAddr>>,
+    hosts: Option<Given<Hosts>>,
+    token: Option<Given<SecretString>>,
+    token_file: Option<Given<PathBuf>>,
 }
 
 impl AdminSection {
-    pub(super) fn check(self) -> Admin {
-        // The pages tell much and ask nobody who he is: only this machine, unless told otherwise.
-        Admin { listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()) }
+    pub(super) fn check(self) -> Result<Admin, Problem> {
+        let token_file = self.token_file.map(|file| file.0);
+        Ok(Admin {
+            // The pages tell much and ask nobody who he is: only this machine, unless told otherwise.
+            listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()),
+            hosts: Given::or(self.hosts, Hosts(Vec::new())).0,
+            token: given_or_from_file("token", self.token, token_file.as_deref())?,
+            token_file,
+        })
+    }
+}
+
+/// Names without a port.
+struct Hosts(Vec<String>);
+
+impl Setting for Hosts {
+    fn read(written: Written) -> Result<Hosts, String> {
+        let is_a_name = |name: &String| !name.is_empty() && !name.contains([':', '/', ' ', '*']);
+        texts(written)
+            .filter(|names| names.iter().all(is_a_name))
+            .map(Hosts)
+            .ok_or_else(|| "must be a list of names without port, such as [\"groupcast.internal\"]".to_owned())
     }
 }
 

@@ -10,6 +10,7 @@ use url::Url;
 use super::endpoint::{Endpoint, Place, place};
 use super::error::Problem;
 use super::region::Region;
+use super::replies::{Replies, RepliesSection};
 use super::retry::{Pause, PauseSection, Retry, RetrySection};
 use super::secret::given_or_from_file;
 use super::written::{Given, Section, Setting, Written, word};
@@ -50,6 +51,7 @@ pub struct App {
     /// Where results go when a job has no `reply_to`.
     pub results_queue: Option<String>,
     pub empty_recipients: EmptyRecipients,
+    pub replies: Replies,
     pub retry: Retry,
     pub pause: Pause,
 }
@@ -80,6 +82,7 @@ pub(super) struct AppSection {
     request_timeout: Option<Given<Duration>>,
     results_queue: Option<Given<String>>,
     empty_recipients: Option<Given<EmptyRecipients>>,
+    replies: Section<RepliesSection>,
     retry: Section<RetrySection>,
     pause: Section<PauseSection>,
 }
@@ -108,6 +111,7 @@ impl AppSection {
             request_timeout: request_timeout(self.request_timeout)?,
             results_queue: results_queue(self.results_queue, name)?,
             empty_recipients: Given::or(self.empty_recipients, EmptyRecipients::Broadcast),
+            replies: self.replies.0.check(),
             retry: self.retry.0.check().map_err(|problem| problem.under("retry"))?,
             pause: self.pause.0.check().map_err(|problem| problem.under("pause"))?,
         })

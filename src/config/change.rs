@@ -70,7 +70,9 @@ fn changed_secrets(old: &Config, new: &Config) -> impl Iterator<Item = String> {
         let other = new.apps.get(name)?;
         (app.secret_key.expose_secret() != other.secret_key.expose_secret()).then(|| format!("apps.{name}.secret_key"))
     });
-    broker.into_iter().chain(state).chain(keys)
+    let token = |config: &Config| config.admin.token.as_ref().map(|token| token.expose_secret().to_owned());
+    let token = (token(old) != token(new)).then(|| "admin.token".to_owned());
+    broker.into_iter().chain(state).chain(token).chain(keys)
 }
 
 fn app_of(key: &str) -> Option<&str> {

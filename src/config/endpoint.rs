@@ -33,7 +33,7 @@ pub(super) fn place(
 }
 
 /// An address of the API other than the vendor's known ones.
-pub(super) struct Endpoint(Url);
+pub(super) struct Endpoint(pub(super) Url);
 
 impl Setting for Endpoint {
     fn read(written: Written) -> Result<Endpoint, String> {

@@ -16,10 +16,12 @@ use super::error::{ConfigError, Problem};
 use super::find::ConfigFile;
 use super::log::LogSection;
 use super::state::StateSection;
+use super::telemetry::TelemetrySection;
 use super::written::Section;
 
 /// Keys of one section that say the same thing in two ways. One of them in the environment replaces the other in the file.
-const TWINS: [(&str, &str); 3] = [("url", "url_file"), ("secret_key", "secret_key_file"), ("region", "endpoint")];
+const TWINS: [(&str, &str); 4] =
+    [("url", "url_file"), ("secret_key", "secret_key_file"), ("region", "endpoint"), ("token", "token_file")];
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,6 +31,7 @@ pub(super) struct Sections {
     admin: Section<AdminSection>,
     pub(super) apps: BTreeMap<String, Section<AppSection>>,
     log: Section<LogSection>,
+    telemetry: Section<TelemetrySection>,
 }
 
 impl Sections {
@@ -40,9 +43,10 @@ impl Sections {
         Ok(Config {
             broker: self.broker.0.check().map_err(|problem| problem.under("broker"))?,
             state: self.state.0.check().map_err(|problem| problem.under("state"))?,
-            admin: self.admin.0.check(),
+            admin: self.admin.0.check().map_err(|problem| problem.under("admin"))?,
             apps: self.apps.into_iter().map(app).collect::<Result<_, _>>()?,
             log: self.log.0.check().map_err(|problem| problem.under("log"))?,
+            telemetry: self.telemetry.0.check(),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Value;
 
 use super::secret::MASK;
-use super::{Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Retry, State};
+use super::{Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Replies, Retry, State, Telemetry};
 
 /// A key and its value; `None` if it is not set and so is not written.
 type Key = (&'static str, Option<Value>);
@@ -34,10 +34,12 @@ impl Config {
         ];
         for (name, settings) in &self.apps {
             sections.push((format!("apps.{name}"), app(settings)));
+            sections.push((format!("apps.{name}.replies"), replies(&settings.replies)));
             sections.push((format!("apps.{name}.retry"), retry(&settings.retry)));
             sections.push((format!("apps.{name}.pause"), pause(&settings.pause)));
         }
         sections.push(("log".to_owned(), log(&self.log)));
+        sections.push(("telemetry".to_owned(), telemetry(&self.telemetry)));
         sections
     }
 }
@@ -61,16 +63,25 @@ fn state(state: &State) -> Vec<Key> {
     vec![
         ("url", state.url_file.is_none().then(|| Value::String(state.url.to_string()))),
         ("url_file", path(state.url_file.as_deref())),
+        ("ca_file", path(state.ca_file.as_deref())),
+        ("cert_file", path(state.cert_file.as_deref())),
+        ("key_file", path(state.key_file.as_deref())),
         ("retention", duration(state.retention)),
     ]
 }
 
 fn admin(admin: &Admin) -> Vec<Key> {
-    vec![("listen", text(&admin.listen.to_string()))]
+    let hosts = admin.hosts.iter().cloned().map(Value::String).collect();
+    let is_written_here = admin.token.is_some() && admin.token_file.is_none();
+    vec![
+        ("listen", text(&admin.listen.to_string())),
+        ("hosts", Some(Value::Array(hosts))),
+        ("token", is_written_here.then(|| Value::String(MASK.to_owned()))),
+        ("token_file", path(admin.token_file.as_deref())),
+    ]
 }
 
 fn app(app: &App) -> Vec<Key> {
-    let address = |url: &url::Url| url.as_str().trim_end_matches('/').to_owned();
     let known = app.region.map(|region| region.domains().1);
     let backup = app.backup_endpoint.as_ref().filter(|url| url.host_str() != known);
     vec![
@@ -97,6 +108,14 @@ fn app(app: &App) -> Vec<Key> {
     ]
 }
 
+fn replies(replies: &Replies) -> Vec<Key> {
+    vec![("allow", Some(Value::Array(replies.patterns().map(Value::String).collect())))]
+}
+
+fn address(url: &url::Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
 fn retry(retry: &Retry) -> Vec<Key> {
     vec![
         ("first_delay", duration(retry.first_delay)),
@@ -109,6 +128,10 @@ fn retry(retry: &Retry) -> Vec<Key> {
 
 fn pause(pause: &Pause) -> Vec<Key> {
     vec![("probe_first", duration(pause.probe_first)), ("probe_max", duration(pause.probe_max))]
+}
+
+fn telemetry(telemetry: &Telemetry) -> Vec<Key> {
+    vec![("otlp_endpoint", telemetry.otlp_endpoint.as_ref().map(|url| Value::String(address(url))))]
 }
 
 fn log(log: &Log) -> Vec<Key> {

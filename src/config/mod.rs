@@ -20,10 +20,12 @@ mod limit;
 mod log;
 mod masked;
 mod region;
+mod replies;
 mod retry;
 mod secret;
 mod state;
 mod state_url;
+mod telemetry;
 mod written;
 
 #[cfg(test)]
@@ -42,10 +44,12 @@ pub use error::ConfigError;
 pub use find::ConfigFile;
 pub use log::{Log, LogFormat};
 pub use region::Region;
+pub use replies::Replies;
 pub use retry::{Pause, Retry};
 pub use secret::{SecretFileError, read_secret_file};
 pub use state::State;
 pub use state_url::{StateStore, StateUrl};
+pub use telemetry::Telemetry;
 
 /// Everything the daemon is told. At least one app; no limit is zero; every text a secret can be in is masked in `Debug`.
 #[derive(Clone, Debug)]
@@ -56,6 +60,7 @@ pub struct Config {
     /// By name, which is `[a-z0-9_-]{1,40}` because it becomes part of queue names.
     pub apps: BTreeMap<String, App>,
     pub log: Log,
+    pub telemetry: Telemetry,
 }
 
 impl Config {

@@ -66,6 +66,19 @@ impl Setting for bool {
     }
 }
 
+/// A list of texts; in a variable with commas between.
+pub(super) fn texts(written: Written) -> Option<Vec<String>> {
+    let text = |written: Written| match written {
+        Written::Text(text) => Some(text.trim().to_owned()),
+        _ => None,
+    };
+    match written {
+        Written::List(list) => list.into_iter().map(text).collect(),
+        Written::Text(list) => Some(list.split(',').map(|text| text.trim().to_owned()).collect()),
+        _ => None,
+    }
+}
+
 /// One of a few words.
 pub(super) fn word<T: Copy>(written: &Written, words: &[(&str, T)]) -> Result<T, String> {
     let found = match written {

@@ -6,7 +6,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
-use super::{Dispatch, Ending, Submission, Unfinished, condition::Condition};
+use super::{Dispatch, Ending, HeldJob, Submission, Unfinished, condition::Condition};
 use crate::{
     config::{Pause, Retry},
     pace::Pacer,
@@ -28,6 +28,7 @@ pub(super) enum Command {
     Send(Submission, oneshot::Sender<Result<Ending, Unfinished>>),
     /// Let go of jobs whose lease no longer allows calls.
     LetGo,
+    Tell(oneshot::Sender<Vec<HeldJob>>),
 }
 
 /// What a dispatcher works with.
@@ -82,6 +83,15 @@ impl Dispatcher {
     /// Lets go of the jobs whose lease no longer allows calls.
     pub async fn let_go(&self) {
         let _ = self.commands.send(Command::LetGo).await;
+    }
+
+    /// The jobs that are being sent.
+    pub async fn held(&self) -> Vec<HeldJob> {
+        let (answer, told) = oneshot::channel();
+        match self.commands.send(Command::Tell(answer)).await {
+            Ok(()) => told.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// How the app's calls fare, now and from now on.

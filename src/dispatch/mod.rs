@@ -38,7 +38,7 @@ use self::{
 };
 pub use self::{
     dispatcher::{Dispatcher, Settings, Tuning},
-    submission::{Advance, Ending, Submission, Unfinished},
+    submission::{Advance, Ending, HeldJob, Submission, Unfinished},
 };
 use crate::{
     delay,
@@ -52,6 +52,7 @@ use crate::{
         retry::{self, Attempts, Next},
     },
     settle::progress::store::StoreLost,
+    telemetry::spans,
 };
 
 /// When calls may not start, how soon to look whether they may now.
@@ -173,6 +174,10 @@ impl<A: Api> Dispatch<A> {
         match command {
             Command::Send(submission, done) => self.take_up(submission, done, Instant::now()),
             Command::LetGo => self.let_go(),
+            Command::Tell(answer) => {
+                // Whoever asked may have left.
+                let _ = answer.send(self.jobs.values().map(Sending::held).collect());
+            }
         }
     }
 
@@ -230,9 +235,13 @@ impl<A: Api> Dispatch<A> {
                 let permission = Permission { lease: job.submission.lease.clone(), deadline: job.deadline, slot };
                 let body = job.submission.job.request_body(batch);
                 let intent = job.intend(batch);
+                let span = job.span_of_call(batch);
                 let api = self.settings.api.clone();
                 self.under_way.push(Box::pin(async move {
                     let answer = call(&*api, batch, body, intent, permission).await;
+                    if let Ok(answer) = &answer {
+                        spans::note_answer(&span, answer);
+                    }
                     Done::Called { key, batch, started: now, answer }
                 }));
                 return;

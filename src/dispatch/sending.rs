@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use tokio::{sync::oneshot, time::Instant};
+use tracing::Span;
 
-use super::{Advance, Ending, Submission, Unfinished, waiting::instant_of};
+use super::{Advance, Ending, HeldJob, Submission, Unfinished, waiting::instant_of};
 use crate::{
     clock,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault, Report},
     send::{classify::Verdict, codes::Class, retry::Attempts},
     settle::progress::Entry,
+    telemetry::spans,
 };
 
 pub(super) struct Sending {
@@ -23,6 +25,8 @@ pub(super) struct Sending {
     batches: Vec<BatchProgress>,
     /// Since when batches that are tried again have been failing.
     failing: BTreeMap<u32, Instant>,
+    /// Of batches that have been called for and have no outcome yet.
+    spans: BTreeMap<u32, Span>,
     /// Batches that do not yet count as ended.
     open: u32,
     done: oneshot::Sender<Result<Ending, Unfinished>>,
@@ -66,11 +70,18 @@ impl Sending {
             busy: 0,
             batches,
             failing: BTreeMap::new(),
+            spans: BTreeMap::new(),
             open,
             done,
         };
         sending.tell();
         sending
+    }
+
+    pub fn held(&self) -> HeldJob {
+        let Submission { job, envelope, .. } = &self.submission;
+        let batches = self.batches.len() as u32;
+        HeldJob { job_id: envelope.job_id.clone(), group_id: job.group_id.clone(), batches, batches_ended: batches - self.open }
     }
 
     /// The batches that are to be sent.
@@ -85,8 +96,20 @@ impl Sending {
     pub fn set_state(&mut self, batch: u32, state: BatchState) {
         if let BatchState::Ended(_) = state {
             self.failing.remove(&batch);
+            self.spans.remove(&batch);
         }
         self.batches[batch as usize].state = state;
+    }
+
+    /// The span of a call that is about to be made.
+    pub fn span_of_call(&mut self, batch: u32) -> Span {
+        let Submission { job, span, .. } = &self.submission;
+        if span.is_disabled() {
+            return Span::none();
+        }
+        let attempt = self.batches[batch as usize].calls + 1;
+        let of_batch = self.spans.entry(batch).or_insert_with(|| spans::of_batch(span, batch, job.recipients_in(batch)));
+        spans::of_call(of_batch, attempt)
     }
 
     /// The record to make before a call that must not be repeated.
@@ -211,13 +234,14 @@ mod tests {
     use super::*;
     use crate::{
         accept::{envelope, lease::Lease},
+        config::Replies,
         job::{Audience, Job},
         send::codes::Effect,
     };
 
     fn sending() -> Sending {
         let job = Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience: Audience::All };
-        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, clock::now());
+        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, &Replies::anywhere(), clock::now());
         let submission = Submission {
             job: Arc::new(job),
             envelope: Arc::new(envelope),
@@ -225,6 +249,7 @@ mod tests {
             entry: None,
             batches: Vec::new(),
             told: None,
+            span: Span::none(),
         };
         Sending::new(submission, oneshot::channel().0, Instant::now())
     }

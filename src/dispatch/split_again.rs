@@ -49,6 +49,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Replies;
     use crate::{
         accept::{envelope, lease::Lease, split::Splitter},
         job::{Audience, SMALL_BATCH},
@@ -60,9 +61,17 @@ mod tests {
         (0..recipients).for_each(|number| splitter.push(&number.to_string()));
         let audience = Audience::Members(splitter.finish());
         let job = Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
-        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, Timestamp::UNIX_EPOCH);
+        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
         let (job, envelope) = (Arc::new(job), Arc::new(envelope));
-        Submission { job, envelope, lease: Lease::unlimited(), entry: None, batches: Vec::new(), told: None }
+        Submission {
+            job,
+            envelope,
+            lease: Lease::unlimited(),
+            entry: None,
+            batches: Vec::new(),
+            told: None,
+            span: tracing::Span::none(),
+        }
     }
 
     fn recipients_in(job: &Job, batch: u32) -> Vec<u32> {

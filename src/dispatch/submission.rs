@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::sync::watch;
+use tracing::Span;
 
 use crate::{
     accept::lease::Lease,
@@ -23,6 +25,8 @@ pub struct Submission {
     pub batches: Vec<(u32, BatchProgress)>,
     /// Told how far it has come.
     pub told: Option<watch::Sender<Advance>>,
+    /// What the spans of its batches belong to.
+    pub span: Span,
 }
 
 /// How many of a job's batches have ended.
@@ -30,6 +34,15 @@ pub struct Submission {
 pub struct Advance {
     pub ended: u32,
     pub batches: u32,
+}
+
+/// A job that is being sent, for whoever watches.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeldJob {
+    pub job_id: String,
+    pub group_id: String,
+    pub batches: u32,
+    pub batches_ended: u32,
 }
 
 /// How the work on a job ended.

@@ -53,6 +53,7 @@ struct State {
     round: Option<(Instant, f64)>,
     /// The last refusal, and the rate that it left.
     refused: Option<(Instant, f64)>,
+    written: u64,
 }
 
 /// Whether a call may leave.
@@ -81,6 +82,7 @@ impl Pacer {
             rate_set_at: now,
             round: None,
             refused: None,
+            written: 0,
         })))
     }
 
@@ -155,6 +157,16 @@ impl Pacer {
         lock(&self.0).window.most_in_one_second()
     }
 
+    /// The rate that is configured, in calls a second.
+    pub fn limit(&self) -> u32 {
+        lock(&self.0).ceiling as u32
+    }
+
+    /// Calls that have left so far.
+    pub fn calls_so_far(&self) -> u64 {
+        lock(&self.0).written
+    }
+
     /// The present rate in calls a second.
     pub fn rate(&self, now: Instant) -> f64 {
         let mut state = lock(&self.0);
@@ -194,7 +206,9 @@ impl SendSlot {
     /// The request is being written at this moment.
     pub fn written(mut self, now: Instant) {
         if let Some(state) = self.0.take() {
-            lock(&state).window.written(now);
+            let mut state = lock(&state);
+            state.window.written(now);
+            state.written += 1;
         }
     }
 

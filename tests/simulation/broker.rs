@@ -33,7 +33,7 @@ use crate::{
     },
     broker::{
         BrokerLost, Outgoing, Routing,
-        publisher::{Lane, Link, Mandatory, Unconfirmed},
+        publisher::{Lane, Link, Mandatory, Seen, Unconfirmed},
     },
     settle::result::{ErrorKind, JobResult, Status},
 };
@@ -507,11 +507,12 @@ impl Link for SimulatedLink {
         Box::pin(async { Ok(true) })
     }
 
-    fn consumers<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<u32, Unconfirmed>> {
+    fn look_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>> {
         Box::pin(async {
             self.world.round_trip().await;
-            let consumers = &self.world.lock().broker.consumers;
-            Ok(consumers.iter().filter(|consumer| !consumer.cancelled).count() as u32)
+            let broker = &self.world.lock().broker;
+            let consumers = broker.consumers.iter().filter(|consumer| !consumer.cancelled).count() as u32;
+            Ok(Seen { messages: broker.jobs.len() as u32, consumers })
         })
     }
 

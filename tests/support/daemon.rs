@@ -24,9 +24,15 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the daemon with this configuration and does not wait for it.
     pub fn spawn(configuration: &str) -> Daemon {
-        let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
-        std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
-        Daemon { child: spawn_in(&directory), directory }
+        Daemon::spawn_with(configuration, &[])
+    }
+
+    /// The same with environment variables of its own.
+    pub fn spawn_with(configuration: &str, variables: &[(&str, &str)]) -> Daemon {
+        let directory = folder_with(configuration);
+        let mut command = binary();
+        command.envs(variables.iter().copied());
+        Daemon { child: spawn_command(command, &directory), directory }
     }
 
     /// Starts the daemon and waits until it consumes for all of its apps.
@@ -38,8 +44,7 @@ impl Daemon {
 
     /// The same in a world where files cannot grow beyond so many KiB, which is a full disk to the daemon.
     pub fn spawn_with_files_up_to(kibibytes: usize, configuration: &str) -> Daemon {
-        let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
-        std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+        let directory = folder_with(configuration);
         let mut shell = Command::new("bash");
         // Without its default action the signal of a file that is too long is an error of the write.
         let script = format!("trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run", env!("CARGO_BIN_EXE_groupcast"));
@@ -49,7 +54,7 @@ impl Daemon {
 
     /// Starts it again in the same place and does not wait for it.
     pub fn spawn_again(&mut self) {
-        self.child = spawn_in(&self.directory);
+        self.child = spawn_command(binary(), &self.directory);
     }
 
     pub fn pid(&self) -> u32 {
@@ -94,12 +99,17 @@ impl Daemon {
         self.file("log")
     }
 
-    /// Asks its own HTTP listener: the status and the body.
-    pub async fn get(&self, path: &str) -> (u16, String) {
+    /// Where it listens for HTTP.
+    pub fn address(&self) -> String {
         let log = self.log();
         let told = log.lines().rev().find(|line| line.contains("listening for /livez")).expect("it listens");
-        let address = told.split_once("address=").expect("an address").1.split_whitespace().next().expect("an address");
-        let answer = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
+        let address = told.split_once("address=").expect("an address").1.split_whitespace().next();
+        address.expect("an address").to_owned()
+    }
+
+    /// Asks its own HTTP listener: the status and the body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let answer = reqwest::get(format!("http://{}{path}", self.address())).await.expect("an answer");
         (answer.status().as_u16(), answer.text().await.expect("a body"))
     }
 
@@ -134,10 +144,16 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn_in(directory: &TempDir) -> Child {
+fn folder_with(configuration: &str) -> TempDir {
+    let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
+    std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+    directory
+}
+
+fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_groupcast"));
     command.arg("run");
-    spawn_command(command, directory)
+    command
 }
 
 fn spawn_command(mut command: Command, directory: &TempDir) -> Child {

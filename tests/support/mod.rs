@@ -2,6 +2,8 @@
 //! conditions.
 
 pub mod broker;
+pub mod browser;
+pub mod certificates;
 pub mod daemon;
 pub mod producer;
 pub mod proxy;

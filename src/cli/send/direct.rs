@@ -33,7 +33,7 @@ pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Re
 }
 
 pub fn count(name: &str, app: &App, config: &Config, message: &Message) -> Result<Verdict, Failure> {
-    let (_, checked) = envelope::read(&message.properties, name, None, Timestamp::now());
+    let (_, checked) = envelope::read(&message.properties, name, None, &app.replies, Timestamp::now());
     let decoded = decode(&message.body, &pipeline::rules(app, config.broker.max_job_bytes));
     let job = checked.and(decoded).map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
     let calls = job.batch_count();

@@ -10,6 +10,7 @@ use lapin::{
 use serde_json::json;
 
 use super::{Failure, Message};
+use crate::job::DEADLINE_HEADER;
 
 #[derive(clap::Args)]
 pub struct JobArgs {
@@ -88,7 +89,7 @@ impl JobArgs {
     fn properties(&self) -> Result<BasicProperties, Failure> {
         let mut headers = FieldTable::default();
         let given = [
-            ("groupcast-deadline", self.deadline.map(|time| time.to_string())),
+            (DEADLINE_HEADER, self.deadline.map(|time| time.to_string())),
             ("groupcast-not-before", self.not_before.map(|time| time.to_string())),
             ("groupcast-delivery", self.delivery.clone()),
         ];

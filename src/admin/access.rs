@@ -1,0 +1,126 @@
+//! Who may see the page and who may act. A browser on this machine is led here by any web page that its user opens, so the
+//! page answers only to names that nobody else can point at us, and actions only to whoever knows the token.
+
+use std::net::IpAddr;
+
+use hyper::{HeaderMap, header};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+use crate::config;
+
+pub struct Access {
+    hosts: Vec<String>,
+    token: Option<SecretString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// The name that it was reached by may be somebody else's.
+    Host,
+    /// A page of somebody else asks.
+    Origin,
+    Token,
+}
+
+impl Denied {
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Host => "this name is not known; use an IP address or localhost, or add the name to admin.hosts",
+            Self::Origin => "requests from other sites' pages are refused",
+            Self::Token => "the action needs the header `Authorization: Bearer …` with the token of admin.token",
+        }
+    }
+}
+
+impl Access {
+    pub fn of(admin: &config::Admin) -> Self {
+        Self { hosts: admin.hosts.clone(), token: admin.token.clone() }
+    }
+
+    /// Whether anybody may act at all.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    pub fn may_see(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let host = text(header::HOST).ok_or(Denied::Host)?;
+        if !self.knows(host) {
+            return Err(Denied::Host);
+        }
+        match text(header::ORIGIN) {
+            Some(origin) if origin.split_once("://").map(|(_, rest)| rest) != Some(host) => Err(Denied::Origin),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub fn may_act(&self, headers: &HeaderMap) -> Result<(), Denied> {
+        self.may_see(headers)?;
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Denied::Token)?;
+        let token = self.token.as_ref().ok_or(Denied::Token)?;
+        // Of digests it is of no use to know how far they agree.
+        if Sha256::digest(given) == Sha256::digest(token.expose_secret()) { Ok(()) } else { Err(Denied::Token) }
+    }
+
+    /// An address cannot be pointed elsewhere by whoever owns a name.
+    fn knows(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
+            _ => host,
+        };
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        address.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access() -> Access {
+        Access { hosts: vec!["groupcast.internal".into()], token: Some("right".to_owned().into()) }
+    }
+
+    fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), value.parse().expect("a header"))).collect()
+    }
+
+    #[test]
+    fn only_names_that_nobody_else_can_point_at_us_are_answered() {
+        for known in ["127.0.0.1:9464", "10.1.2.3", "[::1]:9464", "[::1]", "localhost", "LOCALHOST:9464", "groupcast.internal:80"]
+        {
+            assert_eq!(access().may_see(&headers(&[(header::HOST, known)])), Ok(()), "{known}");
+        }
+        for unknown in ["evil.example", "evil.example:9464", "localhost.evil.example", "127.0.0.1.evil.example:9464", "", ":9464"]
+        {
+            assert_eq!(access().may_see(&headers(&[(header::HOST, unknown)])), Err(Denied::Host), "{unknown}");
+        }
+        assert_eq!(access().may_see(&headers(&[])), Err(Denied::Host));
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        let from = |origin| access().may_see(&headers(&[(header::HOST, "localhost:9464"), (header::ORIGIN, origin)]));
+        assert_eq!(from("http://localhost:9464"), Ok(()));
+        for other in ["http://localhost:80", "https://evil.example", "null", ""] {
+            assert_eq!(from(other), Err(Denied::Origin), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_whoever_knows_the_token_may_act() {
+        let with = |value: &str| access().may_act(&headers(&[(header::HOST, "localhost"), (header::AUTHORIZATION, value)]));
+        assert_eq!(with("Bearer right"), Ok(()));
+        for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right", "bearer right", "Bearer right "] {
+            assert_eq!(with(wrong), Err(Denied::Token), "{wrong}");
+        }
+        assert_eq!(access().may_act(&headers(&[(header::HOST, "localhost")])), Err(Denied::Token));
+        let nobody = Access { token: None, ..access() };
+        let asked = headers(&[(header::HOST, "localhost"), (header::AUTHORIZATION, "Bearer ")]);
+        assert_eq!(nobody.may_act(&asked), Err(Denied::Token));
+    }
+}

@@ -1,0 +1,58 @@
+//! What can be asked of an app: `POST /apps/<app>/pause`, `/resume` and `/redrive`.
+
+use serde::Serialize;
+use tracing::info;
+
+use super::{Shown, ShownApp};
+use crate::{
+    broker::BrokerLost,
+    dead_letters::{self, DeadLetters, Deadline, Filter, Redriven},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Pause,
+    Resume,
+    Redrive,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    Paused,
+    Resumed,
+    Redriven(Redriven),
+}
+
+/// The app and the action that a path names.
+pub fn named<'a>(path: &str, shown: &'a Shown) -> Option<(&'a ShownApp, Action)> {
+    let (app, action) = path.strip_prefix("/apps/")?.split_once('/')?;
+    let action = match action {
+        "pause" => Action::Pause,
+        "resume" => Action::Resume,
+        "redrive" => Action::Redrive,
+        _ => return None,
+    };
+    Some((shown.apps.iter().find(|shown| shown.name == app)?, action))
+}
+
+pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, BrokerLost> {
+    info!(app = app.name, ?action, "asked for at admin.listen");
+    match action {
+        Action::Pause => {
+            app.pipeline.pause();
+            Ok(Done::Paused)
+        }
+        Action::Resume => {
+            app.pipeline.resume();
+            Ok(Done::Resumed)
+        }
+        Action::Redrive => {
+            let mut letters = DeadLetters::open(&shown.connector, &app.name).await?;
+            let redriven = dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
+            letters.close().await;
+            Ok(Done::Redriven(redriven?))
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What the status page shows, as it is now.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{
+    Shown, ShownApp,
+    readiness::{self, Readiness},
+};
+use crate::{accept::consume::Subscribed, broker::publisher::Seen, dispatch::HeldJob, telemetry::failures::Failure};
+
+/// Of many jobs the page shows those with the most calls left.
+const MAX_JOBS: usize = 20;
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    version: &'static str,
+    /// Whether there is a token, so that actions are possible.
+    actions: bool,
+    #[serde(flatten)]
+    readiness: Readiness,
+    /// By the name of the app.
+    activity: BTreeMap<String, Activity>,
+}
+
+/// What goes on in an app.
+#[derive(Debug, Serialize)]
+struct Activity {
+    /// It is idle, or stands by while another replica has the jobs: the broker does not say which.
+    no_job_yet: bool,
+    paused_by_operator: bool,
+    calls_per_second_limit: u32,
+    /// The present pace, lower after answers that say "slow down".
+    calls_per_second_allowed: f64,
+    /// Calls that left in each of the last seconds, the oldest first.
+    calls: Vec<u32>,
+    /// Messages in the jobs queue that nobody holds; `null` if not known.
+    jobs_waiting: Option<u32>,
+    dead_letters: Option<u32>,
+    jobs_held: usize,
+    calls_left: u64,
+    /// Until the held jobs are sent, if every call is accepted.
+    eta_seconds: Option<f64>,
+    jobs: Vec<ShownJob>,
+    failures: Vec<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownJob {
+    #[serde(flatten)]
+    job: HeldJob,
+    eta_seconds: Option<f64>,
+}
+
+/// What was seen of an app's queues a moment ago.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Queues {
+    pub jobs: Option<Seen>,
+    pub dead: Option<Seen>,
+}
+
+impl Status {
+    pub async fn of(shown: &Shown, actions: bool, calls: &[Vec<u32>], queues: &[Queues]) -> Self {
+        let mut activity = BTreeMap::new();
+        for ((app, calls), queues) in shown.apps.iter().zip(calls).zip(queues) {
+            activity.insert(app.name.clone(), Activity::of(app, calls.clone(), *queues).await);
+        }
+        Self { version: env!("CARGO_PKG_VERSION"), actions, readiness: readiness::of(shown), activity }
+    }
+}
+
+impl Activity {
+    async fn of(app: &ShownApp, calls: Vec<u32>, queues: Queues) -> Self {
+        let mut held = app.pipeline.held().await;
+        held.sort_by_key(|job| std::cmp::Reverse(left(job)));
+        let rate = app.pipeline.calls_per_second();
+        let seconds = |calls: u64| (rate > 0.0).then(|| calls as f64 / rate);
+        let calls_left = held.iter().map(left).sum();
+        let jobs_held = held.len();
+        let etas: Vec<Option<f64>> = held.iter().take(MAX_JOBS).map(|job| seconds(calls_until_done(left(job), &held))).collect();
+        Self {
+            no_job_yet: matches!(*app.subscribed.borrow(), Subscribed::NoJobYet),
+            paused_by_operator: app.pipeline.is_paused_by_operator(),
+            calls_per_second_limit: app.pipeline.calls_per_second_limit(),
+            calls_per_second_allowed: rate,
+            calls,
+            jobs_waiting: queues.jobs.map(|seen| seen.messages),
+            dead_letters: queues.dead.map(|seen| seen.messages),
+            jobs_held,
+            calls_left,
+            eta_seconds: seconds(calls_left),
+            jobs: held.into_iter().zip(etas).map(|(job, eta_seconds)| ShownJob { job, eta_seconds }).collect(),
+            failures: app.pipeline.failures(),
+        }
+    }
+}
+
+fn left(job: &HeldJob) -> u64 {
+    u64::from(job.batches - job.batches_ended)
+}
+
+/// Jobs take turns: until one with so many calls left is done, each other one has had as many, or all of its own.
+fn calls_until_done(of_this: u64, held: &[HeldJob]) -> u64 {
+    held.iter().map(|job| left(job).min(of_this)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_job_is_done_long_before_the_large_ones_that_it_takes_turns_with() {
+        let job = |batches| HeldJob { job_id: String::new(), group_id: String::new(), batches, batches_ended: 0 };
+        let held = [job(1000), job(400), job(1)];
+        let until_done: Vec<u64> = held.iter().map(|job| calls_until_done(left(job), &held)).collect();
+        assert_eq!(until_done, [1401, 801, 3]);
+    }
+}

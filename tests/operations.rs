@@ -1,0 +1,137 @@
+//! What operators deploy: the unit, the manifests, the alert rules and the dashboard say what is true of the program.
+
+use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Command, time::Duration};
+
+use groupcast::{
+    config::{Config, ConfigFile},
+    telemetry::metrics::{ALL, Kind},
+};
+use serde_json::Value;
+
+use crate::support::{
+    broker::Broker,
+    daemon::Daemon,
+    scene::{configuration, sandbox, unique_app},
+};
+
+/// Names of series that exist, those of histograms included.
+fn series() -> BTreeSet<String> {
+    let of = |metric: &&groupcast::telemetry::metrics::Metric| match metric.kind {
+        Kind::Histogram(_) => ["_bucket", "_sum", "_count"].map(|suffix| format!("{}{suffix}", metric.name)).to_vec(),
+        Kind::Counter | Kind::Gauge => vec![metric.name.to_owned()],
+    };
+    ALL.iter().flat_map(of).collect()
+}
+
+/// The metrics that an expression names.
+fn named(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    words.filter(|word| word.starts_with("groupcast_")).map(str::to_owned).collect()
+}
+
+fn assert_exist(file: &str, expressions: impl IntoIterator<Item = String>) {
+    let named: BTreeSet<String> = expressions.into_iter().flat_map(|expression| named(&expression)).collect();
+    assert!(named.len() >= 5, "{file} names few metrics: {named:?}");
+    let existing = series();
+    let unknown: Vec<&String> = named.difference(&existing).collect();
+    assert!(unknown.is_empty(), "{file} names metrics that do not exist: {unknown:?}");
+}
+
+#[test]
+fn the_alert_rules_are_valid_hold_in_their_examples_and_name_metrics_that_exist() {
+    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]] {
+        let output = Command::new("promtool").args(arguments).current_dir("deploy/monitoring").output();
+        let output = output.expect("promtool is there; tests/run.sh installs it");
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let rules = fs::read_to_string("deploy/monitoring/alerts.yml").unwrap();
+    assert_exist("alerts.yml", rules.lines().map(str::to_owned));
+    let runbook = fs::read_to_string("docs/operations.md").unwrap();
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(runbook.contains(&format!("`{alert}`")), "the runbook says nothing of {alert}");
+    }
+}
+
+#[test]
+fn the_dashboard_names_metrics_that_exist() {
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string("deploy/monitoring/dashboard.json").unwrap()).unwrap();
+    let targets =
+        dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let expressions: Vec<String> = targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    assert!(expressions.len() >= 8);
+    assert_exist("dashboard.json", expressions);
+}
+
+#[test]
+fn the_unit_gives_the_service_no_more_than_it_needs() {
+    let unit = ["--offline=true", "--threshold=20", "--no-pager", "deploy/systemd/groupcast.service"];
+    let output = Command::new("systemd-analyze").arg("security").args(unit).output();
+    let output = output.expect("systemd-analyze is there; tests/run.sh installs it");
+    let report = String::from_utf8_lossy(&output.stdout);
+    // The threshold is in tenths.
+    assert!(output.status.success() && report.contains("Overall exposure level"), "{report}");
+}
+
+#[tokio::test]
+async fn systemd_is_told_that_the_daemon_works_lives_and_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let app = unique_app();
+    let sandbox = sandbox().await;
+    let configuration = configuration(Broker::shared().await.url(), &app, &sandbox.endpoint(), "");
+    let variables = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "300000")];
+    let mut daemon = Daemon::spawn_with(&configuration, &variables);
+    let next = async || {
+        let socket = socket.try_clone().unwrap();
+        let received = tokio::task::spawn_blocking(move || {
+            let mut told = [0; 256];
+            let length = socket.recv(&mut told).expect("the daemon tells");
+            String::from_utf8(told[..length].to_vec()).unwrap()
+        });
+        received.await.unwrap().trim().to_owned()
+    };
+    assert_eq!(next().await, "READY=1");
+    for _ in 0..5 {
+        assert_eq!(next().await, "WATCHDOG=1");
+    }
+    daemon.until_consuming(1).await;
+    assert!(daemon.terminate().await.success());
+    let mut last = next().await;
+    while last == "WATCHDOG=1" {
+        last = next().await;
+    }
+    assert_eq!(last, "STOPPING=1");
+}
+
+#[test]
+fn what_kubernetes_mounts_is_a_configuration_that_the_program_takes() {
+    let manifest = fs::read_to_string("deploy/kubernetes/groupcast.yaml").unwrap();
+    let (_, rest) = manifest.split_once("  groupcast.toml: |\n").expect("the configuration is in a ConfigMap");
+    let lines = rest.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+    let text: String = lines.map(|line| format!("{}\n", line.trim_start_matches("    "))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = text.clone();
+    // The secrets are files that the cluster mounts.
+    for (number, file) in
+        text.lines().filter_map(|line| line.split_once("_file = \"")).map(|(_, file)| file.trim_end_matches('"')).enumerate()
+    {
+        let here = folder.path().join(number.to_string());
+        let secret = match file {
+            _ if file.ends_with("broker_url") => "amqp://user:password@host:5672/%2f",
+            _ if file.ends_with("state_url") => "redis://:password@host:6379/0",
+            _ => "secret",
+        };
+        fs::write(&here, secret).unwrap();
+        written = written.replace(file, here.to_str().unwrap());
+    }
+    let file = ConfigFile { path: "groupcast.toml".into(), text: written };
+    let config = Config::read(Some(&file), []).unwrap_or_else(|error| panic!("{error}"));
+    assert!(config.apps.contains_key("default"));
+}
