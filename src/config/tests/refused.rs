@@ -9,7 +9,7 @@ fn unknown_keys_are_named_with_their_full_path_and_what_was_meant() {
         (with("[broker]\nprefetchh = 1"), "groupcast.toml: unknown key broker.prefetchh; did you mean prefetch?"),
         (with("[app.x]"), "groupcast.toml: unknown key app; did you mean apps?"),
         (with("[log]\ncolour = true"), "groupcast.toml: unknown key log.colour; allowed are format, filter"),
-        (with("[admin]\nx.y = 1"), "groupcast.toml: unknown key admin.x; allowed are listen"),
+        (with("[admin]\nx.y = 1"), "groupcast.toml: unknown key admin.x; allowed are listen, hosts, token, token_file"),
     ];
     for (text, expected) in cases {
         assert_eq!(refusal(&text, &[]), expected);
@@ -53,6 +53,13 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("retry.park = []", "apps.default.retry.park must be a list of one or more"),
         ("retry.park = [\"60d\"]", "apps.default.retry.park must be"),
         ("retry = 1", "apps.default.retry must be a section"),
+        ("replies.allow = [\"\"]", "apps.default.replies.allow must be a list of queue names"),
+        ("replies.allow = [1]", "apps.default.replies.allow must be a list of queue names"),
+        ("[admin]\nhosts = [\"a:9464\"]", "admin.hosts must be a list of names without port"),
+        ("[admin]\ntoken = \"\"", "admin.token must not be empty"),
+        ("[state]\nca_file = \"ca.pem\"", "state.ca_file has no effect, for state.url does not begin with rediss://"),
+        ("[state]\nurl = \"rediss://h\"\ncert_file = \"c.pem\"", "state.cert_file needs the private key"),
+        ("[telemetry]\notlp_endpoint = \"collector:4318\"", "telemetry.otlp_endpoint must be a scheme, a host and a port"),
         ("retry.first_delay = \"2s\"\nretry.max_delay = \"1s\"", "apps.default.retry.first_delay must not be longer"),
         ("pause.probe_first = \"2s\"\npause.probe_max = \"1s\"", "apps.default.pause.probe_first must not be longer"),
         ("request_timeout = \"0s\"", "apps.default.request_timeout must be"),
