@@ -14,7 +14,7 @@ if [ "$(id -u)" -ne 0 ]; then
     sudo -n true 2>/dev/null || { say "installing $* needs root, or a sudo without a password"; exit 1; }
     as_root=(sudo -n)
 fi
-units() { ls /lib/systemd/system /usr/lib/systemd/system 2>/dev/null | grep -E '\.(service|socket|timer)$' | sort -u; }
+units() { find /lib/systemd/system/ -name '*.service' -o -name '*.socket' -o -name '*.timer' 2>/dev/null | sed 's|.*/||' | sort; }
 
 say "installing $*"
 told=$(mktemp)

@@ -111,6 +111,24 @@ async fn systemd_is_told_that_the_daemon_works_lives_and_stops() {
 }
 
 #[test]
+fn the_image_has_the_program_and_no_shell() {
+    let root = tempfile::tempdir().unwrap();
+    let made = Command::new("deploy/rootfs.sh").arg(env!("CARGO_BIN_EXE_groupcast")).arg(root.path()).status().unwrap();
+    assert!(made.success());
+    // Also without the rights of root.
+    let mut program = Command::new("unshare");
+    program.args(["--user", "--map-root-user", "--root"]).arg(root.path()).args(["/usr/local/bin/groupcast", "--version"]);
+    let output = program.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(told.trim(), format!("groupcast {}", env!("CARGO_PKG_VERSION")), "{}", String::from_utf8_lossy(&output.stderr));
+    for shell in ["bin/sh", "bin/bash", "usr/bin/sh", "bin/busybox"] {
+        assert!(!root.path().join(shell).exists());
+    }
+    let image = fs::read_to_string("deploy/Dockerfile").unwrap();
+    assert!(image.contains("deploy/rootfs.sh target/release/groupcast /out") && image.contains("FROM scratch"));
+}
+
+#[test]
 fn what_kubernetes_mounts_is_a_configuration_that_the_program_takes() {
     let manifest = fs::read_to_string("deploy/kubernetes/groupcast.yaml").unwrap();
     let (_, rest) = manifest.split_once("  groupcast.toml: |\n").expect("the configuration is in a ConfigMap");
