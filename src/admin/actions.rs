@@ -1,11 +1,13 @@
 //! What can be asked of an app: `POST /apps/<app>/pause`, `/resume` and `/redrive`.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use tracing::info;
 
 use super::{Shown, ShownApp};
 use crate::{
-    broker::BrokerLost,
+    broker::{BrokerLost, connection::Connector},
     dead_letters::{self, DeadLetters, Deadline, Filter, Redriven},
 };
 
@@ -49,10 +51,17 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
             Ok(Done::Resumed)
         }
         Action::Redrive => {
-            let mut letters = DeadLetters::open(&shown.connector, &app.name).await?;
-            let redriven = dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
-            letters.close().await;
+            // To its end, also if whoever asked goes away.
+            let redriving = tokio::spawn(redrive(shown.connector.clone(), app.name.clone()));
+            let redriven = redriving.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             Ok(Done::Redriven(redriven?))
         }
     }
+}
+
+async fn redrive(connector: Arc<Connector>, app: String) -> Result<Redriven, BrokerLost> {
+    let mut letters = DeadLetters::open(&connector, &app).await?;
+    let redriven = dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
+    letters.close().await;
+    redriven
 }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration}
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -55,8 +55,7 @@ impl Watch {
             if seconds_until_queues == 0 {
                 seconds_until_queues = QUEUES_SEEN_EVERY;
                 for (app, seen) in apps.iter().zip(&mut seen) {
-                    seen.jobs = self.shown.publisher.look_at(&queues::jobs(&app.name)).await;
-                    seen.dead = self.shown.publisher.look_at(&queues::dead(&app.name)).await;
+                    *seen = self.look_at_queues_of(&app.name).await;
                 }
             }
             seconds_until_queues -= 1;
@@ -65,5 +64,15 @@ impl Watch {
             let json = serde_json::to_string(&status).expect("it has no map with keys other than text");
             self.told.send_replace(json.into());
         }
+    }
+
+    /// A broker that does not answer must not hold up the page that tells of it.
+    async fn look_at_queues_of(&self, app: &str) -> Queues {
+        let publisher = &self.shown.publisher;
+        let look_at = async |queue: String| match publisher.is_open() {
+            true => timeout(SECOND, publisher.look_at(&queue)).await.ok().flatten(),
+            false => None,
+        };
+        Queues { jobs: look_at(queues::jobs(app)).await, dead: look_at(queues::dead(app)).await }
     }
 }
