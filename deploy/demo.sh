@@ -134,6 +134,7 @@ url = "sqlite:$work/groupcast.db"
 
 [admin]
 listen = "127.0.0.1:0"
+token = "demo"
 
 $(grep -A4 '^\[apps' "$work/sandbox.log" | sed "s/^\[apps.*/[apps.$app]/")
 TOML
@@ -188,8 +189,11 @@ TEXT
 
 title "Left running until Ctrl-C:"
 cat <<TEXT
+  $(sed -n 's|.*listening for /livez.*address=\([^ ]*\).*|http://\1/|p' "$work/daemon.log")   the status page; the token for its actions is: demo
   cd $work
   $groupcast send --group g --content hello --to alice --wait
+  $groupcast dead list
+  $groupcast dead redrive --dry-run
   tail -f $work/daemon.log
 TEXT
 wait "${pids[${#pids[@]}-1]}" || true

@@ -7,7 +7,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, task::JoinSet};
 use tracing::{debug, warn};
 
-use super::{Admin, Shown, pages::Pages, watch::Watch};
+use super::{Admin, Shown, observer::Observer, pages::Pages};
 
 /// A few collectors and people; the next one waits.
 const MAX_CONNECTIONS: usize = 64;
@@ -19,7 +19,7 @@ const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 pub async fn serve(admin: Admin, shown: Shown) -> Infallible {
     let Admin { listener, exposition, access } = admin;
     let shown = Arc::new(shown);
-    let (watch, seen) = Watch::of(shown.clone(), access.has_token());
+    let (observer, seen) = Observer::of(shown.clone(), access.has_token());
     let pages = Arc::new(Pages { shown, exposition, access, seen });
     let accept = async {
         let mut connections = JoinSet::new();
@@ -40,7 +40,7 @@ pub async fn serve(admin: Admin, shown: Shown) -> Infallible {
     };
     tokio::select! {
         never = accept => never,
-        never = watch.look() => never,
+        never = observer.look() => never,
         never = pages.exposition.keep_small() => never,
     }
 }

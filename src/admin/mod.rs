@@ -3,21 +3,21 @@
 //! again; without one, nothing can be changed.
 //!
 //! `listener` has the sockets, `pages` says what is answered, [`readiness`] whether every app consumes and what is wrong if
-//! not, [`status`] what the page shows, `watch` looks once a second, `access` keeps other people's web pages and whoever has
+//! not, [`status`] what the page shows, `observer` looks once a second, `access` keeps other people's web pages and whoever has
 //! no token away, `actions` does what is asked.
 
 mod access;
 mod actions;
 mod listener;
+mod observer;
 mod page;
 mod pages;
 pub mod readiness;
 pub mod status;
-mod watch;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpListener, sync::watch as tokio_watch};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
@@ -37,7 +37,7 @@ pub struct Shown {
 pub struct ShownApp {
     pub name: String,
     pub pipeline: Arc<Pipeline>,
-    pub subscribed: tokio_watch::Receiver<Subscribed>,
+    pub subscribed: watch::Receiver<Subscribed>,
 }
 
 /// The port, and the recorder of the metrics. Whoever connects before there is something to show waits.

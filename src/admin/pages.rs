@@ -41,8 +41,8 @@ pub struct Pages {
 impl Pages {
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
-        if let Some(action) = path.starts_with("/apps/").then(|| self.action(&request)) {
-            return action.await;
+        if path.starts_with("/apps/") {
+            return self.action(&request).await;
         }
         let render: &(dyn Fn() -> Response<Body> + Send + Sync) = match path {
             "/livez" => &|| whole(StatusCode::OK, TEXT, "alive\n"),

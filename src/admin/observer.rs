@@ -19,13 +19,13 @@ const SECONDS_KEPT: usize = 300;
 /// Asking the broker for the length of a queue costs a round trip for each.
 const QUEUES_SEEN_EVERY: u32 = 3;
 
-pub struct Watch {
+pub struct Observer {
     shown: Arc<Shown>,
     actions: bool,
     told: Arc<watch::Sender<Arc<str>>>,
 }
 
-impl Watch {
+impl Observer {
     pub fn of(shown: Arc<Shown>, actions: bool) -> (Self, Arc<watch::Sender<Arc<str>>>) {
         let told = Arc::new(watch::Sender::new("".into()));
         (Self { shown, actions, told: told.clone() }, told)
