@@ -221,17 +221,21 @@ impl Filter {
     }
 }
 
-/// What goes along when a job is sent again: what its producer set, and how often it has died.
+/// What goes along when a job is sent again: what its producer set, its id, also a generated one, and how often it has died.
 fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties {
     let mut headers = kept_headers(properties);
-    let died = properties.headers().as_ref().and_then(|headers| headers.inner().get(ATTEMPT_HEADER));
-    if let Some(attempt) = died {
+    let noted = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
+    if let Some(attempt) = noted(ATTEMPT_HEADER) {
         headers.insert(ATTEMPT_HEADER.into(), attempt.clone());
     }
     if deadline == Deadline::Dropped {
         headers = without(headers, DEADLINE_HEADER);
     }
-    kept_properties(properties).with_headers(headers).with_delivery_mode(2)
+    let redriven = kept_properties(properties).with_headers(headers).with_delivery_mode(2);
+    match noted("groupcast-job-id").and_then(as_text) {
+        Some(id) if redriven.message_id().is_none() => redriven.with_message_id(id.as_str().into()),
+        _ => redriven,
+    }
 }
 
 fn without(headers: FieldTable, unwanted: &str) -> FieldTable {

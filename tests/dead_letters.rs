@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::support::{
     eventually,
     producer::{header, text},
-    scene::{Scene, job, settings},
+    scene::{Scene, job},
 };
 
 /// Runs `groupcast dead` with the daemon's configuration.
@@ -103,13 +103,13 @@ async fn they_are_listed_and_shown_and_stay_where_they_are() {
 async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_invalid() {
     let mut scene = with_three_letters().await;
     let (lines, told) = printed(&scene, &["redrive", "--dry-run"]).await;
-    assert!(lines.lines().count() == 2 && told.contains("2 dead letters would be sent again"), "{lines}{told}");
+    assert!(lines.lines().count() == 2 && told.contains("2 of 3 dead letters would be sent again"), "{lines}{told}");
     letters_left(&scene, 3).await;
     assert!(scene.producer.hears_nothing().await, "nothing was sent");
 
     // Both die again of what killed them, with the attempt counted.
     let (_, told) = printed(&scene, &["redrive"]).await;
-    assert!(told.contains("2 dead letters sent again, 1 left") && told.contains("--kind invalid"), "{told}");
+    assert!(told.contains("2 of 3 dead letters sent again") && told.contains("--kind invalid"), "{told}");
     let mut again = [scene.producer.result().await, scene.producer.result().await];
     again.sort_by(|one, other| one.job_id.cmp(&other.job_id));
     assert_eq!(again.each_ref().map(|result| result.job_id.as_str()), ["late", "refused"]);
@@ -158,7 +158,7 @@ async fn a_purge_removes_what_it_is_told_to_and_nothing_before_it_is_told_twice(
     assert!(lines.lines().count() == 1 && told.contains("--yes"), "{lines}{told}");
     letters_left(&scene, 3).await;
     let (_, told) = printed(&scene, &["purge", "--kind", "invalid", "--yes"]).await;
-    assert!(told.contains("1 dead letters removed, 2 left"), "{told}");
+    assert!(told.contains("1 of 3 dead letters removed"), "{told}");
     letters_left(&scene, 2).await;
     assert_eq!(ids(&listed(&scene, &[]).await), ["refused", "late"]);
 }
@@ -195,13 +195,15 @@ async fn a_redrive_that_cannot_be_confirmed_leaves_the_letters() {
 }
 
 #[tokio::test]
-async fn a_letter_tells_its_headers_to_whoever_moves_it_by_hand() {
+async fn a_job_without_an_id_keeps_the_one_that_it_was_given_and_its_letter_counts_its_deaths() {
     let mut scene = Scene::start().await;
-    scene.sandbox.change_settings(settings(json!({ "latency_ms": 1 })));
-    scene.publish_with_id(&job("unknown-2", 1), "moved").await;
-    assert_eq!(scene.producer.result().await.status, Status::Failed);
+    scene.publish(&job("unknown-2", 1)).await;
+    let first = scene.producer.result().await;
+    assert_eq!(first.status, Status::Failed);
+    letters_left(&scene, 1).await;
     printed(&scene, &["redrive"]).await;
-    scene.producer.result().await;
+    let second = scene.producer.result().await;
+    assert_eq!((second.job_id, second.duplicate), (first.job_id, false), "it keeps the id that it was given");
     let letter = scene.dead_letter().await;
     assert_eq!(header(&letter, "groupcast-attempt").as_deref(), Some("2"));
     assert_eq!(header(&letter, "groupcast-error-code").as_deref(), Some("10010"));

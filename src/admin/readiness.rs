@@ -82,6 +82,6 @@ impl AppState {
 
 impl From<Trouble> for Wrong {
     fn from(Trouble { since, code, http_status, reason, info, advice }: Trouble) -> Self {
-        Self { since: since.to_string(), code, http_status, reason, info, advice }
+        Self { since: format!("{since:.3}"), code, http_status, reason, info, advice }
     }
 }

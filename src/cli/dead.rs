@@ -132,14 +132,16 @@ async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Resu
 }
 
 async fn would_redrive(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+    let total = letters.left();
     let count = print_those(letters, |summary| filter.means_to_redrive(summary)).await?;
-    eprintln!("{count} dead letters would be sent again");
+    eprintln!("{count} of {total} dead letters would be sent again");
     Ok(Verdict::Good)
 }
 
 async fn would_purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+    let total = letters.left();
     let count = print_those(letters, |summary| filter.means(summary)).await?;
-    eprintln!("{count} dead letters would be removed; add --yes to remove them");
+    eprintln!("{count} of {total} dead letters would be removed; add --yes to remove them");
     Ok(Verdict::Good)
 }
 
@@ -175,7 +177,7 @@ async fn redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline)
     let Redriven { sent_again, left } = redriven.map_err(|error| {
         format!("{error}; letters that were sent again are gone from the queue, the others are in it: try again")
     })?;
-    eprintln!("{sent_again} dead letters sent again, {left} left");
+    eprintln!("{sent_again} of {} dead letters sent again", sent_again + left);
     if filter.kind.is_none() && left > 0 {
         eprintln!("those of kind `{INVALID}` are sent again only with --kind {INVALID}: what is wrong with them stays wrong");
     }
@@ -195,7 +197,7 @@ async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Fa
         }
     }
     bar.finish_and_clear();
-    eprintln!("{removed} dead letters removed, {left} left");
+    eprintln!("{removed} of {} dead letters removed", removed + left);
     Ok(Verdict::Good)
 }
 
@@ -213,9 +215,11 @@ fn line(letter: &Summary) -> String {
     let Summary { job_id, group_id, recipients, status, kind, code, info, died_at, attempt, .. } = letter;
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let recipients = match (recipients, group_id) {
+        (Some(1), _) => "1 recipient".to_owned(),
         (Some(count), _) => format!("{count} recipients"),
-        (None, Some(_)) => "all members".to_owned(),
-        (None, None) => "-".to_owned(),
+        // What is no valid job is for nobody.
+        (None, Some(_)) if kind != INVALID => "all members".to_owned(),
+        (None, _) => "-".to_owned(),
     };
     format!(
         "{}  {}  {}  {kind}  {}  {}  {recipients}  attempt {}  {}",
