@@ -6,10 +6,10 @@ use groupcast::{sandbox::Received, settle::result::Status};
 use tokio::time::sleep;
 
 use crate::support::{
-    MOST_ARRIVALS_IN_1S, alone,
+    alone,
     broker::Broker,
     daemon::Daemon,
-    eventually,
+    eventually, most_arrivals_in_1s,
     producer::Producer,
     scene::{Scene, configuration, job, sandbox, settings, unique_app},
 };
@@ -19,9 +19,7 @@ const JOBS: usize = 3000;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
     let _alone = alone().await;
-    let mut scene = Scene::start_alone("").await;
-    // One that refuses what the machine has held up on its way would measure the machine.
-    scene.sandbox.change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": MOST_ARRIVALS_IN_1S })));
+    let mut scene = paced_scene().await;
     // The queues are there now; the backlog is to be there before the first call.
     scene.daemon.terminate().await;
     publish(&scene, JOBS).await;
@@ -49,7 +47,7 @@ async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_second_exceeds_the_limit_across_a_crash_and_a_restart() {
     let _alone = alone().await;
-    let mut scene = Scene::start_alone("").await;
+    let mut scene = paced_scene().await;
     publish(&scene, 600).await;
     eventually("half of the calls", async || (scene.sandbox.stats().calls >= 300).then_some(())).await;
     scene.daemon.kill().await;
@@ -96,6 +94,15 @@ async fn many_apps_in_one_process_are_each_paced_by_themselves() {
     assert!(calls as usize >= 4 * RATE * names.len() * 9 / 10, "{calls}");
 }
 
+/// At the limit of 200, with an API that takes a few more: one that refuses what the machine has held up on its way would
+/// measure the machine.
+async fn paced_scene() -> Scene {
+    let scene = Scene::start_alone("").await;
+    let limit = most_arrivals_in_1s(200);
+    scene.sandbox.change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": limit })));
+    scene
+}
+
 /// Where calls leave, the limit holds exactly.
 async fn assert_limit_kept(scene: &mut Scene) {
     scene.daemon.terminate().await;
@@ -104,7 +111,7 @@ async fn assert_limit_kept(scene: &mut Scene) {
     let (left, stats) = (told.trim().parse::<u32>().unwrap(), scene.sandbox.stats());
     println!("at most {left} left and {} arrived in any second; {} of {} refused", stats.max_in_1s, stats.refused, stats.calls);
     assert!(left <= 200, "{left} calls left in one second");
-    assert!(stats.max_in_1s <= MOST_ARRIVALS_IN_1S && stats.refused * 500 <= stats.calls, "{stats:?}");
+    assert!(stats.max_in_1s <= most_arrivals_in_1s(200) && stats.refused == 0, "{stats:?}");
 }
 
 /// Jobs for one recipient each, all different.

@@ -7,12 +7,9 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    alone, eventually,
+    alone, eventually, most_arrivals_in_1s,
     scene::{Scene, job, settings},
 };
-
-/// Calls that the machine may hold up on their way, so that they share a second with later ones.
-const HELD_UP: usize = 4;
 
 /// Writes another configuration, tells the daemon, and waits until it says that it has taken it on, or not.
 async fn reload(scene: &Scene, configuration: &str, answer: &str) {
@@ -79,11 +76,11 @@ async fn a_changed_rate_holds_within_a_second_and_no_job_is_lost_or_sent_twice()
 
     let second = Duration::from_secs(1);
     let at_first = most_in_1s(&scene, jiff::Timestamp::MIN, raised_at - second);
-    assert!(at_first <= 20 + HELD_UP, "{at_first} in a second before the change");
+    assert!(at_first <= most_arrivals_in_1s(20), "{at_first} in a second before the change");
     let lowered = most_in_1s(&scene, lowered_at + second, watched_until - second);
-    assert!((15..=20 + HELD_UP).contains(&lowered), "{lowered} in a second after the limit was lowered");
+    assert!((15..=most_arrivals_in_1s(20)).contains(&lowered), "{lowered} in a second after the limit was lowered");
     let most = scene.sandbox.stats().max_in_1s;
-    assert!(most <= 100 + HELD_UP, "{most} in a second");
+    assert!(most <= most_arrivals_in_1s(100), "{most} in a second");
 }
 
 #[tokio::test]
