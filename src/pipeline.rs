@@ -156,9 +156,12 @@ impl Work for Pipeline {
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
             worked => worked?,
         };
-        let (will_be_known_again, tally) = (owed.is_recorded(), owed.tally());
-        lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
-        self.meter.count(tally);
+        let will_be_known_again = owed.is_recorded();
+        let tally = lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        self.meter.count(&tally);
+        if let Tally::Ended { result, .. } = tally {
+            self.failures.note(&result);
+        }
         if will_be_known_again {
             lease.wait_for_company().await?;
         }
@@ -176,7 +179,8 @@ impl Pipeline {
         let (to_tell, to_record) = (publisher.clone(), progress.clone());
         let meter = Arc::new(Meter::of(name));
         let api = Arc::new(Measured::new(api, meter.clone()));
-        let may_start = move || to_tell.is_open() && to_record.health().works();
+        let halted = watch::Sender::new(None);
+        let to_look = halted.subscribe();
         let (to_ask, jobs) = (publisher.clone(), queues::jobs(name));
         let is_with_another = move || -> BoxFuture<'static, bool> {
             let (to_ask, jobs) = (to_ask.clone(), jobs.clone());
@@ -188,17 +192,24 @@ impl Pipeline {
                 }
             })
         };
+        let settings = dispatch::Settings {
+            supervision: Supervision::Unattended,
+            may_start: Box::new(move || to_tell.is_open() && to_record.health().works()),
+            is_with_another: Box::new(is_with_another),
+            is_halted: Box::new(move || to_look.borrow().is_some()),
+            ..dispatch::Settings::attended(name, api, pacer.clone())
+        };
         Self {
             app: name.to_owned(),
             terms: RwLock::new(Arc::new(Terms::of(app, rules(app, max_job_bytes)))),
             park: app.retry.park.clone(),
-            dispatcher: dispatcher(name, app, api, pacer.clone(), Supervision::Unattended, may_start, is_with_another),
+            dispatcher: Dispatcher::start(settings, tuning(app)),
             pacer,
             publisher,
             progress,
             meter,
             failures: Failures::default(),
-            halted: watch::Sender::new(None),
+            halted,
             first_delivery_at: Mutex::new(Instant::now()),
             largest_batch: OnceLock::new(),
         }
@@ -318,7 +329,7 @@ impl Pipeline {
         if envelope.identity == Identity::Given {
             let looking_up = self.look_up(&envelope, &job, &fingerprint);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
-                let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.condition().borrow().is_paused();
+                let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.standing().is_paused();
                 return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
             };
             match looked_up {
@@ -449,10 +460,10 @@ impl Pipeline {
         self.log(&result);
         let json = result.json();
         Owed::Answer {
-            tally: ended(&result, envelope, finished_at),
             dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
             record: entry.map(|entry| (entry, json)),
+            tally: ended(result, envelope, finished_at),
         }
     }
 
@@ -462,11 +473,10 @@ impl Pipeline {
         self.log(&result);
         let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
         let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
-        Owed::Answer { dead_letter, reply, record: None, tally: ended(&result, envelope, finished_at) }
+        Owed::Answer { dead_letter, reply, record: None, tally: ended(result, envelope, finished_at) }
     }
 
     fn log(&self, result: &JobResult) {
-        self.failures.note(result);
         spans::note_result(&Span::current(), result);
         let JobResult { job_id, status, calls, .. } = result;
         match result.errors.first() {
@@ -487,9 +497,9 @@ fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
     Owed::Answer { dead_letter: None, reply, record: None, tally: Tally::Repeated }
 }
 
-fn ended(result: &JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {
+fn ended(result: JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {
     let took = finished_at.duration_since(envelope.received_at).try_into().unwrap_or_default();
-    Tally::Ended { status: result.status, recipients: result.recipients, took }
+    Tally::Ended { result: Box::new(result), took }
 }
 
 fn of_id(job: &Job, reason: &str) -> Rejection {
@@ -516,8 +526,8 @@ pub async fn deliver_directly(
         Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
     };
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-    let dispatcher =
-        dispatcher(name, app, Arc::new(Caller::new(app)?), pacer, Supervision::Attended, || true, || Box::pin(async { false }));
+    let settings = dispatch::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
+    let dispatcher = Dispatcher::start(settings, tuning(app));
     let mut submission = Submission {
         job,
         envelope: Arc::new(envelope),
@@ -535,26 +545,6 @@ pub async fn deliver_directly(
             Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
         }
     }
-}
-
-fn dispatcher<A: Api>(
-    name: &str,
-    app: &App,
-    api: Arc<A>,
-    pacer: Pacer,
-    supervision: Supervision,
-    may_start: impl Fn() -> bool + Send + Sync + 'static,
-    is_with_another: impl Fn() -> BoxFuture<'static, bool> + Send + Sync + 'static,
-) -> Dispatcher {
-    let settings = dispatch::Settings {
-        app: name.to_owned(),
-        api,
-        pacer,
-        supervision,
-        may_start: Box::new(may_start),
-        is_with_another: Box::new(is_with_another),
-    };
-    Dispatcher::start(settings, tuning(app))
 }
 
 fn tuning(app: &App) -> Tuning {

@@ -41,6 +41,23 @@ pub struct Settings<A> {
     pub may_start: Box<dyn Fn() -> bool + Send + Sync>,
     /// Whether another replica consumes the app's jobs. Only one may call.
     pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+    /// Whether an operator has paused the app.
+    pub is_halted: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl<A> Settings<A> {
+    /// For a caller who waits, and works alone.
+    pub fn attended(app: &str, api: Arc<A>, pacer: Pacer) -> Self {
+        Self {
+            app: app.to_owned(),
+            api,
+            pacer,
+            supervision: Supervision::Attended,
+            may_start: Box::new(|| true),
+            is_with_another: Box::new(|| Box::pin(async { false })),
+            is_halted: Box::new(|| false),
+        }
+    }
 }
 
 /// What can change while it runs.

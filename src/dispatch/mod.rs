@@ -226,7 +226,7 @@ impl<A: Api> Dispatch<A> {
         while let Some((key, batch)) = self.queue.take_next() {
             let Some(job) = self.jobs.get_mut(&key) else { continue };
             if !job.submission.lease.allows_calls() {
-                self.abandon(key, Unfinished::LetGo);
+                self.let_go_of(key);
             } else if job.is_overdue(now) {
                 self.expire_if_overdue(key, now);
             } else {
@@ -379,7 +379,8 @@ impl<A: Api> Dispatch<A> {
         let Some(job) = self.jobs.get(&key) else { return };
         let would_repeat = job.submission.entry.is_none() && job.has_begun();
         let returned_often = job.submission.envelope.redeliveries >= RETURNED_AT_MOST;
-        if self.standing.condition().is_paused() && (would_repeat || returned_often) {
+        let is_paused = self.standing.condition().is_paused() || (self.settings.is_halted)();
+        if is_paused && (would_repeat || returned_often) {
             self.park(key);
         } else {
             self.abandon(key, Unfinished::LetGo);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use self::{
     progress::{Entry, store::StoreLost},
-    result::{RecipientCounts, Status},
+    result::JobResult,
 };
 use crate::broker::{Outgoing, Routing, Target, publisher::Publisher, queues};
 
@@ -31,12 +31,11 @@ pub enum Owed {
 }
 
 /// What there is to count once it is done.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub enum Tally {
     /// A job has ended. `took` is the time since it was first received, waits included.
     Ended {
-        status: Status,
-        recipients: Option<RecipientCounts>,
+        result: Box<JobResult>,
         took: Duration,
     },
     /// A copy was answered from the record.
@@ -45,13 +44,6 @@ pub enum Tally {
 }
 
 impl Owed {
-    pub fn tally(&self) -> Tally {
-        match self {
-            Self::Answer { tally, .. } => *tally,
-            Self::Parked(_) => Tally::Parked,
-        }
-    }
-
     /// Whether the job will be answered from its record if it comes again.
     pub fn is_recorded(&self) -> bool {
         matches!(self, Self::Answer { record: Some(_), .. })
@@ -59,12 +51,12 @@ impl Owed {
 }
 
 /// Does what is owed. Waits as long as the broker is away.
-pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) -> Result<(), StoreLost> {
-    let (dead_letter, reply, record) = match owed {
-        Owed::Answer { dead_letter, reply, record, .. } => (dead_letter, reply, record),
+pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) -> Result<Tally, StoreLost> {
+    let (dead_letter, reply, record, tally) = match owed {
+        Owed::Answer { dead_letter, reply, record, tally } => (dead_letter, reply, record, tally),
         Owed::Parked(job) => {
             publisher.publish_to_own(*job).await;
-            return Ok(());
+            return Ok(Tally::Parked);
         }
     };
     if let Some(letter) = dead_letter {
@@ -75,8 +67,8 @@ pub async fn settle(publisher: &Publisher, app: &str, owed: Owed) -> Result<(), 
     {
         publisher.publish_to_own(Outgoing { target: Target::Own(queues::unrouted(app)), ..*reply }).await;
     }
-    match record {
-        Some((entry, result)) => entry.complete(&result).await,
-        None => Ok(()),
+    if let Some((entry, result)) = record {
+        entry.complete(&result).await?;
     }
+    Ok(tally)
 }

@@ -161,12 +161,12 @@ impl Meter {
         self.in_flight.one_more()
     }
 
-    pub fn count(&self, tally: Tally) {
+    pub fn count(&self, tally: &Tally) {
         match tally {
-            Tally::Ended { status, recipients, took } => {
-                self.jobs.with(status).increment(1);
-                self.job_seconds.record(took);
-                if let Some(recipients) = recipients {
+            Tally::Ended { result, took } => {
+                self.jobs.with(result.status).increment(1);
+                self.job_seconds.record(*took);
+                if let Some(recipients) = result.recipients {
                     self.recipients.count(recipients);
                 }
             }
