@@ -21,6 +21,13 @@ pub enum Answer {
     NoAnswer { info: String },
 }
 
+impl Answer {
+    /// Whether the API accepted the batch: if anything contradicts that, nobody knows.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Self::Api { http_status: 200..=299, action_ok: true, code: 0, .. })
+    }
+}
+
 /// An answer judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -47,7 +54,7 @@ impl Verdict {
 
 pub fn classify(answer: Answer) -> Verdict {
     match answer {
-        Answer::Api { http_status: 200..=299, action_ok: true, code: 0, .. } => Verdict::Sent,
+        answer if answer.is_accepted() => Verdict::Sent,
         Answer::Api { http_status, action_ok, code: 0, info } => {
             let info = format!("contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: {action_ok}; {info}");
             failed(Class::Transient(Effect::Unknown), Some(0), None, info)

@@ -85,7 +85,7 @@ pub fn of_batch(job: &Span, batch: u32, recipients: Option<u32>) -> Span {
     debug_span!(target: TARGET, parent: job, "batch", groupcast.batch = batch, groupcast.recipients = recipients)
 }
 
-/// One attempt.
+/// One attempt, or one that was given up before anything of it was written.
 pub fn of_call(batch: &Span, attempt: u32) -> Span {
     debug_span!(
         target: TARGET,
@@ -94,6 +94,7 @@ pub fn of_call(batch: &Span, attempt: u32) -> Span {
         otel.kind = "client",
         groupcast.attempt = attempt,
         groupcast.code = Empty,
+        groupcast.withdrawn = Empty,
         http.response.status_code = Empty,
         otel.status_code = Empty,
     )
@@ -111,20 +112,20 @@ pub fn note_result(span: &Span, result: &JobResult) {
 }
 
 pub fn note_answer(span: &Span, answer: &Answer) {
-    let status = |sent| if sent { "OK" } else { "ERROR" };
     match answer {
         Answer::Api { http_status, code, .. } => {
             span.record("groupcast.code", code).record("http.response.status_code", http_status);
-            span.record("otel.status_code", status(*code == 0));
         }
         Answer::Foreign { http_status, .. } => {
-            span.record("http.response.status_code", http_status).record("otel.status_code", status(false));
+            span.record("http.response.status_code", http_status);
         }
-        Answer::NotSent { .. } | Answer::NoAnswer { .. } => {
-            span.record("otel.status_code", status(false));
+        Answer::NotSent { .. } | Answer::NoAnswer { .. } => {}
+        Answer::Withdrawn => {
+            span.record("groupcast.withdrawn", true);
+            return;
         }
-        Answer::Withdrawn => {}
     }
+    span.record("otel.status_code", if answer.is_accepted() { "OK" } else { "ERROR" });
 }
 
 /// What W3C trace context says of the producer's span.
