@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::error::Problem;
@@ -26,7 +26,7 @@ pub struct Admin {
 pub(super) struct AdminSection {
     listen: Option<Given<SocketAddr>>,
     hosts: Option<Given<Hosts>>,
-    token: Option<Given<SecretString>>,
+    token: Option<Given<Token>>,
     token_file: Option<Given<PathBuf>>,
 }
 
@@ -37,7 +37,7 @@ impl AdminSection {
             // The pages tell much and ask nobody who he is: only this machine, unless told otherwise.
             listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()),
             hosts: Given::or(self.hosts, Hosts(Vec::new())).0,
-            token: given_or_from_file("token", self.token, token_file.as_deref())?,
+            token: given_or_from_file("token", self.token, token_file.as_deref())?.map(|token: Token| token.0),
             token_file,
         })
     }
@@ -53,6 +53,19 @@ impl Setting for Hosts {
             .filter(|names| names.iter().all(is_a_name))
             .map(Hosts)
             .ok_or_else(|| "must be a list of names without port, such as [\"groupcast.internal\"]".to_owned())
+    }
+}
+
+/// What fits into a header.
+struct Token(SecretString);
+
+impl Setting for Token {
+    fn read(written: Written) -> Result<Token, String> {
+        let token = SecretString::read(written)?;
+        match token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
+            true => Ok(Token(token)),
+            false => Err("must be ASCII letters, digits and signs without spaces".to_owned()),
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! `[apps.<app>.replies]`: where producers may have their results sent.
 
 use serde::Deserialize;
-use wildmatch::WildMatch;
+use wildmatch::WildMatchPattern;
 
 use super::written::{Given, Setting, Written, texts};
+
+/// `*` stands for any text; names of queues have no other character for one that may differ.
+type Pattern = WildMatchPattern<'*', '\0'>;
 
 /// The queues that a job's `reply_to` may name, besides a direct reply-to address, which leads to nobody but whoever asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replies {
-    allow: Vec<WildMatch>,
+    allow: Vec<Pattern>,
 }
 
 #[derive(Default, Deserialize)]
@@ -22,7 +25,7 @@ struct Patterns(Vec<String>);
 impl Replies {
     /// Every queue that is not groupcast's own.
     pub fn anywhere() -> Self {
-        Self { allow: vec![WildMatch::new("*")] }
+        Self { allow: vec![Pattern::new("*")] }
     }
 
     /// Jobs queues and the like are nobody's reply queue, whatever the patterns say.
@@ -39,9 +42,7 @@ impl Replies {
 impl RepliesSection {
     pub(super) fn check(self) -> Replies {
         match self.allow {
-            Some(Given(Patterns(patterns))) => {
-                Replies { allow: patterns.iter().map(|pattern| WildMatch::new(pattern)).collect() }
-            }
+            Some(Given(Patterns(patterns))) => Replies { allow: patterns.iter().map(|pattern| Pattern::new(pattern)).collect() },
             None => Replies::anywhere(),
         }
     }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     fn replies(patterns: &[&str]) -> Replies {
-        Replies { allow: patterns.iter().map(|pattern| WildMatch::new(pattern)).collect() }
+        Replies { allow: patterns.iter().map(|pattern| Pattern::new(pattern)).collect() }
     }
 
     #[test]
@@ -78,11 +79,11 @@ mod tests {
 
     #[test]
     fn a_pattern_matches_the_whole_name_and_no_more_than_it_says() {
-        let some = replies(&["billing.*.replies", "one"]);
-        for queue in ["billing.eu.replies", "billing..replies", "one"] {
+        let some = replies(&["billing.*.replies", "one", "why?"]);
+        for queue in ["billing.eu.replies", "billing..replies", "one", "why?"] {
             assert!(some.allow(queue, "a"), "{queue}");
         }
-        for queue in ["billing.eu.replies2", "xbilling.eu.replies", "one2", "", "groupcast.a.results"] {
+        for queue in ["billing.eu.replies2", "xbilling.eu.replies", "one2", "whyx", "", "groupcast.a.results"] {
             assert!(!some.allow(queue, "a"), "{queue}");
         }
         assert!(!replies(&["*"]).allow("groupcast.a.jobs", "a"), "not even if they say so");

@@ -57,6 +57,8 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("replies.allow = [1]", "apps.default.replies.allow must be a list of queue names"),
         ("[admin]\nhosts = [\"a:9464\"]", "admin.hosts must be a list of names without port"),
         ("[admin]\ntoken = \"\"", "admin.token must not be empty"),
+        ("[admin]\ntoken = \"pass word\"", "admin.token must be ASCII letters, digits and signs without spaces"),
+        ("[admin]\ntoken = \"schlüssel\"", "admin.token must be ASCII letters, digits and signs without spaces"),
         ("[state]\nca_file = \"ca.pem\"", "state.ca_file has no effect, for state.url does not begin with rediss://"),
         ("[state]\nurl = \"rediss://h\"\ncert_file = \"c.pem\"", "state.cert_file needs the private key"),
         ("[telemetry]\notlp_endpoint = \"collector:4318\"", "telemetry.otlp_endpoint must be a scheme, a host and a port"),
