@@ -9,6 +9,9 @@ use sha2::{Digest, Sha256};
 
 use crate::config;
 
+/// For whoever sits behind a proxy with a login of its own, which takes `Authorization` for itself.
+const TOKEN_HEADER: &str = "x-groupcast-token";
+
 pub struct Access {
     hosts: Vec<String>,
     token: Option<SecretString>,
@@ -27,8 +30,10 @@ impl Denied {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Host => "this name is not known; use an IP address or localhost, or add the name to admin.hosts",
-            Self::Origin => "requests from other sites' pages are refused",
-            Self::Token => "the action needs the header `Authorization: Bearer …` with the token of admin.token",
+            Self::Origin => "requests from other sites' pages are refused; add the page's name to admin.hosts if it is this one",
+            Self::Token => {
+                "the action needs the token of admin.token, in the header `Authorization: Bearer …` or `X-Groupcast-Token`"
+            }
         }
     }
 }
@@ -49,16 +54,19 @@ impl Access {
         if !self.knows(host) {
             return Err(Denied::Host);
         }
-        match text(header::ORIGIN) {
-            Some(origin) if origin.split_once("://").map(|(_, rest)| rest) != Some(host) => Err(Denied::Origin),
-            Some(_) | None => Ok(()),
+        let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+        // A proxy may name the daemon otherwise than the browser does.
+        match origin.split_once("://") {
+            Some((_, origin)) if origin == host || self.names(origin) => Ok(()),
+            Some(_) | None => Err(Denied::Origin),
         }
     }
 
     pub fn may_act(&self, headers: &HeaderMap) -> Result<(), Denied> {
         self.may_see(headers)?;
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Denied::Token)?;
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = || text(header::AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
+        let given = text(TOKEN_HEADER).or_else(bearer).ok_or(Denied::Token)?;
         let token = self.token.as_ref().ok_or(Denied::Token)?;
         // Of digests it is of no use to know how far they agree.
         if Sha256::digest(given) == Sha256::digest(token.expose_secret()) { Ok(()) } else { Err(Denied::Token) }
@@ -66,14 +74,21 @@ impl Access {
 
     /// An address cannot be pointed elsewhere by whoever owns a name.
     fn knows(&self, host: &str) -> bool {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
-            _ => host,
-        };
+        let name = without_port(host);
         let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-        address.parse::<IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+        address.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || self.names(host)
+    }
+
+    /// Whether the configuration names it.
+    fn names(&self, host: &str) -> bool {
+        self.hosts.iter().any(|known| known.eq_ignore_ascii_case(without_port(host)))
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
+        _ => host,
     }
 }
 
@@ -106,7 +121,8 @@ mod tests {
     fn a_page_of_another_site_is_refused() {
         let from = |origin| access().may_see(&headers(&[(header::HOST, "localhost:9464"), (header::ORIGIN, origin)]));
         assert_eq!(from("http://localhost:9464"), Ok(()));
-        for other in ["http://localhost:80", "https://evil.example", "null", ""] {
+        assert_eq!(from("https://groupcast.internal"), Ok(()), "a proxy may name the daemon otherwise");
+        for other in ["http://localhost:80", "http://10.1.2.3", "https://evil.example", "null", ""] {
             assert_eq!(from(other), Err(Denied::Origin), "{other}");
         }
     }
@@ -115,6 +131,12 @@ mod tests {
     fn only_whoever_knows_the_token_may_act() {
         let with = |value: &str| access().may_act(&headers(&[(header::HOST, "localhost"), (header::AUTHORIZATION, value)]));
         assert_eq!(with("Bearer right"), Ok(()));
+        let own = header::HeaderName::from_static(TOKEN_HEADER);
+        let beside_a_login = |token: &str| {
+            let login = (header::AUTHORIZATION, "Basic b3A6cHc=");
+            access().may_act(&headers(&[(header::HOST, "localhost"), login, (own.clone(), token)]))
+        };
+        assert_eq!((beside_a_login("right"), beside_a_login("wrong")), (Ok(()), Err(Denied::Token)));
         for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right", "bearer right", "Bearer right "] {
             assert_eq!(with(wrong), Err(Denied::Token), "{wrong}");
         }

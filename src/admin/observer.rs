@@ -2,9 +2,10 @@
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -17,62 +18,107 @@ const SECOND: Duration = Duration::from_secs(1);
 /// As long as the page plots.
 const SECONDS_KEPT: usize = 300;
 /// Asking the broker for the length of a queue costs a round trip for each.
-const QUEUES_SEEN_EVERY: u32 = 3;
+const QUEUES_SEEN_EVERY: Duration = Duration::from_secs(3);
 
 pub struct Observer {
     shown: Arc<Shown>,
     actions: bool,
     told: Arc<watch::Sender<Arc<str>>>,
+    seen: watch::Sender<Vec<Queues>>,
 }
 
 impl Observer {
     pub fn of(shown: Arc<Shown>, actions: bool) -> (Self, Arc<watch::Sender<Arc<str>>>) {
         let told = Arc::new(watch::Sender::new("".into()));
-        (Self { shown, actions, told: told.clone() }, told)
+        let seen = watch::Sender::new(vec![Queues::default(); shown.apps.len()]);
+        (Self { shown, actions, told: told.clone(), seen }, told)
     }
 
     pub async fn look(self) -> Infallible {
-        let apps = &self.shown.apps;
-        let mut calls = vec![VecDeque::from(vec![0; SECONDS_KEPT]); apps.len()];
-        let mut counted: Vec<u64> = apps.iter().map(|app| app.pipeline.calls_so_far()).collect();
-        let mut seen = vec![Queues::default(); apps.len()];
-        let mut seconds_until_queues = 0;
-        let mut ticks = interval(SECOND);
-        // A second that was missed is not counted twice.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            for ((app, counted), calls) in apps.iter().zip(&mut counted).zip(&mut calls) {
-                let now = app.pipeline.calls_so_far();
-                calls.pop_front();
-                calls.push_back(u32::try_from(now - *counted).unwrap_or(u32::MAX));
-                *counted = now;
-            }
-            if self.told.receiver_count() == 0 {
-                seconds_until_queues = 0;
-                continue;
-            }
-            if seconds_until_queues == 0 {
-                seconds_until_queues = QUEUES_SEEN_EVERY;
-                for (app, seen) in apps.iter().zip(&mut seen) {
-                    *seen = self.look_at_queues_of(&app.name).await;
-                }
-            }
-            seconds_until_queues -= 1;
-            let calls: Vec<Vec<u32>> = calls.iter().map(|calls| calls.iter().copied().collect()).collect();
-            let status = Status::of(&self.shown, self.actions, &calls, &seen).await;
-            let json = serde_json::to_string(&status).expect("it has no map with keys other than text");
-            self.told.send_replace(json.into());
+        tokio::select! {
+            never = self.look_at_calls() => never,
+            never = self.look_at_queues() => never,
         }
     }
 
-    /// A broker that does not answer must not hold up the page that tells of it.
-    async fn look_at_queues_of(&self, app: &str) -> Queues {
+    async fn look_at_calls(&self) -> Infallible {
+        let apps = &self.shown.apps;
+        let mut calls = vec![VecDeque::from(vec![0; SECONDS_KEPT]); apps.len()];
+        let mut counted: Vec<u64> = apps.iter().map(|app| app.pipeline.calls_so_far()).collect();
+        let mut counted_at = Instant::now();
+        let mut ticks = interval(SECOND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let seconds = ticks.tick().await.duration_since(counted_at).as_secs_f64();
+            counted_at = Instant::now();
+            for ((app, counted), calls) in apps.iter().zip(&mut counted).zip(&mut calls) {
+                let now = app.pipeline.calls_so_far();
+                note(calls, now - *counted, seconds);
+                *counted = now;
+            }
+            if self.is_watched() {
+                let calls: Vec<Vec<u32>> = calls.iter().map(|calls| calls.iter().copied().collect()).collect();
+                let seen = self.seen.borrow().clone();
+                let status = Status::of(&self.shown, self.actions, &calls, &seen).await;
+                let json = serde_json::to_string(&status).expect("it has no map with keys other than text");
+                self.told.send_replace(json.into());
+            }
+        }
+    }
+
+    /// Apart from the rest: a broker that does not answer must not hold up the page that tells of it.
+    async fn look_at_queues(&self) -> Infallible {
+        loop {
+            if self.is_watched() {
+                let seen = join_all(self.shown.apps.iter().map(|app| self.queues_of(&app.name))).await;
+                self.seen.send_replace(seen);
+                sleep(QUEUES_SEEN_EVERY).await;
+            } else {
+                sleep(SECOND / 4).await;
+            }
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.told.receiver_count() > 0
+    }
+
+    async fn queues_of(&self, app: &str) -> Queues {
         let publisher = &self.shown.publisher;
         let look_at = async |queue: String| match publisher.is_open() {
             true => timeout(SECOND, publisher.look_at(&queue)).await.ok().flatten(),
             false => None,
         };
         Queues { jobs: look_at(queues::jobs(app)).await, dead: look_at(queues::dead(app)).await }
+    }
+}
+
+/// What was counted in so many seconds, spread over them: a process that was held up has not exceeded its limit.
+fn note(kept: &mut VecDeque<u32>, calls: u64, seconds: f64) {
+    let samples = seconds.round().clamp(1.0, SECONDS_KEPT as f64);
+    let in_one_second = (calls as f64 / seconds.max(samples)).round() as u32;
+    for _ in 0..samples as usize {
+        kept.pop_front();
+        kept.push_back(in_one_second);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noted(calls: u64, seconds: f64) -> Vec<u32> {
+        let mut kept = VecDeque::from(vec![0; 4]);
+        note(&mut kept, calls, seconds);
+        kept.into()
+    }
+
+    #[test]
+    fn what_is_counted_late_is_spread_over_the_time_that_it_took() {
+        assert_eq!(noted(200, 1.0), [0, 0, 0, 200]);
+        assert_eq!(noted(204, 1.02), [0, 0, 0, 200]);
+        assert_eq!(noted(600, 3.01), [0, 199, 199, 199]);
+        assert_eq!(noted(1, 0.98), [0, 0, 0, 1]);
+        assert_eq!(noted(0, 0.0), [0, 0, 0, 0]);
     }
 }
