@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection,
     message::BasicGetMessage,
-    options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable},
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -30,6 +30,8 @@ use crate::{
 pub const UNDELIVERABLE: &str = "undeliverable";
 /// The kind that fails in the same way as often as it is sent.
 pub const INVALID: &str = "invalid";
+/// The kind whose deadline has passed.
+pub const EXPIRED: &str = "expired";
 
 /// The dead letters of an app as they were when this was opened.
 pub struct DeadLetters {
@@ -37,6 +39,8 @@ pub struct DeadLetters {
     connection: Connection,
     letters: Channel,
     copies: Channel,
+    /// The first one was taken to learn how many there are.
+    first: Option<BasicGetMessage>,
     left: u32,
 }
 
@@ -95,11 +99,10 @@ impl DeadLetters {
         let letters = bounded("open a channel", connection.create_channel()).await?;
         let copies = bounded("open a channel", connection.create_channel()).await?;
         bounded("ask for confirms", copies.confirm_select(ConfirmSelectOptions::default())).await?;
-        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        let looked =
-            bounded("look at the dead letters", copies.queue_declare(queues::dead(app).into(), passive, Default::default()));
-        let left = looked.await?.message_count();
-        Ok(Self { app: app.to_owned(), connection, letters, copies, left })
+        // Asking for the length itself takes, on newer brokers, the right to change the queue.
+        let first = take(&letters, app).await?;
+        let left = first.as_ref().map_or(0, |first| first.message_count + 1);
+        Ok(Self { app: app.to_owned(), connection, letters, copies, first, left })
     }
 
     /// How many are not taken yet.
@@ -111,8 +114,10 @@ impl DeadLetters {
     pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
-        let taking = self.letters.basic_get(queues::dead(&self.app).into(), BasicGetOptions::default());
-        let taken = bounded("take a dead letter", taking).await?;
+        let taken = match self.first.take() {
+            Some(first) => Some(first),
+            None => take(&self.letters, &self.app).await?,
+        };
         Ok(taken.map(|message| Letter { summary: Summary::of(&message.delivery.data, &message.delivery.properties), message }))
     }
 
@@ -143,7 +148,11 @@ impl DeadLetters {
     }
 }
 
-/// Sends all letters again that are meant. Those that are not valid jobs have to be asked for. Tells `each` of every letter.
+async fn take(letters: &Channel, app: &str) -> Result<Option<BasicGetMessage>, BrokerLost> {
+    bounded("take a dead letter", letters.basic_get(queues::dead(app).into(), BasicGetOptions::default())).await
+}
+
+/// Sends all letters again that are meant and have a chance. Tells `each` of every letter.
 pub async fn redrive(
     letters: &mut DeadLetters,
     filter: &Filter,
@@ -153,7 +162,7 @@ pub async fn redrive(
     let mut redriven = Redriven::default();
     while let Some(letter) = letters.next().await? {
         each();
-        if filter.means_to_redrive(&letter.summary) {
+        if filter.means_to_redrive(&letter.summary, deadline) {
             letters.redrive(letter, deadline).await?;
             redriven.sent_again += 1;
         } else {
@@ -185,12 +194,13 @@ impl Summary {
         }
         let body_bytes = body.len();
         let body: Option<Body> = serde_json::from_slice(body).ok();
+        let recipients = body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len);
         let header = |name: &str| properties.headers().as_ref()?.inner().get(name);
         let text = |name: &str| header(name).and_then(as_text);
         let named = properties.message_id().as_ref().map(|id| id.as_str().to_owned());
         Self {
             job_id: text("groupcast-job-id").or(named),
-            recipients: body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len),
+            recipients: recipients.filter(|count| *count > 0),
             group_id: body.and_then(|body| body.group_id),
             status: text("groupcast-status"),
             kind: text("groupcast-error-kind").unwrap_or_else(|| UNDELIVERABLE.to_owned()),
@@ -215,9 +225,14 @@ impl Filter {
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
     }
 
-    /// The same, without jobs that would only be rejected again, unless they are asked for.
-    pub fn means_to_redrive(&self, letter: &Summary) -> bool {
-        self.means(letter) && (letter.kind != INVALID || self.kind.as_deref() == Some(INVALID))
+    /// The same, without jobs that would only be rejected again, unless they are asked for, or would expire again.
+    pub fn means_to_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
+        let has_a_chance = match letter.kind.as_str() {
+            INVALID => self.kind.as_deref() == Some(INVALID),
+            EXPIRED => deadline == Deadline::Dropped,
+            _ => true,
+        };
+        has_a_chance && self.means(letter)
     }
 }
 

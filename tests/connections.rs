@@ -103,6 +103,9 @@ async fn a_user_with_the_least_rights_is_enough() {
         let producer = Producer::connect(broker.url()).await;
         let mut scene = Scene::of(app.clone(), configuration, crate::support::scene::sandbox().await, daemon, producer).await;
         assert_eq!(scene.send(&job("unknown-group", 1)).await.status, Status::Failed);
+        let (lines, _) = crate::dead_letters::printed(&scene, &["list"]).await;
+        assert!(lines.contains("unknown-group"), "{lines}");
+        crate::dead_letters::letters_left(&scene, 1).await;
         scene.dead_letter().await;
         assert!(!scene.daemon.log().contains("ACCESS_REFUSED"), "{}", scene.daemon.log());
     }

@@ -11,7 +11,7 @@ use super::{Failure, Verdict, choose_app, say};
 use crate::{
     broker::connection::Connector,
     config::Config,
-    dead_letters::{self, DeadLetters, Deadline, Filter, INVALID, Letter, Redriven, Summary},
+    dead_letters::{self, DeadLetters, Deadline, EXPIRED, Filter, INVALID, Letter, Redriven, Summary},
 };
 
 /// Look through the dead letters of an app: list, show, redrive, purge.
@@ -47,14 +47,15 @@ enum Command {
         /// The job's id
         id: String,
     },
-    /// Send them again, by the jobs queue and so at the app's pace; those of kind `invalid` only if asked for with --kind
+    /// Send them again, by the jobs queue and so at the app's pace; those of kind `invalid` only if asked for with --kind, those
+    /// of kind `expired` only without their deadline
     Redrive {
         #[command(flatten)]
         which: Which,
         /// Only list what would be sent again
         #[arg(long)]
         dry_run: bool,
-        /// Send jobs without the deadline that their producer set, or those that expired would expire again
+        /// Send jobs without the deadline that their producer set
         #[arg(long)]
         without_deadline: bool,
     },
@@ -106,10 +107,12 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let done = match args.command {
         Command::List { which, json } => list(&mut letters, &which.into(), json).await,
         Command::Show { id } => show(&mut letters, &id).await,
-        Command::Redrive { which, dry_run: true, .. } => would_redrive(&mut letters, &which.into()).await,
-        Command::Redrive { which, dry_run: false, without_deadline } => {
+        Command::Redrive { which, dry_run, without_deadline } => {
             let deadline = if without_deadline { Deadline::Dropped } else { Deadline::Kept };
-            redrive(&mut letters, &which.into(), deadline).await
+            match dry_run {
+                true => would_redrive(&mut letters, &which.into(), deadline).await,
+                false => redrive(&mut letters, &which.into(), deadline).await,
+            }
         }
         Command::Purge { which, yes: true } => purge(&mut letters, &which.into()).await,
         Command::Purge { which, yes: false } => would_purge(&mut letters, &which.into()).await,
@@ -131,10 +134,11 @@ async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Resu
     Ok(Verdict::Good)
 }
 
-async fn would_redrive(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+async fn would_redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline) -> Result<Verdict, Failure> {
     let total = letters.left();
-    let count = print_those(letters, |summary| filter.means_to_redrive(summary)).await?;
+    let count = print_those(letters, |summary| filter.means_to_redrive(summary, deadline)).await?;
     eprintln!("{count} of {total} dead letters would be sent again");
+    say_who_stays(filter, deadline, total - count);
     Ok(Verdict::Good)
 }
 
@@ -178,10 +182,20 @@ async fn redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline)
         format!("{error}; letters that were sent again are gone from the queue, the others are in it: try again")
     })?;
     eprintln!("{sent_again} of {} dead letters sent again", sent_again + left);
-    if filter.kind.is_none() && left > 0 {
+    say_who_stays(filter, deadline, left);
+    Ok(Verdict::Good)
+}
+
+fn say_who_stays(filter: &Filter, deadline: Deadline, left: u32) {
+    if left == 0 {
+        return;
+    }
+    if filter.kind.is_none() {
         eprintln!("those of kind `{INVALID}` are sent again only with --kind {INVALID}: what is wrong with them stays wrong");
     }
-    Ok(Verdict::Good)
+    if deadline == Deadline::Kept && filter.kind.as_deref().is_none_or(|kind| kind == EXPIRED) {
+        eprintln!("those of kind `{EXPIRED}` are sent again only with --without-deadline: theirs has passed");
+    }
 }
 
 async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
@@ -213,7 +227,7 @@ fn bar(length: u32) -> ProgressBar {
 /// A letter in one line, with a dash for what is not known.
 fn line(letter: &Summary) -> String {
     let Summary { job_id, group_id, recipients, status, kind, code, info, died_at, attempt, .. } = letter;
-    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), harmless);
     let recipients = match (recipients, group_id) {
         (Some(1), _) => "1 recipient".to_owned(),
         (Some(count), _) => format!("{count} recipients"),
@@ -231,6 +245,11 @@ fn line(letter: &Summary) -> String {
         attempt.unwrap_or(1),
         text(info),
     )
+}
+
+/// As a terminal may see it: a producer's text could move the cursor, or change what is copied.
+fn harmless(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { char.escape_unicode().to_string() } else { char.to_string() }).collect()
 }
 
 fn whole(letter: &Letter) -> Value {
