@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Comma
 
 use groupcast::{
     config::{Config, ConfigFile},
+    send::codes::{CODES, Class},
     telemetry::metrics::{ALL, Kind},
 };
 use serde_json::Value;
@@ -55,6 +56,15 @@ fn the_alert_rules_are_valid_hold_in_their_examples_and_name_metrics_that_exist(
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(runbook.contains(&format!("`{alert}`")), "the runbook says nothing of {alert}");
     }
+}
+
+#[test]
+fn the_alert_of_a_slowed_down_app_knows_every_answer_that_slows_down() {
+    let rules = fs::read_to_string("deploy/monitoring/alerts.yml").unwrap();
+    let named = rules.split_once("code=~\"").and_then(|(_, rest)| rest.split_once('"')).expect("codes").0;
+    let slowing = CODES.iter().filter(|code| code.class == Class::RateLimited).map(|code| code.code.to_string());
+    let slowing: Vec<String> = slowing.chain(["http_429".to_owned()]).collect();
+    assert_eq!(named.split('|').collect::<Vec<_>>(), slowing);
 }
 
 #[test]
