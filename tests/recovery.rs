@@ -222,6 +222,19 @@ async fn a_job_that_was_split_again_goes_on_in_its_smaller_batches_after_a_crash
 }
 
 #[tokio::test]
+async fn a_restart_repeats_no_batch_of_a_job_that_has_no_id() {
+    let mut scene = Scene::with("batch_size = 1\ncalls_per_second = 20\nburst = 1\nretry.park = [\"1s\"]").await;
+    scene.publish(&job("g", 60)).await;
+    for calls in [10, 30] {
+        eventually("some calls", async || (scene.sandbox.stats().accepted >= calls).then_some(())).await;
+        assert!(scene.daemon.terminate().await.success());
+        scene.daemon.start_again().await;
+    }
+    let result = scene.producer.result().await;
+    assert_eq!((result.status, result.calls, scene.sandbox.stats().calls), (Status::Sent, 60, 60), "{result:?}");
+}
+
+#[tokio::test]
 async fn attempts_and_calls_are_counted_over_a_crash() {
     let mut scene = Scene::start().await;
     scene.daemon.kill().await;

@@ -232,12 +232,14 @@ async fn hand_out<S: Subscription, W: Work>(
             },
         }
     };
+    if let Ended::Resized { .. } | Ended::Lost(_) = ended {
+        lost.cancel();
+    }
     // Before the broker hears of it: from then on a standby replica may call.
     calls_end.cancel();
     work.let_go().await;
-    match ended {
-        Ended::Stopped | Ended::Paused => subscription.cancel().await,
-        Ended::Resized { .. } | Ended::Lost(_) => lost.cancel(),
+    if let Ended::Stopped | Ended::Paused = ended {
+        subscription.cancel().await;
     }
     if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());

@@ -47,8 +47,12 @@ impl Lease {
 
     /// Whether a call may start now.
     pub fn allows_calls(&self) -> bool {
-        let taken_away = self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away());
-        !self.calls_end.is_cancelled() && !self.lost.is_cancelled() && !taken_away
+        !self.calls_end.is_cancelled() && !self.is_lost()
+    }
+
+    /// Whether the delivery is somebody else's by now.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled() || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
     }
 
     /// Runs `work` unless the lease is lost before it is done.

@@ -375,12 +375,13 @@ impl<A: Api> Dispatch<A> {
         self.withheld.retain(|(key, _)| self.jobs.contains_key(key));
     }
 
+    /// Mostly the job goes back to the queue. One that would begin anew, or has gone back too often, waits elsewhere if it can.
     fn let_go_of(&mut self, key: JobKey) {
         let Some(job) = self.jobs.get(&key) else { return };
         let would_repeat = job.submission.entry.is_none() && job.has_begun();
-        let returned_often = job.submission.envelope.redeliveries >= RETURNED_AT_MOST;
         let is_paused = self.standing.condition().is_paused() || (self.settings.is_halted)();
-        if is_paused && (would_repeat || returned_often) {
+        let returned_often = is_paused && job.submission.envelope.redeliveries >= RETURNED_AT_MOST;
+        if !job.submission.lease.is_lost() && (would_repeat || returned_often) {
             self.park(key);
         } else {
             self.abandon(key, Unfinished::LetGo);
