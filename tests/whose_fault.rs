@@ -1,13 +1,18 @@
 //! Whose fault it is decides what happens: a job's own ends it, a passing one is waited out, one of the account or the
 //! configuration pauses the app and costs no job anything.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use groupcast::{
     sandbox::{Fault, FaultRule, PUBLIC_KEY, Sandbox},
-    settle::result::{JobResult, Status},
+    settle::result::{ErrorKind, JobResult, Status},
 };
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +21,7 @@ use crate::support::{
     broker::Broker,
     daemon::Daemon,
     eventually,
-    producer::Producer,
+    producer::{Producer, text},
     scene::{Scene, configuration, job, sandbox, settings, unique_app},
 };
 
@@ -172,6 +177,38 @@ async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the
     let count = |status| results.iter().filter(|result| result.status == status).count();
     assert_eq!((count(Status::Failed), count(Status::Sent)), (4, 16), "{results:?}");
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 4);
+}
+
+/// The undocumented answer may have come after the notification.
+#[tokio::test]
+async fn of_an_at_most_once_job_no_call_is_repeated_even_if_the_app_is_to_blame() {
+    let mut scene = Scene::with("pause.probe_first = \"500ms\"").await;
+    scene.sandbox.add_fault(refusal(60099)).unwrap();
+    let headers = FieldTable::from(BTreeMap::from([("groupcast-delivery".into(), text("at-most-once"))]));
+    for id in ids(0..5) {
+        let properties = scene.producer.properties().with_message_id(id.as_str().into()).with_headers(headers.clone());
+        scene.producer.publish(&scene.app, &serde_json::to_vec(&job(&id, 1)).unwrap(), properties).await;
+    }
+    for result in results(&mut scene, ids(0..5)).await {
+        assert_eq!((result.calls, result.errors[0].kind), (1, ErrorKind::Unknown), "{result:?}");
+    }
+    scene.daemon.until_logged(PAUSED).await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_job_on_time_while_the_api_is_dead() {
+    let mut scene = Scene::start().await;
+    scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
+    publish(&scene, &ids(0..5)).await;
+    scene.daemon.until_logged("single probes").await;
+    let deadline = jiff::Timestamp::now() + Duration::from_secs(3);
+    let headers = FieldTable::from(BTreeMap::from([("groupcast-deadline".into(), text(&deadline.to_string()))]));
+    let properties = scene.producer.properties().with_message_id("late".into()).with_headers(headers);
+    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 1)).unwrap(), properties).await;
+    let result = scene.producer.result().await;
+    let late = jiff::Timestamp::now().duration_since(deadline);
+    assert_eq!((result.job_id.as_str(), result.status, result.calls), ("late", Status::Expired, 0), "{result:?}");
+    assert!((0.0..1.0).contains(&late.as_secs_f64()), "{late:?} after its deadline");
 }
 
 #[tokio::test]

@@ -7,9 +7,11 @@ const PROBE_FIRST: Duration = Duration::from_secs(5);
 
 fn standing(supervision: Supervision) -> Standing {
     clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
-    let waits =
-        Waits { outage: (Duration::from_millis(500), Duration::from_secs(30)), pause: (PROBE_FIRST, Duration::from_secs(300)) };
-    Standing::new(waits, supervision, Instant::now())
+    Standing::new(waits(), supervision, Instant::now())
+}
+
+fn waits() -> Waits {
+    Waits { outage: (Duration::from_millis(500), Duration::from_secs(30)), pause: (PROBE_FIRST, Duration::from_secs(300)) }
 }
 
 fn failed(class: Class, code: Option<i64>) -> Verdict {
@@ -114,6 +116,35 @@ async fn too_many_failed_signatures_are_followed_by_a_quiet_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_changed_configuration_is_tried_at_once_but_not_before_the_vendors_silence_is_over() {
+    let mut expired = standing(Supervision::Unattended);
+    judge(&mut expired, &failed(Class::Account, Some(60020)), "g");
+    expired.reconfigured(waits(), Instant::now());
+    assert_eq!(allowed(&expired), Allowed::Probe);
+
+    let mut silenced = standing(Supervision::Unattended);
+    judge(&mut silenced, &failed(Class::Account, Some(codes::TOO_MANY_FAILED_SIGNATURES)), "g");
+    silenced.reconfigured(waits(), Instant::now());
+    assert_eq!(allowed(&silenced), Allowed::ProbeAt(Instant::now() + Duration::from_secs(60)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_left_before_the_configuration_changed_is_followed_by_another_at_once() {
+    let mut standing = standing(Supervision::Unattended);
+    let expired = failed(Class::Account, Some(60020));
+    judge(&mut standing, &expired, "g");
+    tokio::time::advance(PROBE_FIRST * 2).await;
+    standing.probe_leaves();
+    standing.reconfigured(waits(), Instant::now());
+    assert_eq!(allowed(&standing), Allowed::Nothing, "one at a time");
+    standing.judge_probe(&expired, Instant::now());
+    assert_eq!(allowed(&standing), Allowed::Probe);
+    standing.probe_leaves();
+    standing.judge_probe(&expired, Instant::now());
+    assert!(matches!(allowed(&standing), Allowed::ProbeAt(at) if at >= Instant::now() + PROBE_FIRST));
+}
+
+#[tokio::test(start_paused = true)]
 async fn five_groups_in_a_row_with_the_same_refusal_are_not_to_blame() {
     let mut standing = standing(Supervision::Unattended);
     let refused = failed(Class::JobOrConfiguration, Some(10007));
@@ -179,8 +210,14 @@ async fn five_transport_failures_in_a_row_are_an_outage_and_any_answer_ends_it()
 async fn a_fault_of_the_account_behind_an_outage_pauses_the_app() {
     let mut standing = standing(Supervision::Unattended);
     (0..5).for_each(|_| assert_eq!(judge(&mut standing, &unreachable(), "g"), Blame::Batch));
-    probe(&mut standing, &failed(Class::Account, Some(60020))).await;
+    for _ in 0..8 {
+        probe(&mut standing, &unreachable()).await;
+    }
+    let expired = failed(Class::Account, Some(60020));
+    probe(&mut standing, &expired).await;
     assert!(standing.condition().is_paused());
+    let first = probe(&mut standing, &expired).await;
+    assert!(first <= PROBE_FIRST * 5 / 4, "the waits of the outage are no measure for the pause: {first:?}");
 }
 
 #[tokio::test(start_paused = true)]

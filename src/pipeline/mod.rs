@@ -13,33 +13,28 @@ use futures_util::future::{BoxFuture, try_join_all};
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{Instrument, Span, debug, info, warn};
 
+pub use self::direct::deliver_directly;
+use self::reading::Received;
 use crate::{
     accept::{
         consume::{Delivery, Work},
-        decode::{Rules, decode},
+        decode::Rules,
         envelope,
         lease::Lease,
     },
     broker::{BrokerLost, publisher::Publisher, queues},
     clock,
     config::{App, Replies},
-    dispatch::{
-        self, Advance, Dispatcher, Ending, HeldJob, RETURNED_AT_MOST, Submission, Tuning, Unfinished,
-        condition::{Condition, Trouble},
-    },
+    dispatch::{self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Tuning, Unfinished, condition::Condition},
     job::{Envelope, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
     pace::{Pacer, send_window::SPAN},
-    send::{
-        call::{Api, Caller},
-        measured::Measured,
-        retry::Supervision,
-    },
+    send::{call::Api, measured::Measured, retry::Supervision},
     settle::{
         Owed, Tally, dead_letter, parking,
         progress::{
@@ -50,17 +45,13 @@ use crate::{
         result::JobResult,
         settle,
     },
-    telemetry::{
-        failures::{Failure, Failures},
-        meter::Meter,
-        spans,
-    },
+    telemetry::{failures::Failures, meter::Meter, spans},
 };
 
-/// A larger body is read on a thread where it holds nobody up.
-const READ_ASIDE_BYTES: usize = 128 * 1024;
-/// While it is read, a body takes up to three times its size. So few at once cost no more time than many would.
-static READ_ASIDE: Semaphore = Semaphore::const_new(2);
+mod direct;
+mod reading;
+mod steering;
+
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -91,13 +82,6 @@ struct Terms {
     hold: Duration,
     /// The longest that calls of other replicas may take: they may not have read a lower one yet.
     request_timeout: Duration,
-}
-
-/// A message read: its job with its fingerprint, or why it is none; with the original bytes.
-struct Received {
-    envelope: Envelope,
-    body: Vec<u8>,
-    job: Result<(Job, String), Rejection>,
 }
 
 /// Why a delivery was not carried to its end. It comes again.
@@ -237,84 +221,13 @@ impl Pipeline {
         self.dispatcher.condition()
     }
 
-    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight finish, other jobs go back to
-    /// the queue.
-    pub fn pause(&self) {
-        self.halted.send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
-    }
-
-    pub fn resume(&self) {
-        self.halted.send_replace(None);
-    }
-
-    pub fn is_paused_by_operator(&self) -> bool {
-        self.halted.borrow().is_some()
-    }
-
-    /// How the app fares, for whoever looks.
-    pub fn standing(&self) -> Condition {
-        let condition = self.dispatcher.condition().borrow().clone();
-        match *self.halted.borrow() {
-            Some(since) if !condition.is_paused() => Condition::Paused(Trouble {
-                since,
-                code: None,
-                http_status: None,
-                reason: "paused by an operator".into(),
-                info: String::new(),
-                advice: "resume it on the status page; a restart of the daemon resumes it too",
-            }),
-            Some(_) | None => condition,
-        }
-    }
-
-    /// The jobs that are being sent.
-    pub async fn held(&self) -> Vec<HeldJob> {
-        self.dispatcher.held().await
-    }
-
-    /// The last jobs that were not sent whole, the newest first.
-    pub fn failures(&self) -> Vec<Failure> {
-        self.failures.last()
-    }
-
-    /// The rate that is configured.
-    pub fn calls_per_second_limit(&self) -> u32 {
-        self.pacer.limit()
-    }
-
-    /// The pacer's present rate.
-    pub fn calls_per_second(&self) -> f64 {
-        self.pacer.rate(Instant::now())
-    }
-
-    /// Calls that have left so far.
-    pub fn calls_so_far(&self) -> u64 {
-        self.pacer.calls_so_far()
-    }
-
-    /// The most calls that left in any second so far.
-    pub fn calls_max_1s(&self) -> usize {
-        self.pacer.most_in_one_second()
-    }
-
-    /// Sets the metrics that mirror what is so now.
-    pub fn mirror(&self) {
-        self.meter.mirror(&self.pacer, &self.standing());
-    }
-
     async fn receive(&self, body: Vec<u8>, properties: &BasicProperties) -> Received {
         let terms = self.terms();
         let (envelope, checked) =
             envelope::read(properties, &self.app, terms.results_queue.as_deref(), &terms.replies, clock::now());
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
-        let (body, job) = if body.len() > READ_ASIDE_BYTES {
-            let _turn = READ_ASIDE.acquire().await.expect("never closed");
-            let reading = tokio::task::spawn_blocking(move || read_body(body, checked, &rules));
-            reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-        } else {
-            read_body(body, checked, &rules)
-        };
+        let (body, job) = reading::read(body, checked, rules).await;
         Received { envelope, body, job }
     }
 
@@ -511,42 +424,6 @@ fn of_id(job: &Job, reason: &str) -> Rejection {
     }
 }
 
-/// Carries one job to its result without a broker: the same reading, pacing, calls and retries.
-pub async fn deliver_directly(
-    name: &str,
-    app: &App,
-    rules: &Rules,
-    body: Vec<u8>,
-    properties: &BasicProperties,
-    told: watch::Sender<Advance>,
-) -> Result<JobResult, reqwest::Error> {
-    let (envelope, checked) = envelope::read(properties, name, None, &app.replies, clock::now());
-    let job = match read_body(body, checked, rules).1 {
-        Ok((job, _)) => Arc::new(job),
-        Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
-    };
-    let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-    let settings = dispatch::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
-    let dispatcher = Dispatcher::start(settings, tuning(app));
-    let mut submission = Submission {
-        job,
-        envelope: Arc::new(envelope),
-        lease: Lease::unlimited(),
-        entry: None,
-        batches: Vec::new(),
-        told: Some(told),
-        span: Span::none(),
-    };
-    loop {
-        let Submission { job, envelope, .. } = &submission;
-        match dispatcher.send(submission.clone()).await {
-            Ok(Ending::Finished(report)) => return Ok(JobResult::finished(name, envelope, job, &report, clock::now())),
-            Ok(Ending::TooLarge(touched)) => submission = submission.split_again(&touched),
-            Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
-        }
-    }
-}
-
 fn tuning(app: &App) -> Tuning {
     Tuning { max_in_flight: app.max_in_flight, retry: app.retry.clone(), pause: app.pause.clone() }
 }
@@ -571,20 +448,4 @@ pub fn rules(app: &App, max_job_bytes: u64) -> Rules {
         batch_size: app.batch_size as u32,
         empty_recipients: app.empty_recipients,
     }
-}
-
-/// Reads a body whose envelope was `checked`; what can be read of a job with a bad header is still told in its result.
-fn read_body(body: Vec<u8>, checked: Result<(), Rejection>, rules: &Rules) -> (Vec<u8>, Result<(Job, String), Rejection>) {
-    let job = match (checked, decode(&body, rules)) {
-        (Ok(()), Ok(job)) => {
-            let fingerprint = job.fingerprint();
-            Ok((job, fingerprint))
-        }
-        (Ok(()), Err(rejection)) => Err(rejection),
-        (Err(rejection), Ok(Job { group_id, topic_id, .. })) => {
-            Err(Rejection { group_id: Some(group_id), topic_id, ..rejection })
-        }
-        (Err(rejection), Err(Rejection { group_id, topic_id, .. })) => Err(Rejection { group_id, topic_id, ..rejection }),
-    };
-    (body, job)
 }
