@@ -14,4 +14,4 @@ has javac || missing+=(default-jdk-headless)
 [ -f /usr/share/java/amqp-client.jar ] || missing+=(librabbitmq-client-java)
 [ -f /usr/share/java/slf4j-api.jar ] || missing+=(libslf4j-java)
 [ ${#missing[@]} -eq 0 ] || deploy/debian.sh "${missing[@]}"
-exec tests/run.sh --test promises examples::
+exec tests/run.sh --test promises examples:: -- --include-ignored

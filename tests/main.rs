@@ -9,6 +9,7 @@ mod delivery;
 mod documents;
 mod examples;
 mod failures;
+mod kubernetes;
 mod memory;
 mod metrics;
 mod operations;
