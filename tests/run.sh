@@ -14,6 +14,6 @@ unset "${!GROUPCAST__@}"
 export RABBITMQ_OWNER=$$ REDIS_OWNER=$$
 [ $# -eq 0 ] || exec cargo test --locked "$@"
 # Most of them wait more than they work. Those that measure speed have the machine for themselves, and so come last.
-alone=(pacing:: soak:: a_real_limit_below a_changed_rate_holds)
+alone=(pacing:: a_real_limit_below a_changed_rate_holds)
 cargo test --locked -- --test-threads=4 "${alone[@]/#/--skip=}"
 cargo test --locked --test promises -- "${alone[@]}"
