@@ -11,6 +11,7 @@ use crate::{
 const READ_ASIDE_BYTES: usize = 128 * 1024;
 /// While it is read, a body takes up to three times its size. So few at once cost no more time than many would.
 static READ_ASIDE: Semaphore = Semaphore::const_new(2);
+
 /// A message read: its job with its fingerprint, or why it is none; with the original bytes.
 pub(super) struct Received {
     pub envelope: Envelope,
