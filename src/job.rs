@@ -268,6 +268,11 @@ pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.
 pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
 
+/// Header of a result that its reply queue did not take: the queue that it was meant for.
+pub const MEANT_FOR_HEADER: &str = "groupcast-reply-to";
+/// Header that this side of the connection adds to a message whose properties cannot all be read. It says what is missing.
+pub const UNREADABLE_HEADER: &str = "groupcast-unreadable";
+
 /// W3C trace context, copied to the result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceContext {

@@ -11,7 +11,7 @@ use lapin::{
 use crate::config::Replies;
 use crate::job::{
     ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, Identity, PARKED_HEADER, Rejection, ReplyTo,
-    TraceContext,
+    TraceContext, UNREADABLE_HEADER,
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -45,6 +45,7 @@ pub fn read(
         received_at,
     };
     let problems = [
+        check_readable(properties),
         envelope.read_job_id(properties.message_id()),
         envelope.read_reply_to(properties.reply_to(), app, replies),
         envelope.read_priority(*properties.priority()),
@@ -56,6 +57,18 @@ pub fn read(
 
 fn rejection(field: &str, reason: impl Into<String>) -> Rejection {
     Rejection { field: field.to_owned(), reason: reason.into(), group_id: None, topic_id: None }
+}
+
+/// A property that could not be read was left out on the way here. Without it this may be another job.
+fn check_readable(properties: &BasicProperties) -> Result<(), Rejection> {
+    let unreadable = properties.headers().as_ref().and_then(|headers| headers.inner().get(UNREADABLE_HEADER));
+    match unreadable.map(|problem| text(problem).unwrap_or_default()) {
+        Some(problem) => {
+            let (field, reason) = problem.split_once(": ").unwrap_or((UNREADABLE_HEADER, problem));
+            Err(rejection(field, reason))
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
@@ -139,6 +152,8 @@ impl Envelope {
             }
             "traceparent" => self.trace.traceparent = Some(traceparent(value)?),
             "tracestate" => self.trace.tracestate = Some(text(value)?.to_owned()),
+            // Told already, as the property that is missing.
+            UNREADABLE_HEADER => {}
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}
             _ if name.starts_with("groupcast-") => {
                 return Err("unknown header; groupcast-deadline, groupcast-not-before and groupcast-delivery are known".into());

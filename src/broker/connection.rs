@@ -14,14 +14,16 @@ use std::{
 use async_compat::Compat;
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties,
-    runtime::default_runtime,
     tcp::{OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::BrokerLost;
+use super::{
+    BrokerLost,
+    wire::{self, Wire},
+};
 use crate::config::Broker;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -76,14 +78,14 @@ impl Connector {
             let stream = open_socket(&uri).await?;
             kept.keep(SockRef::from(&stream).try_clone()?);
             let plain = AsyncTcpStream::Plain(Compat::new(stream));
-            match uri.scheme {
-                AMQPScheme::AMQP => Ok(plain),
-                AMQPScheme::AMQPS => Ok(plain.into_tls(&uri.authority.host, tls.as_ref()).await?),
-            }
+            let transport = match uri.scheme {
+                AMQPScheme::AMQP => plain,
+                AMQPScheme::AMQPS => plain.into_tls(&uri.authority.host, tls.as_ref()).await?,
+            };
+            Ok(AsyncTcpStream::Plain(Wire::new(transport, uri.query.frame_max)))
         };
         let properties = ConnectionProperties::default().with_connection_name(format!("groupcast {role}").into());
-        let runtime = default_runtime().map_err(|error| error.to_string())?;
-        let connecting = Connection::connector(node.clone(), runtime, open, properties);
+        let connecting = Connection::connector(node.clone(), wire::runtime(), open, properties);
         match timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok((connection, socket)),
             Ok(Err(error)) => Err(error.to_string()),

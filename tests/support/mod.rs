@@ -7,6 +7,7 @@ pub mod certificates;
 pub mod daemon;
 pub mod producer;
 pub mod proxy;
+pub mod raw_producer;
 pub mod redis;
 pub mod scene;
 
