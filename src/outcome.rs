@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// What a result tells of an error's text, in characters.
 pub const MAX_INFO_CHARS: usize = 2000;
 
+/// What a result tells of a batch that has expired.
+pub const DEADLINE_PASSED: &str = "the deadline passed";
+
 /// What went wrong with a call, as the result tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
@@ -32,6 +35,8 @@ pub enum FailureKind {
     Transient,
     /// The deadline passed before a call.
     Expired,
+    /// The broker has given the job up.
+    Undeliverable,
 }
 
 /// How one batch ended. `attempts` leaves out answers that only said "slow down".
@@ -74,6 +79,16 @@ pub enum BatchState {
 }
 
 impl BatchProgress {
+    /// A call that must not be repeated was about to be made when the daemon ended: nobody knows whether it was.
+    pub fn conclude_intent(&mut self) {
+        if self.state == BatchState::Intended {
+            let fault = Fault { code: None, http_status: None, info: "the daemon ended during the call".into() };
+            self.calls += 1;
+            self.attempts += 1;
+            self.state = BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
+        }
+    }
+
     pub fn outcome(&self) -> Option<&BatchOutcome> {
         match &self.state {
             BatchState::Ended(outcome) => Some(outcome),
@@ -88,4 +103,16 @@ pub struct Report {
     pub batches: Vec<BatchOutcome>,
     /// Requests sent, rate-limited ones too.
     pub calls: u64,
+}
+
+impl Report {
+    /// Of batches that have all ended.
+    pub fn of(batches: Vec<BatchProgress>) -> Self {
+        let calls = batches.iter().map(|batch| u64::from(batch.calls)).sum();
+        let outcome = |batch: BatchProgress| match batch.state {
+            BatchState::Ended(outcome) => Some(outcome),
+            BatchState::Open | BatchState::Intended => None,
+        };
+        Self { batches: batches.into_iter().filter_map(outcome).collect(), calls }
+    }
 }

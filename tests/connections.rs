@@ -1,14 +1,18 @@
 //! The daemon reaches its broker and its store over TLS with certificates on both sides, and with no more rights than it needs.
 
-use std::net::TcpListener;
+use std::{collections::BTreeMap, net::TcpListener};
 
 use groupcast::settle::result::Status;
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
 
 use crate::support::{
     broker::Broker,
     certificates::Certificates,
     daemon::Daemon,
-    producer::Producer,
+    producer::{Producer, text},
     redis::Redis,
     scene::{Scene, configuration, job, sandbox, unique_app},
 };
@@ -109,4 +113,40 @@ async fn a_user_with_the_least_rights_is_enough() {
         scene.dead_letter().await;
         assert!(!scene.daemon.log().contains("ACCESS_REFUSED"), "{}", scene.daemon.log());
     }
+}
+
+/// Queues that an operator made otherwise than `groupcast topology` says.
+#[tokio::test]
+async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
+    let broker = Broker::start("").await;
+    let sandbox = sandbox().await;
+    let producer = Producer::connect(broker.url()).await;
+    let quorum = || ("x-queue-type".into(), text("quorum"));
+    let single = || ("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    let kinds = [
+        ("classic", vec![]),
+        ("shared", vec![quorum()]),
+        ("classic-single", vec![single()]),
+        ("right", vec![quorum(), single()]),
+    ];
+    for (app, arguments) in kinds {
+        for queue in ["dead", "unrouted", "undeliverable", "wait.30", "wait.120", "wait.600", "wait.1800"] {
+            let arguments = FieldTable::from(BTreeMap::from([quorum()]));
+            declare(&producer, &format!("groupcast.{app}.{queue}"), arguments).await;
+        }
+        declare(&producer, &format!("groupcast.{app}.jobs"), FieldTable::from(BTreeMap::from_iter(arguments))).await;
+        let configuration = configuration(broker.url(), app, &sandbox.endpoint(), "");
+        let configuration = configuration.replace("[broker]\n", "[broker]\ndeclare = false\n");
+        if app == "right" {
+            Daemon::start(&configuration).await;
+        } else {
+            let log = refused(&configuration).await;
+            assert!(log.contains("x-single-active-consumer = true") && log.contains("groupcast topology"), "{app}: {log}");
+        }
+    }
+}
+
+async fn declare(producer: &Producer, queue: &str, arguments: FieldTable) {
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    producer.channel().await.queue_declare(queue.into(), durable, arguments).await.expect("a queue");
 }

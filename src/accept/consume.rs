@@ -33,8 +33,18 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(10);
 /// How long calls in flight and their results may take after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Which of an app's queues a message comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The jobs queue: to be sent.
+    Jobs,
+    /// The queue of jobs that the broker has given up: to be answered without a call.
+    Undeliverable,
+}
+
 /// A message delivered and not yet acknowledged.
 pub struct Delivery {
+    pub source: Source,
     pub body: Vec<u8>,
     pub properties: BasicProperties,
     pub acknowledge: Arc<dyn Acknowledge>,
@@ -68,7 +78,7 @@ pub trait Work: Send + Sync + 'static {
     fn until_ready(&self) -> impl Future<Output = ()> + Send;
     /// Returns when no job of the app should be held.
     fn until_paused(&self) -> impl Future<Output = ()> + Send;
-    /// The first delivery of a subscription is here: until now another replica may have been the active one.
+    /// The first delivery from the jobs queue is here: until now another replica may have been the active one.
     fn begin(&self);
     /// Carries one delivery to its acknowledgement.
     fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), Self::Error>> + Send;
@@ -204,7 +214,7 @@ async fn hand_out<S: Subscription, W: Work>(
             delivery = subscription.next() => match delivery {
                 Ok(delivery) => {
                     look_at = Instant::now() + SILENCE;
-                    if std::mem::take(&mut standing_by) {
+                    if delivery.source == Source::Jobs && std::mem::take(&mut standing_by) {
                         until_look.as_mut().reset(look_at);
                         told.send_replace(Subscribed::Yes);
                         work.begin();

@@ -1,4 +1,5 @@
-//! An app's jobs queue at the broker: each subscription has a connection of its own, which ends with it.
+//! An app's jobs queue at the broker, and beside it the queue of jobs that the broker has given up. Each subscription has a
+//! connection of its own, which ends with it.
 //!
 //! What waits for the broker here is bounded; an error says that the subscription is gone.
 
@@ -21,7 +22,7 @@ use super::{
     topology::{self, QueueSpec},
 };
 use crate::accept::{
-    consume::{Delivery, Queue, Subscription},
+    consume::{Delivery, Queue, Source, Subscription},
     lease::Acknowledge,
 };
 
@@ -35,11 +36,17 @@ pub struct JobsQueue {
     pub declare: bool,
 }
 
-/// A consumer with its connection.
+/// The consumers of an app with their connection.
 pub struct Consuming {
     queue: String,
     connection: Connection,
     socket: Socket,
+    jobs: QueueConsumer,
+    undeliverable: QueueConsumer,
+}
+
+/// A consumer on a channel of its own.
+struct QueueConsumer {
     channel: Channel,
     consumer: Consumer,
 }
@@ -50,7 +57,9 @@ impl Queue for JobsQueue {
     async fn subscribe(&self, prefetch: u16) -> Result<Consuming, BrokerLost> {
         let (connection, socket) = self.connector.connect_with_socket("consumer").await?;
         match self.subscribe_on(&connection, prefetch).await {
-            Ok((channel, consumer)) => Ok(Consuming { queue: queues::jobs(&self.app), connection, socket, channel, consumer }),
+            Ok((jobs, undeliverable)) => {
+                Ok(Consuming { queue: queues::jobs(&self.app), connection, socket, jobs, undeliverable })
+            }
             Err(error) => {
                 connection::close(&connection).await;
                 Err(error)
@@ -60,24 +69,46 @@ impl Queue for JobsQueue {
 }
 
 impl JobsQueue {
-    async fn subscribe_on(&self, connection: &Connection, prefetch: u16) -> Result<(Channel, Consumer), BrokerLost> {
+    async fn subscribe_on(&self, connection: &Connection, prefetch: u16) -> Result<(QueueConsumer, QueueConsumer), BrokerLost> {
         topology::ensure(connection, &self.topology, self.declare).await?;
+        let jobs = QueueConsumer::start(connection, &queues::jobs(&self.app), prefetch).await?;
+        if !self.declare {
+            single_consumer::check(connection, &queues::jobs(&self.app)).await?;
+        }
+        // One at a time: these are jobs that something is wrong with.
+        let undeliverable = QueueConsumer::start(connection, &queues::undeliverable(&self.app), 1).await?;
+        Ok((jobs, undeliverable))
+    }
+}
+
+impl QueueConsumer {
+    async fn start(connection: &Connection, queue: &str, prefetch: u16) -> Result<Self, BrokerLost> {
         let channel = bounded("open a channel", connection.create_channel()).await?;
         bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         // A tag of its own for each subscription: reused tags lost deliveries of quorum queues until 3.12.5.
         let tag = format!("groupcast-{}", uuid::Uuid::new_v4());
-        let queue = queues::jobs(&self.app);
         let consuming = channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
         let consumer = bounded("consume", consuming).await?;
-        Ok((channel, consumer))
+        Ok(Self { channel, consumer })
+    }
+
+    async fn cancel(&self) {
+        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        // If it cannot be cancelled, closing the connection does it.
+        let _ = bounded("cancel the subscription", cancelled).await;
     }
 }
 
 impl Subscription for Consuming {
     async fn next(&mut self) -> Result<Delivery, BrokerLost> {
-        match self.consumer.next().await {
+        let (source, next) = tokio::select! {
+            next = self.jobs.consumer.next() => (Source::Jobs, next),
+            next = self.undeliverable.consumer.next() => (Source::Undeliverable, next),
+        };
+        match next {
             Some(Ok(delivery)) => {
-                Ok(Delivery { body: delivery.data, properties: delivery.properties, acknowledge: Arc::new(delivery.acker) })
+                let acknowledge = Arc::new(delivery.acker);
+                Ok(Delivery { source, body: delivery.data, properties: delivery.properties, acknowledge })
             }
             Some(Err(error)) => Err(BrokerLost::new("consume", error)),
             None => Err(BrokerLost::new("consume", "the broker ended the subscription")),
@@ -85,28 +116,18 @@ impl Subscription for Consuming {
     }
 
     async fn look_for_jobs(&self) -> Result<(), BrokerLost> {
-        let channel = bounded("open a channel", self.connection.create_channel()).await?;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default());
-        match bounded("look at the queue", queue).await {
-            Ok(queue) if queue.message_count() > 0 => {
+        match look_at(&self.connection, &self.queue).await? {
+            Some(queue) if queue.message_count() > 0 => {
                 let reason = format!("{} jobs wait and none is delivered", queue.message_count());
                 Err(BrokerLost::new("consume", reason))
             }
-            Ok(_) => {
-                let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
-                Ok(())
-            }
-            // RabbitMQ 4.3.0 asks for the configure permission even to look.
-            Err(error) if error.reason.contains("ACCESS_REFUSED") => Ok(()),
-            Err(error) => Err(error),
+            Some(_) | None => Ok(()),
         }
     }
 
     async fn cancel(&self) {
-        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        // If it cannot be cancelled, closing the connection does it.
-        let _ = bounded("cancel the subscription", cancelled).await;
+        self.jobs.cancel().await;
+        self.undeliverable.cancel().await;
     }
 
     fn cut(&self) {
@@ -115,6 +136,46 @@ impl Subscription for Consuming {
 
     async fn close(self) {
         connection::close(&self.connection).await;
+    }
+}
+
+/// What a queue shows of itself; `None` if the broker does not let itself be asked.
+async fn look_at(connection: &Connection, queue: &str) -> Result<Option<lapin::Queue>, BrokerLost> {
+    let channel = bounded("open a channel", connection.create_channel()).await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let queue = channel.queue_declare(queue.into(), options, FieldTable::default());
+    match bounded("look at the queue", queue).await {
+        Ok(queue) => {
+            let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
+            Ok(Some(queue))
+        }
+        // RabbitMQ 4.3.0 asks for the configure permission even to look.
+        Err(error) if error.reason.contains("ACCESS_REFUSED") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// With `declare = false` the operator has made the queues. A jobs queue that serves two consumers at once would let two
+/// replicas send the same batches, each at the full rate.
+mod single_consumer {
+    use super::{BrokerLost, Connection, QueueConsumer, look_at};
+
+    /// A quorum queue with a single active consumer counts that one alone, however many have subscribed (measured from 3.10
+    /// to 4.3); every other queue counts all.
+    pub(super) async fn check(connection: &Connection, queue: &str) -> Result<(), BrokerLost> {
+        let second = QueueConsumer::start(connection, queue, 1).await?;
+        let looked = look_at(connection, queue).await;
+        second.cancel().await;
+        // What it has been given goes back with its channel.
+        let _ = super::bounded("close a channel", second.channel.close(200, "OK".into())).await;
+        match looked? {
+            Some(looked) if looked.consumer_count() > 1 => {
+                let advice = "it serves several consumers at once; make it a quorum queue with x-single-active-consumer = true, as \
+                              `groupcast topology` prints it";
+                Err(BrokerLost::new("consume", format!("{queue}: {advice}")))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

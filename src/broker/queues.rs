@@ -7,9 +7,14 @@ pub fn jobs(app: &str) -> String {
     format!("groupcast.{app}.jobs")
 }
 
-/// Jobs that were not sent whole.
+/// Jobs with recipients that were not notified.
 pub fn dead(app: &str) -> String {
     format!("groupcast.{app}.dead")
+}
+
+/// Jobs that the broker itself has given up, to be answered.
+pub fn undeliverable(app: &str) -> String {
+    format!("groupcast.{app}.undeliverable")
 }
 
 /// Results whose reply queue does not exist.

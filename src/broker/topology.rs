@@ -19,6 +19,7 @@ use crate::config::{App, Config};
 const JOB_DELIVERY_LIMIT: i64 = 50;
 /// Queues that people look into with "get and requeue" must not drop what they look at (brokers from 4.0 drop at 20).
 const KEEP_DELIVERY_LIMIT: i64 = 1_000_000;
+const REJECT_PUBLISH: &str = "reject-publish";
 
 /// A queue with its arguments.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +37,7 @@ pub enum Argument {
 
 /// The queues of one app, each after those that it dead-letters to.
 pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
-    let mut specs = vec![kept(queues::dead(name)), kept(queues::unrouted(name))];
+    let mut specs = vec![kept(queues::dead(name)), kept(queues::unrouted(name)), undeliverable(name)];
     if app.results_queue.as_deref() == Some(queues::results(name).as_str()) {
         specs.push(kept(queues::results(name)));
     }
@@ -45,12 +46,21 @@ pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
     specs
 }
 
+/// Should a policy limit its length, the daemon is refused and keeps the message; by default the broker would drop the oldest.
 fn kept(name: String) -> QueueSpec {
-    quorum(name, [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT))])
+    let reject = Argument::Text(REJECT_PUBLISH.into());
+    quorum(name, [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT)), ("x-overflow", reject)])
+}
+
+/// The daemon answers what is in it. What it cannot even take from there is a dead letter without an answer.
+fn undeliverable(app: &str) -> QueueSpec {
+    let mut spec = dead_lettering(queues::undeliverable(app), queues::dead(app));
+    spec.arguments.insert("x-delivery-limit", Argument::Number(JOB_DELIVERY_LIMIT));
+    spec
 }
 
 fn jobs(app: &str) -> QueueSpec {
-    let mut spec = dead_lettering(queues::jobs(app), queues::dead(app));
+    let mut spec = dead_lettering(queues::jobs(app), queues::undeliverable(app));
     spec.arguments.insert("x-single-active-consumer", Argument::Flag(true));
     spec.arguments.insert("x-delivery-limit", Argument::Number(JOB_DELIVERY_LIMIT));
     spec
@@ -70,7 +80,7 @@ fn dead_lettering(name: String, to: String) -> QueueSpec {
             ("x-dead-letter-exchange", Argument::Text(String::new())),
             ("x-dead-letter-routing-key", Argument::Text(to)),
             ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
-            ("x-overflow", Argument::Text("reject-publish".into())),
+            ("x-overflow", Argument::Text(REJECT_PUBLISH.into())),
         ],
     )
 }

@@ -9,7 +9,7 @@ use super::{Advance, Ending, HeldJob, Submission, Unfinished, waiting::instant_o
 use crate::{
     clock,
     job::DeliveryPromise,
-    outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault, Report},
+    outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report},
     send::{classify::Verdict, codes::Class, retry::Attempts},
     settle::progress::Entry,
     telemetry::spans,
@@ -172,7 +172,7 @@ impl Sending {
     pub fn expire(&mut self) {
         for batch in &mut self.batches {
             if batch.outcome().is_none() {
-                let fault = Fault { code: None, http_status: None, info: "the deadline passed".into() };
+                let fault = Fault { code: None, http_status: None, info: DEADLINE_PASSED.into() };
                 let kind = FailureKind::Expired;
                 batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
             }
@@ -187,18 +187,11 @@ impl Sending {
 
     /// Hands over how it ended. Nobody listens if the work on the delivery was given up.
     pub fn finish(self) {
-        let calls = self.batches.iter().map(|batch| u64::from(batch.calls)).sum();
         let touched = |batches: Vec<BatchProgress>| {
             (0..).zip(batches).filter(|(_, progress)| *progress != BatchProgress::default()).collect()
         };
         let _ = self.done.send(match self.course {
-            _ if self.open == 0 => {
-                let outcome = |batch: BatchProgress| match batch.state {
-                    BatchState::Ended(outcome) => Some(outcome),
-                    BatchState::Open | BatchState::Intended => None,
-                };
-                Ok(Ending::Finished(Report { batches: self.batches.into_iter().filter_map(outcome).collect(), calls }))
-            }
+            _ if self.open == 0 => Ok(Ending::Finished(Report::of(self.batches))),
             Course::Parking | Course::Sending => Ok(Ending::Parked(touched(self.batches))),
             Course::Splitting => Ok(Ending::TooLarge(touched(self.batches))),
             Course::Abandoned(why) => Err(why),
@@ -209,18 +202,6 @@ impl Sending {
         if let Some(told) = &self.submission.told {
             let batches = self.batches.len() as u32;
             told.send_replace(Advance { ended: batches - self.open, batches });
-        }
-    }
-}
-
-impl BatchProgress {
-    /// A call that must not be repeated was about to be made when the daemon ended: nobody knows whether it was.
-    fn conclude_intent(&mut self) {
-        if self.state == BatchState::Intended {
-            let fault = Fault { code: None, http_status: None, info: "the daemon ended during the call".into() };
-            self.calls += 1;
-            self.attempts += 1;
-            self.state = BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
         }
     }
 }

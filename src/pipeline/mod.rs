@@ -22,7 +22,7 @@ pub use self::direct::deliver_directly;
 use self::reading::Received;
 use crate::{
     accept::{
-        consume::{Delivery, Work},
+        consume::{Delivery, Source, Work},
         decode::Rules,
         envelope,
         lease::Lease,
@@ -43,7 +43,7 @@ use crate::{
         },
         reply,
         result::JobResult,
-        settle,
+        settle, undeliverable,
     },
     telemetry::{failures::Failures, meter::Meter, spans},
 };
@@ -132,10 +132,10 @@ impl Work for Pipeline {
     /// Carries one delivery from the broker to its acknowledgement.
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let _held = self.meter.holds_a_job();
-        let Delivery { body, properties, .. } = delivery;
+        let Delivery { source, body, properties, .. } = delivery;
         let received = self.receive(body, &properties).await;
         let span = spans::of_job(&self.app, &received.envelope);
-        let owed = match self.work(received, &properties, &lease).instrument(span.clone()).await {
+        let owed = match self.work(received, source, &properties, &lease).instrument(span.clone()).await {
             // It stays unacknowledged and comes again.
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
             worked => worked?,
@@ -231,8 +231,14 @@ impl Pipeline {
         Received { envelope, body, job }
     }
 
-    /// Finds out what a message owes: looks its job up, and sends what is left of it.
-    async fn work(&self, received: Received, properties: &BasicProperties, lease: &Lease) -> Result<Owed, Interrupted> {
+    /// Finds out what a message owes: looks its job up, and sends what is left of it, unless the broker has given it up.
+    async fn work(
+        &self,
+        received: Received,
+        source: Source,
+        properties: &BasicProperties,
+        lease: &Lease,
+    ) -> Result<Owed, Interrupted> {
         let Received { mut envelope, body, job } = received;
         let (mut job, fingerprint) = match job {
             Ok(job) => job,
@@ -240,7 +246,7 @@ impl Pipeline {
         };
         let (mut entry, mut batches) = (None, Vec::new());
         if envelope.identity == Identity::Given {
-            let looking_up = self.look_up(&envelope, &job, &fingerprint);
+            let looking_up = self.look_up(&envelope, &job, &fingerprint, source);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
                 let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.standing().is_paused();
                 return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
@@ -270,6 +276,14 @@ impl Pipeline {
             }
         }
         drop(body);
+        if source == Source::Undeliverable {
+            let batches = undeliverable::conclude(&job, &envelope, batches, properties);
+            if let Some(entry) = &entry {
+                // Before the answer, or the next delivery could be answered otherwise.
+                try_join_all((0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress))).await?;
+            }
+            return Ok(self.answer(&job, &Report::of(batches), &envelope, properties, entry));
+        }
         let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
         let submission = Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
         self.send(submission, fingerprint, properties).await
@@ -322,10 +336,14 @@ impl Pipeline {
 
     /// A replica that was active before may have calls in flight for the job. What comes of them is recorded when it is waited
     /// for; so the record is read again then.
-    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
+    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str, source: Source) -> Result<Opened, StoreLost> {
         let terms = self.terms();
         let open = || self.progress.open(&self.app, envelope, job, fingerprint.to_owned(), terms.hold);
-        let first_delivery_at = *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let first_delivery_at = match source {
+            Source::Jobs => *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner),
+            // Each replica reads what the broker has given up, also one that has had no job yet.
+            Source::Undeliverable => Instant::now(),
+        };
         let others_are_done = first_delivery_at + terms.request_timeout + RECORDED_WITHIN;
         let opened = open().await?;
         let made_before = matches!(opened, Opened::Unfinished(Earlier { made: Made::Before, .. }));

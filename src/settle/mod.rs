@@ -9,6 +9,7 @@ pub mod parking;
 pub mod progress;
 pub mod reply;
 pub mod result;
+pub mod undeliverable;
 
 use std::time::Duration;
 

@@ -116,6 +116,8 @@ pub enum ErrorKind {
     Transient,
     /// The deadline passed.
     Expired,
+    /// The broker has given the job up.
+    Undeliverable,
     /// It may have been sent, and the job forbids to send it again.
     Unknown,
 }
@@ -127,6 +129,7 @@ impl ErrorKind {
             Self::Job => "job",
             Self::Transient => "transient",
             Self::Expired => "expired",
+            Self::Undeliverable => "undeliverable",
             Self::Unknown => "unknown",
         }
     }
@@ -138,6 +141,7 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::Job => Self::Job,
             FailureKind::Transient => Self::Transient,
             FailureKind::Expired => Self::Expired,
+            FailureKind::Undeliverable => Self::Undeliverable,
         }
     }
 }

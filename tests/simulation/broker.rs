@@ -28,18 +28,17 @@ use super::{
 };
 use crate::{
     accept::{
-        consume::{Delivery, Queue, Subscription},
+        consume::{Delivery, Queue, Source, Subscription},
         lease::Acknowledge,
     },
     broker::{
         BrokerLost, Outgoing, Routing,
         publisher::{Lane, Link, Mandatory, Seen, Unconfirmed},
+        wire,
     },
     settle::result::{ErrorKind, JobResult, Status},
 };
 
-/// After so many returns a real broker takes a message for poison.
-const DELIVERY_LIMIT: u32 = 50;
 /// No delivery is held longer: ten minutes, and what is under way then.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
 
@@ -47,8 +46,18 @@ const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
 struct Message {
     body: Vec<u8>,
     properties: BasicProperties,
+    /// A header that the AMQP library cannot read, as it goes over the wire.
+    unreadable: Option<Vec<u8>>,
     /// How often a consumer that ended gave it back.
     returns: u32,
+}
+
+impl Message {
+    /// What a consumer reads of it; `None` if the library closes the connection over it.
+    fn read(&self, looked_at: bool) -> Option<BasicProperties> {
+        let Some(header) = &self.unreadable else { return Some(self.properties.clone()) };
+        wire::as_read(&self.properties, header, looked_at)
+    }
 }
 
 /// What came of a message that a producer published, in the order of the plan.
@@ -58,6 +67,8 @@ pub struct Fate {
     pub letters: Vec<Vec<u8>>,
     parkings: usize,
     acknowledged: usize,
+    /// Whether the broker gave it up.
+    pub given_up: bool,
 }
 
 impl Fate {
@@ -76,6 +87,10 @@ impl Fate {
 
 pub struct Broker {
     jobs: VecDeque<Message>,
+    /// Jobs that the broker has given up.
+    undeliverable: VecDeque<Message>,
+    /// A job that goes back more often is given up.
+    delivery_limit: u32,
     waiting: usize,
     consumers: Vec<Consumer>,
     next_id: u64,
@@ -113,9 +128,11 @@ fn needs_letter(result: &JobResult) -> bool {
 }
 
 impl Broker {
-    pub fn new(messages: usize) -> Self {
+    pub fn new(messages: usize, delivery_limit: u32) -> Self {
         Self {
             jobs: VecDeque::new(),
+            undeliverable: VecDeque::new(),
+            delivery_limit,
             waiting: 0,
             consumers: Vec::new(),
             next_id: 0,
@@ -129,7 +146,7 @@ impl Broker {
 
     pub fn is_quiet(&self) -> bool {
         let held = self.consumers.iter().any(|consumer| !consumer.unacknowledged.is_empty());
-        self.jobs.is_empty() && self.waiting == 0 && !held
+        self.jobs.is_empty() && self.undeliverable.is_empty() && self.waiting == 0 && !held
     }
 
     /// Whether a process holds a delivery of one of these messages.
@@ -150,17 +167,29 @@ impl Broker {
         self.consumers = left;
         for consumer in <Vec<Consumer>>::into_iter(removed).rev() {
             consumer.gone.store(true, Ordering::Relaxed);
-            for (message, _) in consumer.unacknowledged.into_values().rev() {
-                self.jobs.push_front(message);
+            for (mut message, _) in consumer.unacknowledged.into_values().rev() {
+                message.returns += 1;
+                if message.returns > self.delivery_limit {
+                    self.give_up(message);
+                } else {
+                    self.jobs.push_front(message);
+                }
             }
         }
         self.changed.notify_waiters();
     }
+
+    fn give_up(&mut self, message: Message) {
+        if let Some(number) = number(&message.properties) {
+            self.fates[number].given_up = true;
+        }
+        self.undeliverable.push_back(message);
+    }
 }
 
 impl Shared {
-    pub fn publish_job(&self, body: Vec<u8>, properties: BasicProperties) {
-        self.lock().broker.enqueue_job(Message { body, properties, returns: 0 });
+    pub fn publish_job(&self, body: Vec<u8>, properties: BasicProperties, unreadable: Option<Vec<u8>>) {
+        self.lock().broker.enqueue_job(Message { body, properties, unreadable, returns: 0 });
     }
 
     /// The connections of a process break.
@@ -208,7 +237,7 @@ impl Shared {
         let mut headers = message.properties.headers().clone().unwrap_or_default();
         headers.insert("x-death".into(), AMQPValue::FieldTable(FieldTable::default()));
         let properties = message.properties.clone().with_headers(headers);
-        let returned = Message { body: message.body.clone(), properties, returns: 0 };
+        let returned = Message { body: message.body.clone(), properties, unreadable: None, returns: 0 };
         let mut world = self.lock();
         world.broker.fates[number].parkings += 1;
         world.broker.waiting += 1;
@@ -271,7 +300,11 @@ impl SimulatedSubscription {
         if active.unacknowledged.len() >= prefetch {
             return None;
         }
-        let message = broker.jobs.pop_front()?;
+        let (source, message) = match broker.undeliverable.pop_front() {
+            Some(_) if self.world.has(Defect::UndeliverableUnread) => return None,
+            Some(message) => (Source::Undeliverable, message),
+            None => (Source::Jobs, broker.jobs.pop_front()?),
+        };
         broker.next_id += 1;
         active.unacknowledged.insert(id, (message.clone(), Instant::now()));
         let acknowledge = SimulatedDelivery {
@@ -281,11 +314,16 @@ impl SimulatedSubscription {
             id,
             gone: self.gone.clone(),
         };
-        let Message { body, properties, returns } = message;
+        let Some(properties) = message.read(!self.world.has(Defect::UnreadablePassed)) else {
+            // The library closes the connection, and all that is on it goes back.
+            broker.remove(|consumer| consumer.id == self.id);
+            return Some(Err(BrokerLost::new("consume", "failed to parse")));
+        };
+        let Message { body, returns, .. } = message;
         let mut headers = properties.headers().clone().unwrap_or_default();
         headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(returns.into()));
         let properties = properties.with_headers(headers);
-        Some(Ok(Delivery { body, properties, acknowledge: Arc::new(acknowledge) }))
+        Some(Ok(Delivery { source, body, properties, acknowledge: Arc::new(acknowledge) }))
     }
 }
 
@@ -319,19 +357,6 @@ impl Subscription for SimulatedSubscription {
     }
 
     async fn close(self) {
-        let dead = {
-            let broker = &mut self.world.lock().broker;
-            let closed = broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id);
-            let returned = closed.flat_map(|consumer| consumer.unacknowledged.values_mut());
-            let returns = returned.map(|(message, _)| {
-                message.returns += 1;
-                message.returns
-            });
-            returns.max() > Some(DELIVERY_LIMIT)
-        };
-        if dead {
-            self.world.broken("a job went back to the queue so often that the broker gave it up");
-        }
         self.world.lock().broker.remove(|consumer| consumer.id == self.id);
     }
 }

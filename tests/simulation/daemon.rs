@@ -69,7 +69,7 @@ async fn produce(world: Shared) {
         sleep_until(world.start() + planned.at).await;
         let properties = properties(number, &planned, clock_start);
         world.note(format_args!("message {number} is published"));
-        world.publish_job(planned.body, properties);
+        world.publish_job(planned.body, properties, planned.unreadable);
     }
 }
 

@@ -37,10 +37,14 @@ pub enum Defect {
     LetterWithoutConfirm,
     /// No intent is recorded before a call that must not be repeated.
     NoIntents,
+    /// A message goes to the AMQP library as the broker sent it.
+    UnreadablePassed,
+    /// What the broker has given up is not read.
+    UndeliverableUnread,
 }
 
 impl Defect {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -51,6 +55,8 @@ impl Defect {
         Self::NotCompleted,
         Self::LetterWithoutConfirm,
         Self::NoIntents,
+        Self::UnreadablePassed,
+        Self::UndeliverableUnread,
     ];
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     broker::Fate,
-    scenario::{EpisodeKind, Planned, Wanted},
+    scenario::{DELIVERY_LIMIT, EpisodeKind, Planned, Wanted},
     world::{Shared, World},
 };
 use crate::{
@@ -63,12 +63,19 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
     if world.scenario().all_sent && last.status != Status::Sent && !has_rival(planned, world) {
         return Err(format!("message {number} was not sent: {last:?}"));
     }
+    if fate.given_up && world.scenario().delivery_limit == DELIVERY_LIMIT {
+        return Err(format!("message {number} went back to the queue so often that the broker gave it up"));
+    }
+    if planned.unreadable.is_some() {
+        let is_rejected = last.status == Status::Rejected && last.errors.iter().all(|error| error.info.starts_with("header `"));
+        return if is_rejected { Ok(()) } else { Err(format!("message {number} cannot be read and was not rejected: {last:?}")) };
+    }
     match (&planned.job, last.status) {
         (None, Status::Rejected) => is_original(number, planned, fate),
         (None, _) => Err(format!("message {number} is invalid and was not rejected: {last:?}")),
         (Some(_), Status::Rejected) if has_rival(planned, world) => is_original(number, planned, fate),
         (Some(_), Status::Rejected) => Err(format!("message {number} is valid and was rejected: {last:?}")),
-        (Some(job), _) => of_job(number, planned, job, last, fate, state),
+        (Some(job), _) => of_job(number, planned, job, last, fate, state, world),
     }
 }
 
@@ -84,12 +91,26 @@ fn has_rival(planned: &Planned, world: &Shared) -> bool {
     planned.id.is_some() && world.scenario().messages.iter().any(|other| other.id == planned.id && other.job != planned.job)
 }
 
+/// Whether the broker gave this message up, or another of the same job.
+fn given_up(planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> bool {
+    let others = world.scenario().messages.iter().zip(&state.broker.fates);
+    fate.given_up || planned.id.is_some() && others.into_iter().any(|(other, fate)| other.id == planned.id && fate.given_up)
+}
+
 fn is_original(number: usize, planned: &Planned, fate: &Fate) -> Result<(), String> {
     let original = !fate.letters.is_empty() && fate.letters.iter().all(|letter| *letter == planned.body);
     if original { Ok(()) } else { Err(format!("the dead letter of message {number} is not the original")) }
 }
 
-fn of_job(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, fate: &Fate, state: &World) -> Result<(), String> {
+fn of_job(
+    number: usize,
+    planned: &Planned,
+    job: &Wanted,
+    result: &JobResult,
+    fate: &Fate,
+    state: &World,
+    world: &Shared,
+) -> Result<(), String> {
     let batches = job.batches();
     let kinds: BTreeMap<usize, ErrorKind> =
         result.errors.iter().flat_map(|error| error.batches.iter().map(|batch| (*batch as usize, error.kind))).collect();
@@ -105,6 +126,11 @@ fn of_job(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, fa
         let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
         match kinds.get(&index) {
             _ if lived => return Err(format!("message {number} has no deadline and expired")),
+            Some(ErrorKind::Undeliverable) if !given_up(planned, fate, state, world) => {
+                return Err(format!(
+                    "batch {index} of message {number} is told as undeliverable, and the broker did not give it up"
+                ));
+            }
             Some(ErrorKind::Job) if !refused => {
                 return Err(format!("batch {index} of message {number} is told as refused and never was"));
             }

@@ -14,12 +14,16 @@ use crate::{
 pub const APP: &str = "a";
 pub const BATCH_SIZE: usize = 2;
 pub const REPLIES: &str = "replies";
+/// What the daemon declares.
+pub const DELIVERY_LIMIT: u32 = 50;
 /// A reply queue that nobody declared.
 pub const MISSING: &str = "missing";
 
 pub struct Scenario {
     pub app: App,
     pub prefetch: usize,
+    /// How often the broker takes a job back before it gives the job up.
+    pub delivery_limit: u32,
     pub replicas: usize,
     pub sharing: Sharing,
     pub faults: Faults,
@@ -95,6 +99,8 @@ pub struct Planned {
     /// After the start of the run.
     pub deadline: Option<Duration>,
     pub not_before: Option<Duration>,
+    /// A header that the AMQP library cannot read.
+    pub unreadable: Option<Vec<u8>>,
 }
 
 /// Recipients without repetitions; `None` means everybody.
@@ -127,10 +133,15 @@ impl Scenario {
             }
             messages.push(planned);
         }
+        let mut of_headers = SmallRng::seed_from_u64(seed ^ 0x4ead);
+        if of_headers.random_bool(0.1) {
+            messages[0].unreadable = Some(unreadable(&mut of_headers));
+        }
         messages.sort_by_key(|message| message.at);
         Self {
             app: app(&mut chance),
             prefetch: chance.random_range(1..=8),
+            delivery_limit: delivery_limit(&mut SmallRng::seed_from_u64(seed ^ 0x11417)),
             replicas,
             sharing,
             faults: Faults::by_chance(&mut chance),
@@ -142,6 +153,23 @@ impl Scenario {
     }
 }
 
+/// Most brokers have the limit that the daemon declares; some have a policy of an operator, or a crash loop behind them.
+fn delivery_limit(chance: &mut SmallRng) -> u32 {
+    if chance.random_bool(0.15) { chance.random_range(0..4) } else { DELIVERY_LIMIT }
+}
+
+/// A header that a client in another language can send: a name in Latin-1, or tables in tables.
+fn unreadable(chance: &mut SmallRng) -> Vec<u8> {
+    if chance.random_bool(0.5) {
+        return b"\x04caf\xe9V".to_vec();
+    }
+    let nested = (0..30).fold(Vec::new(), |inner: Vec<u8>, _| {
+        let length = (inner.len() as u32).to_be_bytes();
+        [b"\x01aF".to_vec(), length.to_vec(), inner].concat()
+    });
+    [nested, b"\x04caf\xe9V".to_vec()].concat()
+}
+
 impl Scenario {
     /// Nothing else goes wrong, and no job is given up or has another reason not to be sent.
     pub fn without_the_api_for(self, outage: Duration) -> Self {
@@ -149,10 +177,11 @@ impl Scenario {
         let episode = Episode { kind: EpisodeKind::Unreachable, from, until: from + outage };
         let mut app = self.app;
         app.retry.give_up_after = Duration::from_secs(24 * 3600);
-        let sendable = |planned: &Planned| planned.job.is_some() && planned.deadline.is_none();
+        let sendable = |planned: &Planned| planned.job.is_some() && planned.deadline.is_none() && planned.unreadable.is_none();
         let at_least_once = |planned| Planned { promise: DeliveryPromise::AtLeastOnce, ..planned };
         let messages = self.messages.into_iter().filter(sendable).map(at_least_once).collect();
-        Self { app, messages, faults: Faults::none(), episode: Some(episode), all_sent: true, ..self }
+        let faults = Faults::none();
+        Self { app, messages, faults, episode: Some(episode), all_sent: true, delivery_limit: DELIVERY_LIMIT, ..self }
     }
 }
 
@@ -255,6 +284,7 @@ impl Planned {
             promise: if chance.random_bool(0.3) { DeliveryPromise::AtMostOnce } else { DeliveryPromise::AtLeastOnce },
             deadline: seconds(chance, 0.15, 60),
             not_before: seconds(chance, 0.15, 90),
+            unreadable: None,
         }
     }
 

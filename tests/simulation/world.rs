@@ -92,7 +92,7 @@ impl Shared {
             healed: false,
             broken: None,
             trace: None,
-            broker: Broker::new(scenario.messages.len()),
+            broker: Broker::new(scenario.messages.len(), scenario.delivery_limit),
             api: Api::default(),
             records: Records::default(),
             last_failure: None,
