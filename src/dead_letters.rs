@@ -1,24 +1,23 @@
 //! Dead letters looked through, one after the other: shown, sent back to the jobs queue, or removed.
 //!
-//! A letter that is taken stays the broker's until it is removed here, and all that are not go back when the connection ends,
-//! however it ends. A letter is removed only after its copy is confirmed; what dies in between leaves both, and the second
-//! copy of a job with a `message_id` is answered from its record.
+//! A letter is removed only after its copy is confirmed; what dies in between leaves both, and the second copy of a job with a
+//! `message_id` is answered from its record.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection,
-    message::BasicGetMessage,
-    options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable},
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
+    amqp::{as_number, as_text},
     broker::{
-        BrokerLost, bounded,
-        connection::{self, Connector},
+        BrokerLost, Routing,
+        browse::{Browsed, Browser, Refused},
+        connection::Connector,
         queues,
     },
     clock,
@@ -36,17 +35,12 @@ pub const EXPIRED: &str = "expired";
 /// The dead letters of an app as they were when this was opened.
 pub struct DeadLetters {
     app: String,
-    connection: Connection,
-    letters: Channel,
-    copies: Channel,
-    /// The first one was taken to learn how many there are.
-    first: Option<BasicGetMessage>,
-    left: u32,
+    queue: Browser,
 }
 
-/// A letter that has been taken and not removed.
+/// A letter that is held: it is left, removed, or sent again.
 pub struct Letter {
-    message: BasicGetMessage,
+    message: Browsed,
     pub summary: Summary,
 }
 
@@ -95,61 +89,44 @@ pub struct Redriven {
 
 impl DeadLetters {
     pub async fn open(connector: &Connector, app: &str) -> Result<Self, BrokerLost> {
-        let connection = connector.connect("dead letters").await?;
-        let letters = bounded("open a channel", connection.create_channel()).await?;
-        let copies = bounded("open a channel", connection.create_channel()).await?;
-        bounded("ask for confirms", copies.confirm_select(ConfirmSelectOptions::default())).await?;
-        // Asking for the length itself takes, on newer brokers, the right to change the queue.
-        let first = take(&letters, app).await?;
-        let left = first.as_ref().map_or(0, |first| first.message_count + 1);
-        Ok(Self { app: app.to_owned(), connection, letters, copies, first, left })
+        Ok(Self { app: app.to_owned(), queue: Browser::open(connector, queues::dead(app)).await? })
     }
 
     /// How many are not taken yet.
     pub fn left(&self) -> u32 {
-        self.left
+        self.queue.left()
     }
 
     /// Takes the next one. What comes while letters are looked through is not among them.
     pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
-        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
-        self.left = left;
-        let taken = match self.first.take() {
-            Some(first) => Some(first),
-            None => take(&self.letters, &self.app).await?,
-        };
-        Ok(taken.map(|message| Letter { summary: Summary::of(&message.delivery.data, &message.delivery.properties), message }))
+        let next = self.queue.next().await?;
+        Ok(next.map(|message| Letter { summary: Summary::of(message.body(), message.properties()), message }))
     }
 
     /// Sends a job again, by its queue and so at the app's pace, and removes its letter.
     pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerLost> {
-        let properties = redriven(&letter.message.delivery.properties, deadline);
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let jobs = queues::jobs(&self.app);
-        let body = &letter.message.delivery.data;
-        #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
-        let publishing = self.copies.basic_publish("".into(), jobs.as_str().into(), options, body, properties);
-        match bounded("send a dead letter again", async { publishing.await?.await }).await? {
-            Confirmation::Ack(None) => self.remove(letter).await,
-            Confirmation::Ack(Some(_)) => Err(BrokerLost::new("send a dead letter again", format!("there is no queue {jobs}"))),
-            Confirmation::Nack(_) | Confirmation::NotRequested => {
-                Err(BrokerLost::new("send a dead letter again", format!("{jobs} takes no more; it may be full")))
-            }
+        let refused = |why: String| Err(BrokerLost::new("send a dead letter again", why));
+        match self.queue.publish(&jobs, letter.body(), redriven(letter.properties(), deadline)).await? {
+            Ok(Routing::Routed) => self.remove(letter).await,
+            Ok(Routing::NoSuchQueue) => refused(format!("there is no queue {jobs}")),
+            Err(Refused) => refused(format!("{jobs} takes no more; it may be full")),
         }
     }
 
+    /// Leaves a letter in the queue.
+    pub async fn leave(&self, letter: Letter) -> Result<(), BrokerLost> {
+        self.queue.leave(letter.message).await
+    }
+
     pub async fn remove(&self, letter: Letter) -> Result<(), BrokerLost> {
-        bounded("remove a dead letter", letter.message.delivery.acker.ack(BasicAckOptions::default())).await.map(|_| ())
+        self.queue.remove(letter.message).await
     }
 
     /// Gives back what was not removed.
     pub async fn close(self) {
-        connection::close(&self.connection).await;
+        self.queue.close().await;
     }
-}
-
-async fn take(letters: &Channel, app: &str) -> Result<Option<BasicGetMessage>, BrokerLost> {
-    bounded("take a dead letter", letters.basic_get(queues::dead(app).into(), BasicGetOptions::default())).await
 }
 
 /// Sends all letters again that are meant and have a chance. Tells `each` of every letter.
@@ -166,6 +143,7 @@ pub async fn redrive(
             letters.redrive(letter, deadline).await?;
             redriven.sent_again += 1;
         } else {
+            letters.leave(letter).await?;
             redriven.left += 1;
         }
     }
@@ -174,11 +152,11 @@ pub async fn redrive(
 
 impl Letter {
     pub fn body(&self) -> &[u8] {
-        &self.message.delivery.data
+        self.message.body()
     }
 
     pub fn properties(&self) -> &BasicProperties {
-        &self.message.delivery.properties
+        self.message.properties()
     }
 }
 
@@ -247,9 +225,10 @@ fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties
         headers = without(headers, DEADLINE_HEADER);
     }
     let redriven = kept_properties(properties).with_headers(headers).with_delivery_mode(2);
-    match noted("groupcast-job-id").and_then(as_text) {
-        Some(id) if redriven.message_id().is_none() => redriven.with_message_id(id.as_str().into()),
-        _ => redriven,
+    let id = noted("groupcast-job-id").and_then(as_text).and_then(|id| ShortString::try_new(id).ok());
+    match id {
+        Some(id) if redriven.message_id().is_none() => redriven.with_message_id(id),
+        Some(_) | None => redriven,
     }
 }
 
@@ -269,28 +248,6 @@ fn died_at_the_brokers(properties: &BasicProperties) -> Option<Timestamp> {
     let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
     match last.inner().get("time")? {
         AMQPValue::Timestamp(seconds) => Timestamp::from_second(i64::try_from(*seconds).ok()?).ok(),
-        _ => None,
-    }
-}
-
-fn as_text(value: &AMQPValue) -> Option<String> {
-    match value {
-        AMQPValue::LongString(text) => Some(text.to_string()),
-        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
-        _ => None,
-    }
-}
-
-/// Clients write a number as wide as they like when they move a letter by hand.
-fn as_number(value: &AMQPValue) -> Option<i64> {
-    match value {
-        AMQPValue::ShortShortInt(number) => Some((*number).into()),
-        AMQPValue::ShortShortUInt(number) => Some((*number).into()),
-        AMQPValue::ShortInt(number) => Some((*number).into()),
-        AMQPValue::ShortUInt(number) => Some((*number).into()),
-        AMQPValue::LongInt(number) => Some((*number).into()),
-        AMQPValue::LongUInt(number) => Some((*number).into()),
-        AMQPValue::LongLongInt(number) => Some(*number),
         _ => None,
     }
 }

@@ -15,6 +15,7 @@ pub mod send;
 pub mod settle;
 
 pub mod admin;
+mod amqp;
 pub mod broker;
 pub mod cli;
 pub mod clock;

@@ -226,3 +226,18 @@ async fn a_job_without_an_id_keeps_the_one_that_it_was_given_and_its_letter_coun
     assert_eq!(header(&letter, "groupcast-error-code").as_deref(), Some("10010"));
     assert_eq!(letter.properties.reply_to().as_ref().map(|queue| queue.as_str()), Some(scene.producer.reply_queue.as_str()));
 }
+
+/// A quorum queue drops what has gone back too often, and an operator's policy may say how often that is.
+#[tokio::test]
+async fn letters_can_be_looked_at_again_and_again_whatever_the_delivery_limit() {
+    let scene = with_three_letters().await;
+    let broker = crate::support::broker::Broker::shared().await;
+    let policy = format!("p-{}", scene.app);
+    let pattern = format!("^groupcast\\.{}\\.", scene.app);
+    broker.ctl(&["set_policy", "--apply-to", "queues", &policy, &pattern, r#"{"delivery-limit":2}"#]).await;
+    for _ in 0..8 {
+        assert_eq!(ids(&listed(&scene, &[]).await), ["refused", "invalid", "late"]);
+        letters_left(&scene, 3).await;
+    }
+    broker.ctl(&["clear_policy", &policy]).await;
+}

@@ -25,4 +25,7 @@ mod state_faults;
 mod state_store;
 mod status_page;
 mod support;
+mod undeliverable;
+mod unreadable;
+mod unrouted;
 mod whose_fault;

@@ -5,12 +5,14 @@
 //! acknowledgements too. Neither recovers by itself; whoever meets an error or an await past its bound tears it down and
 //! builds it anew, so that nobody believes in a delivery that the broker has long given to somebody else.
 
+pub mod browse;
 pub mod connection;
 pub mod jobs_queue;
 pub mod publisher;
 pub mod queues;
 pub mod session;
 pub mod topology;
+pub mod wire;
 
 use std::time::Duration;
 

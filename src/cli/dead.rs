@@ -78,7 +78,7 @@ struct Which {
     /// Only with this ErrorCode of the API
     #[arg(long, allow_negative_numbers = true)]
     code: Option<i64>,
-    /// Only of this kind; `undeliverable` are jobs that the broker has delivered too often
+    /// Only of this kind; `undeliverable` are jobs that the broker has given up
     #[arg(long, value_parser = ["invalid", "job", "transient", "expired", "undeliverable"])]
     kind: Option<String>,
     /// Only for this group
@@ -124,11 +124,12 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
 async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Result<Verdict, Failure> {
     let print = |summary: &Summary| if as_json { serde_json::to_string(summary) } else { Ok(line(summary)) };
     let (mut listed, total) = (0, letters.left());
-    while let Some(Letter { summary, .. }) = letters.next().await? {
-        if filter.means(&summary) {
+    while let Some(letter) = letters.next().await? {
+        if filter.means(&letter.summary) {
             listed += 1;
-            say(print(&summary)?)?;
+            say(print(&letter.summary)?)?;
         }
+        letters.leave(letter).await?;
     }
     eprintln!("{listed} of {total} dead letters");
     Ok(Verdict::Good)
@@ -151,11 +152,12 @@ async fn would_purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdi
 
 async fn print_those(letters: &mut DeadLetters, meant: impl Fn(&Summary) -> bool) -> Result<u32, Failure> {
     let mut count = 0;
-    while let Some(Letter { summary, .. }) = letters.next().await? {
-        if meant(&summary) {
+    while let Some(letter) = letters.next().await? {
+        if meant(&letter.summary) {
             count += 1;
-            say(line(&summary))?;
+            say(line(&letter.summary))?;
         }
+        letters.leave(letter).await?;
     }
     Ok(count)
 }
@@ -167,6 +169,7 @@ async fn show(letters: &mut DeadLetters, id: &str) -> Result<Verdict, Failure> {
             found = true;
             say(serde_json::to_string_pretty(&whole(&letter))?)?;
         }
+        letters.leave(letter).await?;
     }
     if !found {
         return Err(format!("no dead letter of job `{id}`; see `groupcast dead list`").into());
@@ -207,6 +210,7 @@ async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Fa
             letters.remove(letter).await?;
             removed += 1;
         } else {
+            letters.leave(letter).await?;
             left += 1;
         }
     }

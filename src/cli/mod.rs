@@ -12,6 +12,7 @@ mod schema;
 mod send;
 mod supervisor;
 mod topology;
+mod unrouted;
 mod usersig;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
@@ -39,6 +40,7 @@ enum Command {
     Send(send::Args),
     Job(job::Args),
     Dead(dead::Args),
+    Unrouted(unrouted::Args),
     Sandbox(sandbox::Args),
     Topology(topology::Args),
     Usersig(usersig::Args),
@@ -106,6 +108,7 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Send(args) => send::run(args, load()?).await,
         Command::Job(args) => job::run(args, load()?).await,
         Command::Dead(args) => dead::run(args, load()?).await,
+        Command::Unrouted(args) => unrouted::run(args, load()?).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Topology(args) => topology::run(args, &load()?),
         Command::Usersig(args) => usersig::run(args, &load()?),

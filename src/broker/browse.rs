@@ -1,0 +1,143 @@
+//! Looks through a queue, message by message, and takes nothing out that its reader does not remove.
+//!
+//! A message that is looked at is held until the browser closes, and goes back then. A quorum queue counts how often a message
+//! goes back and drops it above its delivery limit, and an operator's policy can lower ours. So when the first message has gone
+//! back before, each one that is left is replaced by a copy, for which the broker counts anew. The original is removed after
+//! the copy is confirmed: a crash in between leaves both.
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection,
+    message::BasicGetMessage,
+    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions},
+    types::FieldTable,
+};
+
+use super::{
+    BrokerLost, Routing, bounded,
+    connection::{self, Connector},
+};
+use crate::{amqp::as_number, settle::kept::kept_properties};
+
+/// The broker's count of how often a message went back.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// The messages of a queue as they were when it was opened.
+pub struct Browser {
+    queue: String,
+    connection: Connection,
+    held: Channel,
+    copies: Channel,
+    /// The first one was taken to learn how many there are.
+    first: Option<Browsed>,
+    left: u32,
+    /// All or none, so that they keep their order.
+    replaces: bool,
+}
+
+/// A message that is held.
+pub struct Browsed(BasicGetMessage);
+
+impl Browsed {
+    pub fn body(&self) -> &[u8] {
+        &self.0.delivery.data
+    }
+
+    pub fn properties(&self) -> &BasicProperties {
+        &self.0.delivery.properties
+    }
+
+    /// What a copy is published with: all but the broker's count, and what would delete the copy or send it elsewhere too.
+    pub fn properties_of_copy(&self) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        for (name, value) in self.properties().headers().iter().flat_map(FieldTable::inner) {
+            if ![DELIVERY_COUNT, "CC", "BCC"].contains(&name.as_str()) {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        kept_properties(self.properties()).with_headers(headers).with_delivery_mode(2)
+    }
+
+    fn has_gone_back(&self) -> bool {
+        let headers = self.properties().headers().as_ref();
+        headers.and_then(|headers| as_number(headers.inner().get(DELIVERY_COUNT)?)).is_some_and(|times| times > 0)
+    }
+}
+
+impl Browser {
+    pub async fn open(connector: &Connector, queue: String) -> Result<Self, BrokerLost> {
+        let connection = connector.connect("browser").await?;
+        let held = bounded("open a channel", connection.create_channel()).await?;
+        let copies = bounded("open a channel", connection.create_channel()).await?;
+        bounded("ask for confirms", copies.confirm_select(ConfirmSelectOptions::default())).await?;
+        // Asking for the length itself takes, on newer brokers, the right to change the queue.
+        let first = take(&held, &queue).await?;
+        let left = first.as_ref().map_or(0, |first| first.message_count + 1);
+        let first = first.map(Browsed);
+        let replaces = first.as_ref().is_some_and(Browsed::has_gone_back);
+        Ok(Self { queue, connection, held, copies, first, left, replaces })
+    }
+
+    /// How many are not taken yet.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// Takes the next one. What comes while the queue is looked through is not among them.
+    pub async fn next(&mut self) -> Result<Option<Browsed>, BrokerLost> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
+        match self.first.take() {
+            Some(first) => Ok(Some(first)),
+            None => Ok(take(&self.held, &self.queue).await?.map(Browsed)),
+        }
+    }
+
+    /// Leaves a message in the queue.
+    pub async fn leave(&self, message: Browsed) -> Result<(), BrokerLost> {
+        if !self.replaces {
+            return Ok(());
+        }
+        match self.publish(&self.queue, message.body(), message.properties_of_copy()).await? {
+            Ok(Routing::Routed) => self.remove(message).await,
+            // The queue is full: the original stays.
+            Ok(Routing::NoSuchQueue) | Err(Refused) => Ok(()),
+        }
+    }
+
+    pub async fn remove(&self, message: Browsed) -> Result<(), BrokerLost> {
+        bounded("remove a message", message.0.delivery.acker.ack(BasicAckOptions::default())).await.map(|_| ())
+    }
+
+    /// Publishes a message, confirmed and mandatory. `Err` in the answer is a queue that does not take it.
+    pub async fn publish(
+        &self,
+        queue: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Result<Routing, Refused>, BrokerLost> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
+        let publishing = self.copies.basic_publish("".into(), queue.into(), options, body, properties);
+        Ok(match bounded("publish a message again", async { publishing.await?.await }).await? {
+            Confirmation::Ack(None) => Ok(Routing::Routed),
+            Confirmation::Ack(Some(_)) => Ok(Routing::NoSuchQueue),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(Refused),
+        })
+    }
+
+    /// Gives back what was not removed. Since 4.3 the broker does not count what is given back so, only what a lost connection
+    /// gives back.
+    pub async fn close(self) {
+        let everything = BasicNackOptions { multiple: true, requeue: true };
+        let _ = bounded("give messages back", self.held.basic_nack(0, everything)).await;
+        let _ = bounded("close a channel", self.held.close(200, "OK".into())).await;
+        connection::close(&self.connection).await;
+    }
+}
+
+/// The queue exists and does not take the message; it may be full.
+pub struct Refused;
+
+async fn take(held: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, BrokerLost> {
+    bounded("take a message", held.basic_get(queue.into(), BasicGetOptions::default())).await
+}
