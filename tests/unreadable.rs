@@ -1,7 +1,7 @@
 //! A message that the AMQP library cannot read is rejected by name and stops nothing: the jobs around it are answered at once,
 //! and the dead letters can be looked through.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use groupcast::settle::result::{JobResult, Status};
 use lapin::{
@@ -9,6 +9,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions},
     types::FieldTable,
 };
+use tokio::time::Instant;
 
 use crate::{
     dead_letters::printed,
