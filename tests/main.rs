@@ -21,6 +21,7 @@ mod replies;
 mod secrets;
 mod soak;
 mod spans;
+mod standard_error;
 mod state_faults;
 mod state_store;
 mod status_page;

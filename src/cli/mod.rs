@@ -19,7 +19,10 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{App, Config};
+use crate::{
+    config::{App, Config},
+    telemetry::standard_error,
+};
 
 /// Delivers Tencent Chat group system notifications from RabbitMQ: paced, batched, retried and answered.
 #[derive(Parser)]
@@ -83,7 +86,7 @@ pub fn main() -> ExitCode {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::FAILURE,
         Err(Failure(reason)) => {
-            eprintln!("groupcast: {reason}");
+            standard_error::say(format_args!("groupcast: {reason}"));
             ExitCode::FAILURE
         }
     }

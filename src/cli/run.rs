@@ -30,7 +30,7 @@ use crate::{
     pipeline::Pipeline,
     send::call::Caller,
     settle::progress::{self, Progress},
-    telemetry::{self, spans},
+    telemetry::{self, spans, standard_error::StandardError},
 };
 
 /// Run the daemon: take jobs from RabbitMQ, call the API, answer.
@@ -45,8 +45,10 @@ pub struct Args {}
 
 pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<Verdict, Failure> {
     let config = load()?;
+    // Dropped last, with the last lines of the log.
+    let standard_error = StandardError::open()?;
     let spans = spans::Exporter::start(&config.telemetry)?;
-    let log_filter = telemetry::start(&config.log, &spans)?;
+    let log_filter = telemetry::start(&config.log, &spans, &standard_error)?;
     // Before anything else: a SIGHUP that nobody listens to would end the process.
     let mut signals = Signals::listen()?;
     info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");

@@ -128,6 +128,13 @@ pub static BROKER_CONNECTED: Metric = Metric {
     unit: "0 or 1",
     meaning: "1 while results can be published",
 };
+pub static LOG_LINES_DROPPED: Metric = Metric {
+    name: "groupcast_log_lines_dropped_total",
+    kind: Kind::Counter,
+    labels: &[],
+    unit: "lines",
+    meaning: "lines of the log that were dropped because nothing read standard error fast enough",
+};
 pub static BUILD_INFO: Metric = Metric {
     name: "groupcast_build_info",
     kind: Kind::Gauge,
@@ -136,7 +143,7 @@ pub static BUILD_INFO: Metric = Metric {
     meaning: "always 1; tells the version",
 };
 
-pub static ALL: [&Metric; 13] = [
+pub static ALL: [&Metric; 14] = [
     &JOBS,
     &JOB_SECONDS,
     &RECIPIENTS,
@@ -149,6 +156,7 @@ pub static ALL: [&Metric; 13] = [
     &CALLS_MAX_1S,
     &APP_PAUSED,
     &BROKER_CONNECTED,
+    &LOG_LINES_DROPPED,
     &BUILD_INFO,
 ];
 
@@ -185,6 +193,11 @@ pub fn set_broker_connected(connected: bool) {
     BROKER_CONNECTED.gauge(&[]).set(f64::from(u8::from(connected)));
 }
 
+/// A line of the log was not written.
+pub fn count_dropped_line() {
+    LOG_LINES_DROPPED.counter(&[]).increment(1);
+}
+
 /// The recorder of this process, and its text form.
 pub struct Exposition(PrometheusHandle);
 
@@ -196,6 +209,8 @@ impl Exposition {
         metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
         ALL.iter().for_each(|metric| metric.describe());
         BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        // So that it is there before the first.
+        LOG_LINES_DROPPED.counter(&[]).increment(0);
         Ok(exposition)
     }
 

@@ -2,20 +2,23 @@
 //!
 //! The log's filter is for our own events; what the libraries tell is capped at `info`, because at `trace` they tell
 //! frames and headers, and with them passwords and UserSigs. lapin is silent: it tells whole messages at `warn`, and
-//! whatever it fails at is an error that we report.
+//! whatever it fails at is an error that we report. Its lines go through [`standard_error`], so that no reader of them holds the
+//! daemon up.
 
 pub mod failures;
 pub mod meter;
 pub mod metrics;
 pub mod spans;
+pub mod standard_error;
 
-use std::io::IsTerminal;
+use std::{backtrace::Backtrace, io::IsTerminal, panic};
 
-use tracing::Level;
+use tracing::{Level, error};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
+use self::standard_error::StandardError;
 use crate::config::{Log, LogFormat};
 
 /// The filter of the running log.
@@ -27,8 +30,8 @@ impl Filter {
     }
 }
 
-/// Starts logging to standard error. Once a process.
-pub fn start(log: &Log, spans: &spans::Exporter) -> Result<Filter, String> {
+/// Starts logging to standard error, panics too. Once a process.
+pub fn start(log: &Log, spans: &spans::Exporter, standard_error: &StandardError) -> Result<Filter, String> {
     let (filter, handle) = reload::Layer::new(parse(&log.filter)?);
     let ours_or_important = filter_fn(|event| {
         let target = event.target();
@@ -38,7 +41,7 @@ pub fn start(log: &Log, spans: &spans::Exporter) -> Result<Filter, String> {
         let ours = target == "groupcast" || target.starts_with("groupcast::");
         ours || (*event.level() <= Level::INFO && !target.starts_with("lapin"))
     });
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = fmt::layer().with_writer(standard_error.handle()).with_ansi(std::io::stderr().is_terminal());
     let lines = match log.format {
         LogFormat::Text => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -48,6 +51,8 @@ pub fn start(log: &Log, spans: &spans::Exporter) -> Result<Filter, String> {
         .with(spans.layer())
         .try_init()
         .map_err(|error| error.to_string())?;
+    // The standard library's own hook would write to standard error itself, and wait for its reader.
+    panic::set_hook(Box::new(|panicked| error!(backtrace = %Backtrace::capture(), "{panicked}")));
     Ok(Filter(handle))
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     time::timeout,
 };
 
@@ -50,6 +50,18 @@ impl Daemon {
         let script = format!("trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run", env!("CARGO_BIN_EXE_groupcast"));
         shell.arg("-c").arg(script);
         Daemon { child: spawn_command(shell, &directory), directory }
+    }
+
+    /// The same with a pipe as standard error, which nobody reads until it is [taken](Daemon::standard_error).
+    pub fn spawn_unread(configuration: &str) -> Daemon {
+        let directory = folder_with(configuration);
+        let mut command = binary();
+        command.current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Daemon { child: command.kill_on_drop(true).spawn().expect("the binary starts"), directory }
+    }
+
+    pub fn standard_error(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("it is a pipe that nobody has taken")
     }
 
     /// Starts it again in the same place and does not wait for it.
