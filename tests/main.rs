@@ -9,6 +9,7 @@ mod delivery;
 mod documents;
 mod examples;
 mod failures;
+mod hung_files;
 mod kubernetes;
 mod memory;
 mod metrics;

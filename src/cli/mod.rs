@@ -104,7 +104,7 @@ fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
 }
 
 async fn execute(cli: Cli) -> Result<Verdict, Failure> {
-    let load = || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
+    let load = move || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
     match cli.command {
         Command::Run(args) => run::run(args, load).await,
         Command::Check(args) => check::run(args, load()?).await,

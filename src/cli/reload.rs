@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::Failure;
@@ -13,6 +14,37 @@ use crate::{
     send::{call::Caller, target::Target},
     telemetry,
 };
+
+/// Reads the configuration on a thread of its own: a drive that does not answer holds nothing else up.
+pub struct Reload<F> {
+    load: F,
+    reading: JoinSet<Result<Config, Failure>>,
+    /// Asked for while it was read: it may have changed since.
+    asked_again: bool,
+}
+
+impl<F: Fn() -> Result<Config, Failure> + Clone + Send + 'static> Reload<F> {
+    pub fn new(load: F) -> Self {
+        Self { load, reading: JoinSet::new(), asked_again: false }
+    }
+
+    pub fn begin(&mut self) {
+        if self.reading.is_empty() {
+            self.reading.spawn_blocking(self.load.clone());
+        } else {
+            self.asked_again = true;
+        }
+    }
+
+    /// The configuration that was asked for, once it is read.
+    pub async fn read(&mut self) -> Result<Config, Failure> {
+        let Some(read) = self.reading.join_next().await else { return std::future::pending().await };
+        if std::mem::take(&mut self.asked_again) {
+            self.begin();
+        }
+        read?
+    }
+}
 
 /// What runs, and the configuration that it runs with.
 pub struct Running {

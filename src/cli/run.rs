@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     Failure, Verdict,
-    reload::{Running, RunningApp},
+    reload::{Reload, Running, RunningApp},
     supervisor,
 };
 use crate::{
@@ -43,7 +43,7 @@ use crate::{
 #[command(after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run\n  kill -HUP $(pidof groupcast)")]
 pub struct Args {}
 
-pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<Verdict, Failure> {
+pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + Send + 'static) -> Result<Verdict, Failure> {
     let config = load()?;
     // Dropped last, with the last lines of the log.
     let standard_error = StandardError::open()?;
@@ -92,13 +92,15 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure>) -> Result<
     let mut running = Running::new(config, log_filter, apps);
     supervisor::works();
     let mut lives = pin!(supervisor::tell_of_life());
+    let mut reload = Reload::new(load);
     let name = loop {
         tokio::select! {
             never = &mut lives => match never {},
             asked = signals.next() => match asked {
-                Asked::Reload => running.reload(load()),
+                Asked::Reload => reload.begin(),
                 Asked::Stop(name) => break name,
             },
+            read = reload.read() => running.reload(read),
             // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
             Some(_) = subscriptions.join_next() => return Err("the work for an app ended by itself; see the log".into()),
             () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),

@@ -2,11 +2,11 @@
 //! the files that secrets are kept in.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::ConfigError;
+use super::file;
 
 /// Read when no file is given, the first that exists.
 pub(super) const DEFAULT_FILES: [&str; 2] = ["groupcast.toml", "/etc/groupcast/groupcast.toml"];
@@ -17,8 +17,11 @@ pub struct ConfigFile {
     pub text: String,
 }
 
+/// Whoever names a device or a log by mistake is told so.
+const LARGEST_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
 /// A file that is asked for must exist; the default ones need not.
-pub(super) fn file(given: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
+pub(super) fn chosen(given: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     match given {
         Some(path) => read(path).map(Some).map_err(|source| unreadable(path, source)),
         None => first_of(&DEFAULT_FILES.map(Path::new)),
@@ -37,7 +40,9 @@ fn first_of(candidates: &[&Path]) -> Result<Option<ConfigFile>, ConfigError> {
 }
 
 fn read(path: &Path) -> io::Result<ConfigFile> {
-    Ok(ConfigFile { path: path.to_owned(), text: fs::read_to_string(path)? })
+    let bytes = file::read(path, LARGEST_FILE_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+    Ok(ConfigFile { path: path.to_owned(), text })
 }
 
 fn unreadable(path: &Path, source: io::Error) -> ConfigError {
@@ -51,13 +56,15 @@ pub(super) fn environment() -> impl Iterator<Item = (OsString, OsString)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn a_file_that_is_asked_for_must_exist() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("nowhere.toml");
-        let error = file(Some(&missing)).err().expect("there is no such file").to_string();
+        let error = chosen(Some(&missing)).err().expect("there is no such file").to_string();
         assert!(error.contains("nowhere.toml") && error.contains("--config"), "{error}");
     }
 

@@ -14,6 +14,7 @@ mod change;
 mod endpoint;
 mod environment;
 mod error;
+pub mod file;
 mod find;
 mod layer;
 mod limit;
@@ -66,7 +67,7 @@ pub struct Config {
 impl Config {
     /// Reads the file given with `--config`, or else the first of the default files that exists, and the environment.
     pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-        Config::read(find::file(file)?.as_ref(), find::environment())
+        Config::read(find::chosen(file)?.as_ref(), find::environment())
     }
 
     /// The same from a given file and a given environment. Reads nothing but the files that secrets are kept in.

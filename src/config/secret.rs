@@ -1,12 +1,12 @@
 //! Secrets: the text itself, or a file that holds it.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::error::Problem;
+use super::file;
 use super::written::{Given, Setting, Written};
 
 /// What stands in the place of a secret wherever a configuration is shown.
@@ -19,22 +19,24 @@ const LARGEST_FILE_BYTES: u64 = 64 * 1024;
 pub enum SecretFileError {
     #[error("the secret file {} cannot be read; check the path and its permissions", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
+    #[error("the secret file {} cannot be read: {source}", .path.display())]
+    Unanswered { path: PathBuf, source: io::Error },
     #[error("the secret file {} is empty; write the secret into it", .path.display())]
     Empty { path: PathBuf },
     #[error("the secret file {} is larger than 64 KiB, so it is no secret; check the path", .path.display())]
     TooLarge { path: PathBuf },
 }
 
-/// Reads a secret, without the newline that editors and `echo` leave at its end.
+/// Reads a secret, without the newline that editors and `echo` leave at its end. Blocks for a bounded time.
 pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE_BYTES + 1).read_to_string(&mut text));
+    let read = file::read(path, LARGEST_FILE_BYTES + 1);
     let path = path.to_owned();
-    match read {
+    match read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
+        Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(SecretFileError::Unanswered { path, source }),
         Err(source) => Err(SecretFileError::Unreadable { path, source }),
-        Ok(bytes) if bytes as u64 > LARGEST_FILE_BYTES => Err(SecretFileError::TooLarge { path }),
-        Ok(_) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
-        Ok(_) => {
+        Ok(text) if text.len() as u64 > LARGEST_FILE_BYTES => Err(SecretFileError::TooLarge { path }),
+        Ok(text) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
+        Ok(text) => {
             let line = text.strip_suffix('\n').unwrap_or(&text);
             Ok(line.strip_suffix('\r').unwrap_or(line).into())
         }
@@ -77,7 +79,7 @@ fn file_problem(key: &str, error: SecretFileError) -> Problem {
     let says = format!("does not help: {error}");
     let source = match error {
         SecretFileError::Unreadable { source, .. } => Some(source),
-        SecretFileError::Empty { .. } | SecretFileError::TooLarge { .. } => None,
+        SecretFileError::Unanswered { .. } | SecretFileError::Empty { .. } | SecretFileError::TooLarge { .. } => None,
     };
     Problem::Wrong { key: key.to_owned(), says, source }
 }

@@ -24,7 +24,7 @@ use self::{
 };
 use super::result::JobResult;
 use crate::{
-    config::{Config, State, StateStore},
+    config::{Config, State, StateStore, file},
     delay,
     job::{Envelope, Job},
     outcome::BatchProgress,
@@ -32,6 +32,8 @@ use crate::{
 
 /// How long an operation is tried again before the job is let go. It comes again when the store is back.
 const TRIED_FOR: Duration = Duration::from_secs(10);
+/// Of certificates and keys; chains have some kilobytes.
+const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(2);
 
@@ -54,7 +56,7 @@ pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
 
 fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
     let read = |path: &Option<PathBuf>| match path {
-        Some(path) => std::fs::read(path)
+        Some(path) => file::read(path, LARGEST_FILE_BYTES)
             .map(Some)
             .map_err(|error| StoreLost::new("read the certificates of state", format!("{}: {error}", path.display()))),
         None => Ok(None),

@@ -1,0 +1,89 @@
+//! Reads files that may never end: a drive that does not answer, a pipe that has no writer.
+//!
+//! Such a read cannot be called back. It has a thread of its own, which is left behind when the time is over.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Local files take microseconds, a slow network drive a second.
+pub const READ_WITHIN: Duration = Duration::from_secs(5);
+/// Reads that have not ended, in the whole process. Each has a thread.
+const UNDER_WAY_AT_MOST: usize = 64;
+
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// Reads a file of up to so many bytes, and no more of it. An error is told at the latest after [`READ_WITHIN`].
+pub fn read(path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
+    read_within(READ_WITHIN, path, at_most)
+}
+
+fn read_within(within: Duration, path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
+    let timed_out = |why: &str| io::Error::new(io::ErrorKind::TimedOut, why.to_owned());
+    let under_way = UnderWay::begin();
+    if UNDER_WAY.load(Ordering::Relaxed) > UNDER_WAY_AT_MOST {
+        return Err(timed_out("too many earlier reads of files have not ended; start again when the drive answers"));
+    }
+    let (done, read) = mpsc::sync_channel(1);
+    let path = path.to_owned();
+    thread::Builder::new().name("read a file".into()).spawn(move || {
+        let _under_way = under_way;
+        let mut bytes = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(at_most).read_to_end(&mut bytes));
+        // Nobody waits for it any more if it took too long.
+        let _ = done.send(read.map(|_| bytes));
+    })?;
+    match read.recv_timeout(within) {
+        Ok(read) => read,
+        Err(RecvTimeoutError::Timeout) => {
+            Err(timed_out(&format!("not read within {within:?}; is it on a drive that does not answer, or a pipe?")))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the thread that read it ended")),
+    }
+}
+
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_has_no_writer_is_given_up_and_its_successor_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = read_within(Duration::from_millis(50), &path, 10).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("within 50ms"), "{error}");
+
+        let successor = folder.path().join("new");
+        std::fs::write(&successor, "the key").unwrap();
+        std::fs::rename(&successor, &path).unwrap();
+        assert_eq!(read(&path, 10).unwrap(), b"the key");
+        assert_eq!(read(&path, 3).unwrap(), b"the");
+    }
+}
