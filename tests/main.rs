@@ -2,6 +2,7 @@
 
 mod admin;
 mod bad_input;
+mod broker_nodes;
 mod command_line;
 mod connections;
 mod dead_letters;

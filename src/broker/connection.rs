@@ -4,10 +4,7 @@ use std::{
     io,
     net::Shutdown,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,11 +19,12 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     BrokerLost,
+    dial::dial,
+    nodes::{Node, Nodes},
     wire::{self, Wire},
 };
 use crate::config::{Broker, file};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Chains of certificates have some kilobytes.
@@ -36,9 +34,8 @@ const HEARTBEAT_SECONDS: u16 = 10;
 
 /// Knows the broker's nodes and how to reach them.
 pub struct Connector {
-    nodes: Vec<AMQPUri>,
+    nodes: Nodes,
     tls: OwnedTLSConfig,
-    next_node: AtomicUsize,
 }
 
 impl Connector {
@@ -49,12 +46,10 @@ impl Connector {
             Ok::<_, String>(uri)
         });
         let nodes: Vec<AMQPUri> = nodes.collect::<Result<_, _>>()?;
-        // Replicas that start together spread over the nodes.
-        let first = rand::random_range(0..nodes.len().max(1));
-        Ok(Self { nodes, tls: tls(broker)?, next_node: AtomicUsize::new(first) })
+        Ok(Self { nodes: Nodes::new(nodes), tls: tls(broker)? })
     }
 
-    /// Opens a connection to one of the nodes, the next one first. Fails if none can be reached, and says why of each.
+    /// Opens a connection to one of the nodes. Fails if none can be reached, and says why of each.
     pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
         Ok(self.connect_with_socket(role).await?.0)
     }
@@ -62,23 +57,29 @@ impl Connector {
     /// The same, with what shuts the connection down at once.
     pub async fn connect_with_socket(&self, role: &'static str) -> Result<(Connection, Socket), BrokerLost> {
         let mut reasons = Vec::new();
-        for _ in &self.nodes {
-            let node = &self.nodes[self.next_node.fetch_add(1, Ordering::Relaxed) % self.nodes.len()];
+        for node in self.nodes.to_try() {
             match self.connect_to(node, role).await {
-                Ok(connected) => return Ok(connected),
-                Err(reason) => reasons.push(format!("{}:{}: {reason}", node.authority.host, node.authority.port)),
+                Ok((connection, socket)) => {
+                    node.connected(connection.status().clone());
+                    return Ok((connection, socket));
+                }
+                Err(reason) => {
+                    node.failed();
+                    reasons.push(format!("{}:{}: {reason}", node.uri.authority.host, node.uri.authority.port));
+                }
             }
         }
         Err(BrokerLost::new("connect to the broker", reasons.join("; ")))
     }
 
-    async fn connect_to(&self, node: &AMQPUri, role: &str) -> Result<(Connection, Socket), String> {
-        let socket = Socket::default();
-        let kept = socket.clone();
+    async fn connect_to(&self, node: &Node, role: &str) -> Result<(Connection, Socket), String> {
+        let (stream, socket) = open_socket(&node.uri).await.map_err(|error| error.to_string())?;
+        let stream = Mutex::new(Some(stream));
         let tls = self.tls.clone();
-        let open = async move |uri: AMQPUri, _| {
-            let stream = open_socket(&uri).await?;
-            kept.keep(SockRef::from(&stream).try_clone()?);
+        let handshake = async move |uri: AMQPUri, _| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Only the library's own recovery, which is off, would ask for a second one.
+            let stream = stream.ok_or_else(|| io::Error::other("the connection is used up"))?;
             let plain = AsyncTcpStream::Plain(Compat::new(stream));
             let transport = match uri.scheme {
                 AMQPScheme::AMQP => plain,
@@ -87,8 +88,8 @@ impl Connector {
             Ok(AsyncTcpStream::Plain(Wire::new(transport, uri.query.frame_max)))
         };
         let properties = ConnectionProperties::default().with_connection_name(format!("groupcast {role}").into());
-        let connecting = Connection::connector(node.clone(), wire::runtime(), open, properties);
-        match timeout(CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT, connecting).await {
+        let connecting = Connection::connector(node.uri.clone(), wire::runtime(), handshake, properties);
+        match timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok((connection, socket)),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => {
@@ -101,12 +102,12 @@ impl Connector {
 
 /// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has been sent to it; shutting the
 /// socket down ends both without leaving a thread behind.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Socket(Arc<Mutex<Option<socket2::Socket>>>);
 
 impl Socket {
-    fn keep(&self, socket: socket2::Socket) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+    fn of(stream: &TcpStream) -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(Some(SockRef::from(stream).try_clone()?)))))
     }
 
     pub fn shut_down(&self) {
@@ -116,17 +117,15 @@ impl Socket {
     }
 }
 
-async fn open_socket(uri: &AMQPUri) -> io::Result<TcpStream> {
-    let connecting = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port));
-    let stream = timeout(CONNECT_TIMEOUT, connecting)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}")))??;
+async fn open_socket(uri: &AMQPUri) -> io::Result<(TcpStream, Socket)> {
+    let stream = dial(&uri.authority.host, uri.authority.port).await?;
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)))?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
-    Ok(stream)
+    let shared = Socket::of(&stream)?;
+    Ok((stream, shared))
 }
 
 /// Closes a connection; one that does not answer is dropped.

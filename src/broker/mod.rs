@@ -7,7 +7,9 @@
 
 pub mod browse;
 pub mod connection;
+mod dial;
 pub mod jobs_queue;
+mod nodes;
 pub mod publisher;
 pub mod queues;
 pub mod session;

@@ -1,0 +1,125 @@
+//! The broker's nodes, and which of them to try first: those that have not failed lately, in turn, then those whose failure is
+//! longest ago. A node that froze takes connections and never speaks, which costs seconds each time.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{ConnectionStatus, uri::AMQPUri};
+use tokio::time::Instant;
+
+/// After this, a node is tried in its turn again: connections are to spread over the nodes that work.
+const REMEMBERED_FOR: Duration = Duration::from_secs(5 * 60);
+
+pub struct Nodes {
+    nodes: Vec<Node>,
+    next: AtomicUsize,
+}
+
+pub struct Node {
+    pub uri: AMQPUri,
+    history: Mutex<History>,
+}
+
+#[derive(Default)]
+struct History {
+    /// Connections to it that were alive when last looked at.
+    connections: Vec<ConnectionStatus>,
+    failed_at: Option<Instant>,
+}
+
+impl Nodes {
+    pub fn new(uris: Vec<AMQPUri>) -> Self {
+        // Replicas that start together spread over the nodes.
+        let first = rand::random_range(0..uris.len().max(1));
+        let nodes = uris.into_iter().map(|uri| Node { uri, history: Mutex::default() }).collect();
+        Self { nodes, next: AtomicUsize::new(first) }
+    }
+
+    /// All nodes, in the order in which to try them now.
+    pub fn to_try(&self) -> impl Iterator<Item = &Node> {
+        let now = Instant::now();
+        let failed_at: Vec<Option<Instant>> = self.nodes.iter().map(|node| node.failed_at(now)).collect();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        order(&failed_at, first).into_iter().map(|index| &self.nodes[index])
+    }
+}
+
+impl Node {
+    /// A connection to it stands. How that ends is looked at before the next one is made.
+    pub fn connected(&self, connection: ConnectionStatus) {
+        let mut history = self.history();
+        history.failed_at = None;
+        history.connections.push(connection);
+    }
+
+    /// It could not be reached, or did not answer.
+    pub fn failed(&self) {
+        self.history().failed_at = Some(Instant::now());
+    }
+
+    fn failed_at(&self, now: Instant) -> Option<Instant> {
+        let mut history = self.history();
+        let broke = |connection: &ConnectionStatus| connection.errored() || connection.closing();
+        if history.connections.iter().any(broke) {
+            history.failed_at = Some(now);
+        }
+        history.connections.retain(ConnectionStatus::connected);
+        history.failed_at = history.failed_at.filter(|at| now.duration_since(*at) < REMEMBERED_FOR);
+        history.failed_at
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn order(failed_at: &[Option<Instant>], first: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..failed_at.len()).map(|offset| (first + offset) % failed_at.len()).collect();
+    // Stable, and `None` is before `Some`.
+    order.sort_by_key(|index| failed_at[*index]);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_take_turns_and_those_that_failed_come_last() {
+        let (now, earlier) = (Instant::now() + Duration::from_secs(9), Instant::now());
+        let cases: [(&[Option<Instant>], usize, &[usize]); 6] = [
+            (&[], 3, &[]),
+            (&[None, None, None], 4, &[1, 2, 0]),
+            (&[Some(now), None, None], 0, &[1, 2, 0]),
+            (&[Some(now), None, None], 2, &[2, 1, 0]),
+            (&[Some(now), Some(earlier), None], 0, &[2, 1, 0]),
+            (&[Some(earlier), Some(now)], 1, &[0, 1]),
+        ];
+        for (failed_at, first, expected) in cases {
+            assert_eq!(order(failed_at, first), expected, "{failed_at:?} from {first}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_forgotten_when_the_node_is_reached_again_or_after_a_while() {
+        let uris = ["amqp://one", "amqp://two"].map(|uri| uri.parse().unwrap()).to_vec();
+        let nodes = Nodes::new(uris);
+        let firsts = |nodes: &Nodes| {
+            let hosts = (0..2).map(|_| nodes.to_try().next().unwrap().uri.authority.host.clone());
+            hosts.collect::<std::collections::BTreeSet<_>>().len()
+        };
+        assert_eq!(firsts(&nodes), 2, "they take turns");
+        nodes.nodes[0].failed();
+        assert_eq!(firsts(&nodes), 1);
+        nodes.nodes[0].connected(ConnectionStatus::default());
+        assert_eq!(firsts(&nodes), 2);
+        nodes.nodes[0].failed();
+        tokio::time::advance(REMEMBERED_FOR).await;
+        assert_eq!(firsts(&nodes), 2);
+    }
+}

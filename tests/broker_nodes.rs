@@ -1,0 +1,43 @@
+//! Of a cluster's nodes, one that froze costs the daemon one wait.
+
+use std::time::Duration;
+
+use groupcast::settle::result::Status;
+use tokio::time::Instant;
+
+use crate::support::{
+    broker::Broker,
+    daemon::Daemon,
+    producer::Producer,
+    proxy::Proxy,
+    scene::{Scene, configuration, job, sandbox, unique_app},
+};
+
+/// Heartbeats are missed within five seconds, and a connection to the frozen node would be given up after as many again.
+const AT_MOST: Duration = Duration::from_secs(9);
+
+#[tokio::test]
+async fn a_node_that_froze_is_tried_last() {
+    let broker = Broker::start("").await;
+    let proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(broker.address())).collect();
+    let urls: Vec<String> = proxies.iter().map(|proxy| format!("{}?heartbeat=2", proxy.amqp_url(broker.url()))).collect();
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    let configuration = configuration("URLS", &app, &sandbox.endpoint(), "");
+    let configuration = configuration.replace("\"URLS\"", &serde_json::to_string(&urls).unwrap());
+    let daemon = Daemon::start(&configuration).await;
+    let producer = Producer::connect(broker.url()).await;
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
+    assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
+
+    // From the second round on, both connections are at the node that freezes.
+    for round in 0..6 {
+        let frozen = &proxies[round % 2];
+        frozen.freeze();
+        let begun = Instant::now();
+        assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
+        let took = begun.elapsed();
+        println!("round {round}: a job sent after {took:?}");
+        assert!(took < AT_MOST, "{took:?}: the frozen node was tried first; {}", scene.daemon.log());
+        frozen.heal();
+    }
+}
