@@ -25,6 +25,7 @@ mod soak;
 mod spans;
 mod standard_error;
 mod state_faults;
+mod state_stalls;
 mod state_store;
 mod status_page;
 mod support;

@@ -40,11 +40,9 @@ async fn is_sent(scene: &mut Scene, id: &str) {
     assert_eq!((result.job_id.as_str(), result.status), (id, Status::Sent), "{result:?}");
 }
 
-/// The jobs queue exists and keeps its jobs.
-async fn takes_no_job(scene: &Scene, jobs: u32) {
+async fn makes_no_call(scene: &Scene) {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(scene.sandbox.stats().calls, 0);
-    assert_eq!(scene.producer.depth(&scene.queue("jobs")).await, jobs);
 }
 
 #[tokio::test]
@@ -112,7 +110,6 @@ async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answere
         scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 3)).unwrap(), properties).await;
     }
     scene.daemon.until_logged(DOES_NOT_WORK).await;
-    scene.daemon.until_logged("lost the subscription").await;
     sleep(Duration::from_secs(2)).await;
     let calls = scene.sandbox.stats().calls;
     sleep(Duration::from_secs(2)).await;
@@ -127,6 +124,7 @@ async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answere
         assert_eq!(result.status, Status::Sent, "{result:?}");
         open.remove(&result.job_id);
     }
+    assert_eq!(scene.sandbox.stats().calls, 900, "what was known when the disk was full is not called for again");
     assert!(scene.daemon.log().contains("disk"), "it says what to do");
 }
 
@@ -147,17 +145,13 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
     redis.kill().await;
     publish(&scene, "second").await;
     eventually("the error", async || (scene.daemon.times_logged(DOES_NOT_WORK) == 2).then_some(())).await;
-    takes_no_job_once_let_go(&scene).await;
+    makes_no_call(&scene).await;
     redis.restart().await;
     assert_eq!(scene.producer.result().await.job_id, "second");
     publish(&scene, "first").await;
     assert!(scene.producer.result().await.duplicate, "what was recorded is known");
 }
 
-async fn takes_no_job_once_let_go(scene: &Scene) {
-    scene.daemon.until_logged("lost the subscription").await;
-    takes_no_job(scene, 1).await;
-}
 
 #[tokio::test]
 async fn a_redis_that_comes_back_without_its_data_loses_no_job_and_is_noticed() {

@@ -76,8 +76,8 @@ pub trait Work: Send + Sync + 'static {
     type Error: Display + Send;
     /// Returns when deliveries can be worked on.
     fn until_ready(&self) -> impl Future<Output = ()> + Send;
-    /// Returns when no job of the app should be held.
-    fn until_paused(&self) -> impl Future<Output = ()> + Send;
+    /// Returns when no job of the app should be held, and says why.
+    fn until_paused(&self) -> impl Future<Output = Pause> + Send;
     /// The first delivery from the jobs queue is here: until now another replica may have been the active one.
     fn begin(&self);
     /// Carries one delivery to its acknowledgement.
@@ -104,10 +104,18 @@ impl Subscribed {
     }
 }
 
+/// Why no job of the app should be held. [`Work::until_ready`] returns when that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// By a fault of the account, or by an operator.
+    App,
+    StoreAway,
+}
+
 /// Why a subscription ended.
 enum Ended {
     Stopped,
-    Paused,
+    Paused(Pause),
     /// Another number of jobs at a time suits them. So many are in hand, with so many bytes.
     Resized {
         jobs: usize,
@@ -143,7 +151,7 @@ pub async fn consume<Q: Queue, W: Work>(
                 told.send_replace(Subscribed::No { reason: ended.to_string() });
                 match ended {
                     Ended::Stopped => break,
-                    Ended::Paused => {
+                    Ended::Paused(_) => {
                         info!(app, "no longer consuming; held jobs went back to the queue");
                         continue;
                     }
@@ -172,7 +180,8 @@ impl fmt::Display for Ended {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped => out.write_str("it is told to stop"),
-            Self::Paused => out.write_str("the app is paused"),
+            Self::Paused(Pause::App) => out.write_str("the app is paused"),
+            Self::Paused(Pause::StoreAway) => out.write_str("the state store has been away for too long"),
             Self::Resized { .. } => out.write_str("it consumes anew, other jobs at a time"),
             Self::Lost(error) => write!(out, "{error}"),
         }
@@ -209,7 +218,7 @@ async fn hand_out<S: Subscription, W: Work>(
             biased;
             () = &mut until_stopped => break Ended::Stopped,
             () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
-            () = &mut until_paused => break Ended::Paused,
+            why = &mut until_paused => break Ended::Paused(why),
             Some(done) = tasks.join_next() => bytes -= done.expect("it neither panics nor is aborted"),
             delivery = subscription.next() => match delivery {
                 Ok(delivery) => {
@@ -248,13 +257,14 @@ async fn hand_out<S: Subscription, W: Work>(
     // Before the broker hears of it: from then on a standby replica may call.
     calls_end.cancel();
     work.let_go().await;
-    if let Ended::Stopped | Ended::Paused = ended {
+    if let Ended::Stopped | Ended::Paused(_) = ended {
         subscription.cancel().await;
     }
     if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
         lost.cancel();
-        all_done(&mut tasks).await;
+        // A job can wait for its record as long as the store is away.
+        tasks.shutdown().await;
     }
     ended
 }

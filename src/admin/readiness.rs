@@ -58,7 +58,7 @@ pub fn of(shown: &Shown) -> Readiness {
     let state_store = match shown.progress.health().condition() {
         health::Condition::Works => Part::Works,
         health::Condition::Unknown => Part::Down { reason: "it has not answered yet".into() },
-        health::Condition::Away(reason) => Part::Down { reason },
+        health::Condition::Away { reason, .. } => Part::Down { reason },
     };
     let apps: BTreeMap<String, AppState> = shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
     let works = |part: &Part| matches!(part, Part::Works);

@@ -1,6 +1,8 @@
 //! One attempt of one batch: its intent if it needs one, then the call, which at the moment of its writing asks once more whether
 //! it may be made.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::{
@@ -30,6 +32,7 @@ pub(super) async fn call<A: Api>(
 
 /// What a call needs at the moment of its writing, which may be a connection's handshake after it was started.
 pub(super) struct Permission {
+    pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
     pub lease: Lease,
     pub deadline: Option<Instant>,
     pub slot: SendSlot,
@@ -37,7 +40,8 @@ pub(super) struct Permission {
 
 impl Permission {
     fn use_up(self, now: Instant) -> AtWrite {
-        if !self.lease.allows_calls() || self.deadline.is_some_and(|deadline| deadline <= now) {
+        let allowed = self.lease.allows_calls() && (self.may_start)();
+        if !allowed || self.deadline.is_some_and(|deadline| deadline <= now) {
             return AtWrite::Withdraw;
         }
         self.slot.written(now);

@@ -38,7 +38,7 @@ pub struct Settings<A> {
     pub pacer: Pacer,
     pub supervision: Supervision,
     /// Whether the outcome of a call that starts now could be told and recorded.
-    pub may_start: Box<dyn Fn() -> bool + Send + Sync>,
+    pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Whether another replica consumes the app's jobs. Only one may call.
     pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
     /// Whether an operator has paused the app.
@@ -53,7 +53,7 @@ impl<A> Settings<A> {
             api,
             pacer,
             supervision: Supervision::Attended,
-            may_start: Box::new(|| true),
+            may_start: Arc::new(|| true),
             is_with_another: Box::new(|| Box::pin(async { false })),
             is_halted: Box::new(|| false),
         }

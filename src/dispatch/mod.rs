@@ -232,7 +232,8 @@ impl<A: Api> Dispatch<A> {
             } else {
                 job.busy += 1;
                 self.calls_in_flight += 1;
-                let permission = Permission { lease: job.submission.lease.clone(), deadline: job.deadline, slot };
+                let may_start = self.settings.may_start.clone();
+                let permission = Permission { may_start, lease: job.submission.lease.clone(), deadline: job.deadline, slot };
                 let body = job.submission.job.request_body(batch);
                 let intent = job.intend(batch);
                 let span = job.span_of_call(batch);

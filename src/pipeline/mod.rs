@@ -22,7 +22,7 @@ pub use self::direct::deliver_directly;
 use self::reading::Received;
 use crate::{
     accept::{
-        consume::{Delivery, Source, Work},
+        consume::{Delivery, Pause, Source, Work},
         decode::Rules,
         envelope,
         lease::Lease,
@@ -54,6 +54,10 @@ mod steering;
 
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A store that is away for longer has the jobs go back to the queue, where another replica may have a store that works. What
+/// is known of them by then is recorded before this process works on them again.
+const STORE_AWAY_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 /// One app's pipeline.
 pub struct Pipeline {
@@ -115,11 +119,13 @@ impl Work for Pipeline {
         self.progress.health().until_it_works().await;
     }
 
-    async fn until_paused(&self) {
+    async fn until_paused(&self) -> Pause {
         let (mut condition, mut halted) = (self.condition(), self.halted.subscribe());
         tokio::select! {
-            _ = condition.wait_for(Condition::is_paused) => {}
-            _ = halted.wait_for(Option::is_some) => {}
+            biased;
+            _ = condition.wait_for(Condition::is_paused) => Pause::App,
+            _ = halted.wait_for(Option::is_some) => Pause::App,
+            () = self.progress.health().until_away_for(STORE_AWAY_AT_MOST) => Pause::StoreAway,
         }
     }
 
@@ -178,7 +184,7 @@ impl Pipeline {
         };
         let settings = dispatch::Settings {
             supervision: Supervision::Unattended,
-            may_start: Box::new(move || to_tell.is_open() && to_record.health().works()),
+            may_start: Arc::new(move || to_tell.is_open() && to_record.can_record()),
             is_with_another: Box::new(is_with_another),
             is_halted: Box::new(move || to_look.borrow().is_some()),
             ..dispatch::Settings::attended(name, api, pacer.clone())

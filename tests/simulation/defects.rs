@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::Shared;
 use crate::{
     accept::{
-        consume::{Delivery, Work},
+        consume::{Delivery, Pause, Work},
         lease::{Acknowledge, Lease},
     },
     broker::BrokerLost,
@@ -90,8 +90,8 @@ impl Work for Flawed {
         self.pipeline.until_ready().await;
     }
 
-    async fn until_paused(&self) {
-        self.pipeline.until_paused().await;
+    async fn until_paused(&self) -> Pause {
+        self.pipeline.until_paused().await
     }
 
     fn begin(&self) {

@@ -45,6 +45,14 @@ impl Redis {
         self.restart().await;
     }
 
+    /// `STOP` freezes the server, `CONT` has it go on.
+    pub fn signal(&self, name: &str) {
+        let process = std::fs::read_to_string(self.directory.path().join("redis/server.process")).expect("the server's process");
+        let pid = process.split_whitespace().next().expect("a process id");
+        let sent = Command::new("kill").args(["-s", name, pid]).status().expect("kill is there");
+        assert!(sent.success());
+    }
+
     async fn server(&self, action: &'static str) {
         let (path, configuration): (PathBuf, _) = (self.directory.path().to_owned(), self.configuration.clone());
         blocking(move || run_server(&path, action, &configuration)).await;

@@ -1,18 +1,24 @@
-//! Whether the store works. An operation that fails says that it does not; a probe, made again and again, that it does.
+//! Whether the store works. An operation that fails says that it does not. Only the same operation says that it does again:
+//! a store that can be reached, and even written to, may still be unable to do what was asked of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{error, info};
 
-use super::store::{Store, StoreLost};
+use super::store::{Answer, Scope, Store, StoreLost};
 use crate::delay;
 
 const FIRST_PROBE: Duration = Duration::from_millis(200);
 const MAX_PROBE: Duration = Duration::from_secs(5);
+/// How often a store that works is probed, so that a daemon without jobs notices too when it is away.
+const PROBED_EVERY: Duration = Duration::from_secs(10);
 /// How long a store has to work before a failure is taken for a new one.
 const TRUSTED_AFTER: Duration = Duration::from_secs(30);
 
@@ -21,76 +27,150 @@ pub enum Condition {
     /// It has not answered yet.
     Unknown,
     Works,
-    /// What it could not do, and why.
-    Away(String),
+    Away {
+        /// What it could not do, and why.
+        reason: String,
+        since: Instant,
+    },
 }
 
-#[derive(Debug)]
-pub struct Health(Arc<watch::Sender<Condition>>);
+/// An operation that can be tried again.
+pub(super) type Attempt = Arc<dyn for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Send + Sync>;
+
+pub struct Health(Arc<Shared>);
+
+struct Shared {
+    condition: watch::Sender<Condition>,
+    /// What failed last time, one operation of each name. The store works when all of them have succeeded.
+    failed: Mutex<Vec<(&'static str, Attempt)>>,
+}
 
 impl Health {
-    /// Probes the store in the background whenever it is not known to work, as long as this lives.
+    /// Probes the store in the background, as long as this lives.
     pub(super) fn watch(store: Arc<dyn Store>) -> Self {
-        let health = Self(Arc::new(watch::Sender::new(Condition::Unknown)));
-        tokio::spawn(probe_when_needed(health.0.subscribe(), Arc::downgrade(&health.0), store));
-        health
+        let shared = Arc::new(Shared { condition: watch::Sender::new(Condition::Unknown), failed: Mutex::default() });
+        tokio::spawn(probe_as_needed(Arc::downgrade(&shared), shared.condition.subscribe(), store));
+        Self(shared)
     }
 
-    pub(super) fn is_away(&self, error: &StoreLost) {
-        self.0.send_if_modified(|condition| tell_away(condition, error));
+    /// From now on the store is away until `attempt`, which failed with this error, has succeeded.
+    pub(super) fn failed(&self, error: &StoreLost, attempt: Attempt) {
+        self.0.failed(error, attempt);
     }
 
     pub fn condition(&self) -> Condition {
-        self.0.borrow().clone()
+        self.0.condition.borrow().clone()
     }
 
     pub fn works(&self) -> bool {
-        *self.0.borrow() == Condition::Works
+        *self.0.condition.borrow() == Condition::Works
     }
 
     pub async fn until_it_works(&self) {
-        let mut receiver = self.0.subscribe();
+        let mut receiver = self.0.condition.subscribe();
         // The sender is ours, so it cannot be gone.
         let _ = receiver.wait_for(|condition| *condition == Condition::Works).await;
     }
-}
 
-fn tell_away(condition: &mut Condition, error: &StoreLost) -> bool {
-    if let Condition::Away(_) = condition {
-        return false;
+    /// Returns when the store has been away for this long without a break.
+    pub async fn until_away_for(&self, longest: Duration) {
+        let mut receiver = self.0.condition.subscribe();
+        loop {
+            let away_since = match &*receiver.borrow_and_update() {
+                Condition::Away { since, .. } => Some(*since),
+                Condition::Unknown | Condition::Works => None,
+            };
+            let left = away_since.map(|since| longest.saturating_sub(since.elapsed()));
+            match left {
+                None => drop(receiver.changed().await),
+                Some(left) => {
+                    if timeout(left, receiver.changed()).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     }
-    error!(%error, "the state store does not work; no jobs are taken until it does");
-    *condition = Condition::Away(error.to_string());
-    true
 }
 
-async fn probe_when_needed(
-    mut condition: watch::Receiver<Condition>,
-    sender: std::sync::Weak<watch::Sender<Condition>>,
-    store: Arc<dyn Store>,
-) {
+impl Shared {
+    fn failed(&self, error: &StoreLost, attempt: Attempt) {
+        let mut failed = self.lock();
+        if failed.iter().all(|(operation, _)| *operation != error.operation) {
+            failed.push((error.operation, attempt));
+        }
+        self.condition.send_if_modified(|condition| {
+            if let Condition::Away { .. } = condition {
+                return false;
+            }
+            error!(%error, "the state store does not work; no jobs are taken until it does");
+            *condition = Condition::Away { reason: error.to_string(), since: Instant::now() };
+            true
+        });
+    }
+
+    /// Tries again what failed, each operation once. Without one, a probe.
+    async fn try_again(&self, store: &dyn Store) {
+        let attempts = self.lock().clone();
+        if attempts.is_empty() {
+            match store.probe().await {
+                Ok(()) => {}
+                Err(error) => return self.failed(&error, probing()),
+            }
+        }
+        for (operation, attempt) in attempts {
+            match attempt(store).await {
+                Err(error) if error.scope == Scope::Store => return,
+                // An error about one record says that the store reads and writes.
+                Ok(()) | Err(_) => self.lock().retain(|(failed, _)| *failed != operation),
+            }
+        }
+        let failed = self.lock();
+        if failed.is_empty() {
+            self.condition.send_if_modified(|condition| {
+                let worked = std::mem::replace(condition, Condition::Works) == Condition::Works;
+                if !worked {
+                    info!("the state store works");
+                }
+                !worked
+            });
+        }
+    }
+
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, Attempt)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn probing() -> Attempt {
+    Arc::new(|store| store.probe())
+}
+
+async fn probe_as_needed(shared: Weak<Shared>, mut condition: watch::Receiver<Condition>, store: Arc<dyn Store>) {
     let mut probes = 0;
     let mut works_since: Option<Instant> = None;
-    while condition.wait_for(|condition| *condition != Condition::Works).await.is_ok() {
-        // One that fails again soon, as one on a full disk does, is probed as seldom as before.
-        if works_since.take().is_some_and(|since| since.elapsed() > TRUSTED_AFTER) {
-            probes = 0;
-        }
-        if *condition.borrow() != Condition::Unknown {
-            sleep(delay::after_attempt(probes, FIRST_PROBE, MAX_PROBE, delay::jitter())).await;
-        }
-        probes += 1;
-        let probed = store.probe().await;
-        let Some(sender) = sender.upgrade() else { return };
-        match probed {
-            Ok(()) => {
-                info!("the state store works");
-                works_since = Some(Instant::now());
-                sender.send_replace(Condition::Works);
+    loop {
+        let until_away = condition.wait_for(|condition| *condition != Condition::Works);
+        let found = match timeout(PROBED_EVERY, until_away).await {
+            Ok(Ok(found)) => found.clone(),
+            Ok(Err(_)) => return,
+            Err(_) => Condition::Works,
+        };
+        if found != Condition::Works {
+            // A store that fails again soon, as one on a full disk does, is probed as seldom as before.
+            if works_since.take().is_some_and(|since| since.elapsed() > TRUSTED_AFTER) {
+                probes = 0;
             }
-            Err(error) => {
-                sender.send_if_modified(|condition| tell_away(condition, &error));
+            if found != Condition::Unknown {
+                sleep(delay::after_attempt(probes, FIRST_PROBE, MAX_PROBE, delay::jitter())).await;
             }
+            probes += 1;
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        shared.try_again(&*store).await;
+        if *condition.borrow() == Condition::Works {
+            works_since.get_or_insert_with(Instant::now);
         }
     }
 }

@@ -1,23 +1,28 @@
 //! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is answered at once.
 //!
 //! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch stands, at last its
-//! result. Two messages with one id are one job: the second waits for the first. What could not be recorded did not happen
-//! for the rest of the daemon: a batch counts as ended, and a call that must not be repeated starts, only after the store
-//! has confirmed it. While the store is [away](health), no call starts and no job is taken.
+//! result. Two messages with one id are one job: the second waits for the first. A batch counts as ended, and a call that must
+//! not be repeated starts, only after the store has confirmed it.
+//!
+//! While the store is [away](health), no call starts. What is known by then is kept and recorded when the store works again:
+//! an operation has no time limit, and the claim on its job is held until it has succeeded. No call starts either while a write
+//! has [waited](pending) for a second, so a crash repeats no more than that.
 
 mod claims;
 pub mod health;
+mod pending;
 pub mod redis;
 pub mod sqlite;
 pub mod store;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use self::{
     claims::{Claim, Claims},
-    health::Health,
+    health::{Attempt, Health},
+    pending::Pending,
     redis::{Certificates, RedisStore},
     sqlite::SqliteStore,
     store::{Answer, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
@@ -25,17 +30,12 @@ use self::{
 use super::result::JobResult;
 use crate::{
     config::{Config, State, StateStore, file},
-    delay,
     job::{Envelope, Job},
     outcome::BatchProgress,
 };
 
-/// How long an operation is tried again before the job is let go. It comes again when the store is back.
-const TRIED_FOR: Duration = Duration::from_secs(10);
 /// Of certificates and keys; chains have some kilobytes.
 const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const MAX_RETRY: Duration = Duration::from_secs(2);
 
 /// The store that the configuration names.
 pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
@@ -78,6 +78,7 @@ struct Inner {
     store: Arc<dyn Store>,
     health: Health,
     claims: Claims,
+    pending: Pending,
 }
 
 /// What is known of a job that has come.
@@ -123,7 +124,7 @@ impl Progress {
     /// Takes the store as away until it has answered for the first time.
     pub fn start(store: Arc<dyn Store>) -> Self {
         let health = Health::watch(store.clone());
-        Self(Arc::new(Inner { store, health, claims: Claims::default() }))
+        Self(Arc::new(Inner { store, health, claims: Claims::default(), pending: Pending::default() }))
     }
 
     /// Looks a job up, and makes a record of it if there is none. Waits while another message with its id is worked on, but
@@ -146,7 +147,10 @@ impl Progress {
             received_at: envelope.received_at,
         };
         let opening = Arc::new(Opening { key, head });
-        let Record { key, head, batches, result } = self.0.insist(|store| store.open(opening.clone())).await?;
+        let Record { key, head, batches, result } = {
+            let opening = opening.clone();
+            self.0.insist(move |store| store.open(opening.clone())).await?
+        };
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
         }
@@ -164,6 +168,11 @@ impl Progress {
         &self.0.health
     }
 
+    /// Whether the outcome of a call that starts now would soon be recorded.
+    pub fn can_record(&self) -> bool {
+        self.0.health.works() && self.0.pending.is_short()
+    }
+
     pub fn sharing(&self) -> Sharing {
         self.0.store.sharing()
     }
@@ -173,7 +182,8 @@ impl Entry {
     /// Records how a batch stands.
     pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
         let Place { inner, opening, .. } = &*self.0;
-        inner.insist(|store| store.note(opening.clone(), batch, progress.clone())).await
+        let (opening, progress) = (opening.clone(), progress.clone());
+        inner.record(move |store| store.note(opening.clone(), batch, progress.clone())).await
     }
 
     /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so with the entry returned.
@@ -182,34 +192,53 @@ impl Entry {
         let Opening { key, head } = (**opening).clone();
         let head = Head { batch_size: job.batch_size(), batches: job.batch_count(), ..head };
         let opening = Arc::new(Opening { key, head });
-        inner.insist(|store| store.split_again(opening.clone(), batches.to_vec())).await?;
+        let (recorded, batches) = (opening.clone(), batches.to_vec());
+        inner.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;
         Ok(Self(Arc::new(Place { inner: inner.clone(), opening, claim: claim.clone() })))
     }
 
     /// Records the result, as JSON. From then on the job is answered from it.
     pub async fn complete(&self, result: &str) -> Result<(), StoreLost> {
         let Place { inner, opening, .. } = &*self.0;
-        inner.insist(|store| store.complete(opening.clone(), result.to_owned())).await
+        let (opening, result) = (opening.clone(), result.to_owned());
+        inner.record(move |store| store.complete(opening.clone(), result.clone())).await
     }
 }
 
 impl Inner {
-    /// Tries again for a while: a lock is released, a connection is made anew.
-    async fn insist<'a, T>(&'a self, operation: impl Fn(&'a dyn Store) -> Answer<'a, T>) -> Result<T, StoreLost> {
-        let start = Instant::now();
-        for attempt in 1.. {
+    /// Has the store do it, however long the store is away. Fails only over a record that cannot be read or written.
+    async fn insist<T, O>(&self, operation: O) -> Result<T, StoreLost>
+    where
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        loop {
+            self.health.until_it_works().await;
             match operation(&*self.store).await {
-                Ok(value) => return Ok(value),
-                Err(error) if error.scope == Scope::Record => return Err(error),
-                Err(error) => {
-                    self.health.is_away(&error);
-                    if start.elapsed() > TRIED_FOR {
-                        return Err(error);
-                    }
-                }
+                Err(error) if error.scope == Scope::Store => self.health.failed(&error, attempt(operation.clone())),
+                answered => return answered,
             }
-            sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
         }
-        unreachable!("the attempts do not end")
     }
+
+    /// The same for what the daemon knows and the store does not yet.
+    async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
+    where
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
+    {
+        let _unconfirmed = self.pending.begin();
+        self.insist(operation).await
+    }
+}
+
+/// The operation without what it finds.
+fn attempt<T, O>(operation: O) -> Attempt
+where
+    O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Send + Sync + 'static,
+    T: Send + 'static,
+{
+    Arc::new(move |store| {
+        let answer = operation(store);
+        Box::pin(async move { answer.await.map(drop) })
+    })
 }

@@ -1,0 +1,78 @@
+//! Since when the store has owed an answer. Outcomes that are known and not yet recorded would be lost with the process, so
+//! their number is bounded: no call starts while one has waited for too long.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// An outcome that waits for longer stops all calls.
+const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(super) struct Pending(Mutex<Writes>);
+
+#[derive(Default)]
+struct Writes {
+    next: u64,
+    /// In the order in which they began.
+    began: BTreeMap<u64, Instant>,
+}
+
+/// A write that is not confirmed yet, until it is dropped.
+pub(super) struct Unconfirmed<'a> {
+    pending: &'a Pending,
+    number: u64,
+}
+
+impl Pending {
+    pub(super) fn begin(&self) -> Unconfirmed<'_> {
+        let mut writes = self.lock();
+        let number = writes.next;
+        writes.next += 1;
+        writes.began.insert(number, Instant::now());
+        Unconfirmed { pending: self, number }
+    }
+
+    /// Whether what is known now would be recorded soon.
+    pub(super) fn is_short(&self) -> bool {
+        self.lock().began.first_key_value().is_none_or(|(_, began)| began.elapsed() < RECORDED_WITHIN)
+    }
+
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, Writes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Unconfirmed<'_> {
+    fn drop(&mut self) {
+        self.pending.lock().began.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_stop_while_the_oldest_write_has_waited_for_a_second() {
+        let pending = Pending::default();
+        assert!(pending.is_short());
+        let first = pending.begin();
+        tokio::time::advance(RECORDED_WITHIN / 2).await;
+        let second = pending.begin();
+        assert!(pending.is_short());
+        tokio::time::advance(RECORDED_WITHIN / 2).await;
+        assert!(!pending.is_short());
+        drop(first);
+        assert!(pending.is_short(), "the second one has waited for half a second");
+        tokio::time::advance(RECORDED_WITHIN / 2).await;
+        assert!(!pending.is_short());
+        drop(second);
+        assert!(pending.is_short());
+    }
+}
