@@ -154,7 +154,6 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
     assert!(scene.producer.result().await.duplicate, "what was recorded is known");
 }
 
-
 #[tokio::test]
 async fn a_redis_that_comes_back_without_its_data_loses_no_job_and_is_noticed() {
     let redis = Redis::start("").await;

@@ -26,6 +26,8 @@ use crate::{
 
 /// The clocks of the daemon and of this file round differently.
 const ROUNDING: Duration = Duration::from_millis(3);
+/// After that no call may leave.
+const UNRECORDED_AT_MOST: Duration = Duration::from_millis(1003);
 
 #[derive(Default)]
 pub struct Api {
@@ -47,6 +49,8 @@ pub struct Facts {
     written_at: Option<Instant>,
     /// When the call was written that the daemon was then told is accepted.
     told_of: Option<Instant>,
+    /// Which process was told so, and when.
+    told_to: Option<(Arc<Life>, Instant)>,
     /// When the last call was written that was accepted, or that nobody knows of.
     doubtful_since: Option<Instant>,
 }
@@ -168,6 +172,7 @@ impl SimulatedApi {
         self.check_batch(planned, request, &members);
         self.check_time(planned);
         self.check_pace();
+        self.check_unrecorded();
         if !self.world.lock().broker.holds(&self.life, &numbers) {
             self.world.broken(format!("a call for {} by a replica that does not hold it", request.group));
         }
@@ -194,6 +199,7 @@ impl SimulatedApi {
                 let mut world = self.world.lock();
                 let facts = world.api.batches.entry(key(request)).or_default();
                 facts.told_of = facts.written_at;
+                facts.told_to = Some((self.life.clone(), Instant::now()));
                 api(0)
             }
             Outcome::AcceptedUnheard | Outcome::LostUnheard => Answer::NoAnswer { info: "timed out".into() },
@@ -233,6 +239,25 @@ impl SimulatedApi {
         }
         if once && doubted {
             self.world.broken(format!("batch {batch} of {} was to be sent at most once", request.group));
+        }
+    }
+
+    /// No call leaves while this process has known an outcome for a second and not recorded it.
+    fn check_unrecorded(&self) {
+        let world = self.world.lock();
+        let waits = |planned: &&Planned| {
+            let (Some(id), Some(job)) = (&planned.id, &planned.job) else { return false };
+            (0..).zip(job.batches()).any(|(batch, members)| {
+                let key = (job.group.clone(), members.first().cloned().unwrap_or_default());
+                let told_to = world.api.batches.get(&key).and_then(|facts| facts.told_to.as_ref());
+                told_to.is_some_and(|(life, at)| Arc::ptr_eq(life, &self.life) && at.elapsed() > UNRECORDED_AT_MOST)
+                    && !world.records.has_ended(id, batch)
+            })
+        };
+        let waiting = self.world.scenario().messages.iter().find(waits).map(|planned| planned.id.clone());
+        drop(world);
+        if let Some(id) = waiting {
+            self.world.broken(format!("a call while an outcome of {id:?} has waited for its record for a second"));
         }
     }
 

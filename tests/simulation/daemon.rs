@@ -9,7 +9,7 @@ use lapin::{
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,8 @@ use crate::{
 
 const MINUTE: f64 = 60.0;
 const RESTART_WITHIN: Duration = Duration::from_secs(5);
+/// With what the daemon needs to find out that it is over.
+const LONGEST_STORE_TROUBLE: Duration = Duration::from_secs(60);
 
 /// A replica's process. Dropping it is a crash.
 struct Process {
@@ -52,6 +54,7 @@ pub async fn live(world: Shared) {
         tokio::spawn(keep_running(world.clone(), replica));
     }
     tokio::spawn(trouble(world.clone()));
+    tokio::spawn(store_trouble(world.clone()));
     let end_of_trouble = world.start() + world.scenario().trouble;
     sleep_until(end_of_trouble).await;
     world.heal();
@@ -140,6 +143,11 @@ async fn keep_running(world: Shared, replica: usize) {
                 process.stop.cancel();
                 let _ = (&mut process.consuming).await;
                 world.interrupted();
+                // What could not be recorded in the time that a stop has is lost with the process.
+                let last_store_failure = world.lock().last_store_failure;
+                if last_store_failure.is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE) {
+                    world.failed();
+                }
                 break;
             }
             if world.happens(faults.crashes_a_minute / MINUTE) {
@@ -161,6 +169,24 @@ async fn trouble(world: Shared) {
             world.block(true);
             sleep(world.up_to(Duration::from_secs(10))).await;
             world.block(false);
+        }
+    }
+}
+
+/// What happens to the store by itself.
+async fn store_trouble(world: Shared) {
+    let trouble = &world.scenario().store;
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if world.happens(trouble.stalls_a_minute / MINUTE) {
+            let seconds = world.up_to(Duration::from_secs(40));
+            world.note(format_args!("the store stalls for {seconds:?}"));
+            world.lock().records.stall_until(Instant::now() + seconds);
+        }
+        if world.happens(trouble.refusals_a_minute / MINUTE) {
+            let seconds = world.up_to(Duration::from_secs(40));
+            world.note(format_args!("the store records nothing for {seconds:?}"));
+            world.lock().records.refuse_until(Instant::now() + seconds);
         }
     }
 }

@@ -41,10 +41,16 @@ pub enum Defect {
     UnreadablePassed,
     /// What the broker has given up is not read.
     UndeliverableUnread,
+    /// An outcome that cannot be recorded at once is forgotten.
+    OutcomesDropped,
+    /// Calls go on while outcomes are not recorded.
+    CallsUnrecorded,
+    /// An outcome counts as recorded once the store answers a probe.
+    ProbeIsProof,
 }
 
 impl Defect {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -57,6 +63,9 @@ impl Defect {
         Self::NoIntents,
         Self::UnreadablePassed,
         Self::UndeliverableUnread,
+        Self::OutcomesDropped,
+        Self::CallsUnrecorded,
+        Self::ProbeIsProof,
     ];
 }
 

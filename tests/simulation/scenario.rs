@@ -27,6 +27,7 @@ pub struct Scenario {
     pub replicas: usize,
     pub sharing: Sharing,
     pub faults: Faults,
+    pub store: StoreTrouble,
     pub episode: Option<Episode>,
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
@@ -85,6 +86,22 @@ pub struct Faults {
     pub slowness: f64,
 }
 
+/// How often a minute the store is in trouble for some seconds, with its data kept.
+#[derive(Default)]
+pub struct StoreTrouble {
+    /// It answers late or not at all.
+    pub stalls_a_minute: f64,
+    /// It answers probes and look-ups, and records nothing.
+    pub refusals_a_minute: f64,
+}
+
+impl StoreTrouble {
+    fn by_chance(chance: &mut SmallRng) -> Self {
+        let mut often = || if chance.random_bool(0.2) { chance.random_range(0.5..4.0) } else { 0.0 };
+        Self { stalls_a_minute: often(), refusals_a_minute: often() }
+    }
+}
+
 /// A message that a producer publishes.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -138,6 +155,11 @@ impl Scenario {
             messages[0].unreadable = Some(unreadable(&mut of_headers));
         }
         messages.sort_by_key(|message| message.at);
+        let episode = Episode::by_chance(&mut SmallRng::seed_from_u64(!seed));
+        // A doubtful refusal is retried for each job by itself. Jobs that had to wait for the store would all be retried after
+        // the trouble, where calls count as in vain.
+        let is_doubtful = episode.is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
+        let store = StoreTrouble::by_chance(&mut SmallRng::seed_from_u64(seed ^ 0x57_0e));
         Self {
             app: app(&mut chance),
             prefetch: chance.random_range(1..=8),
@@ -145,7 +167,8 @@ impl Scenario {
             replicas,
             sharing,
             faults: Faults::by_chance(&mut chance),
-            episode: Episode::by_chance(&mut SmallRng::seed_from_u64(!seed)),
+            store: if is_doubtful { StoreTrouble::default() } else { store },
+            episode,
             trouble: Duration::from_secs(chance.random_range(5..120)),
             messages,
             all_sent: false,
@@ -180,8 +203,16 @@ impl Scenario {
         let sendable = |planned: &Planned| planned.job.is_some() && planned.deadline.is_none() && planned.unreadable.is_none();
         let at_least_once = |planned| Planned { promise: DeliveryPromise::AtLeastOnce, ..planned };
         let messages = self.messages.into_iter().filter(sendable).map(at_least_once).collect();
-        let faults = Faults::none();
-        Self { app, messages, faults, episode: Some(episode), all_sent: true, delivery_limit: DELIVERY_LIMIT, ..self }
+        Self {
+            app,
+            messages,
+            faults: Faults::none(),
+            store: StoreTrouble::default(),
+            episode: Some(episode),
+            all_sent: true,
+            delivery_limit: DELIVERY_LIMIT,
+            ..self
+        }
     }
 }
 

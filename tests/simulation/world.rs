@@ -50,8 +50,10 @@ pub struct World {
     pub broker: Broker,
     pub api: Api,
     pub records: Records,
-    /// When a process or the store last failed: what was under way then may happen again.
+    /// When a process last failed, or the store under two of them: what was under way then may happen again.
     pub last_failure: Option<Instant>,
+    /// When the store last failed.
+    pub last_store_failure: Option<Instant>,
     /// When a delivery was last taken from somebody who works on: what has no record may happen again.
     pub last_interruption: Option<Instant>,
 }
@@ -96,6 +98,7 @@ impl Shared {
             api: Api::default(),
             records: Records::default(),
             last_failure: None,
+            last_store_failure: None,
             last_interruption: None,
         };
         Self(Arc::new(Inner { scenario, defect, start: Instant::now(), state: Mutex::new(state) }))
@@ -177,6 +180,16 @@ impl Shared {
         let mut world = self.lock();
         world.last_failure = Some(Instant::now());
         world.last_interruption = Some(Instant::now());
+    }
+
+    /// The store did not answer, or said no. A process knows what it could not record; another one does not. A job without
+    /// an id cannot be parked meanwhile.
+    pub fn store_failed(&self) {
+        self.lock().last_store_failure = Some(Instant::now());
+        self.interrupted();
+        if self.scenario().replicas > 1 {
+            self.failed();
+        }
     }
 
     pub fn interrupted(&self) {
