@@ -273,6 +273,9 @@ pub const MEANT_FOR_HEADER: &str = "groupcast-reply-to";
 /// Header that this side of the connection adds to a message whose properties cannot all be read. It says what is missing.
 pub const UNREADABLE_HEADER: &str = "groupcast-unreadable";
 
+/// Header beside it while the message is here: what the broker has is another message. It is never published.
+pub const ALTERED_HEADER: &str = "x-groupcast-altered";
+
 /// W3C trace context, copied to the result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceContext {

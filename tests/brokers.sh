@@ -36,6 +36,6 @@ done
 # shellcheck disable=SC2016 # dpkg's own variable
 chroot "$root" dpkg-query --show --showformat='RabbitMQ ${Version}\n' rabbitmq-server
 
-[ $# -gt 0 ] || set -- bad_input:: connections:: dead_letters:: delivery:: failures:: memory:: parking:: pacing:: replies:: soak:: status_page:: whose_fault::
+[ $# -gt 0 ] || set -- bad_input:: connections:: dead_letters:: delivery:: failures:: memory:: parking:: pacing:: replies:: soak:: status_page:: undeliverable:: unreadable:: unrouted:: whose_fault::
 export RABBITMQ_BIN=$place/bin RABBITMQ_OWNER=$$ REDIS_OWNER=$$
 exec cargo test --locked --test promises -- "$@"

@@ -12,6 +12,7 @@ use crate::support::{
     broker::Broker,
     certificates::Certificates,
     daemon::Daemon,
+    eventually,
     producer::{Producer, text},
     redis::Redis,
     scene::{Scene, configuration, job, sandbox, unique_app},
@@ -135,12 +136,23 @@ async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
             declare(&producer, &format!("groupcast.{app}.{queue}"), arguments).await;
         }
         declare(&producer, &format!("groupcast.{app}.jobs"), FieldTable::from(BTreeMap::from_iter(arguments))).await;
+        let jobs = format!("groupcast.{app}.jobs");
+        let body = serde_json::to_vec(&job("g", 1)).unwrap();
+        for _ in 0..5 {
+            producer.publish(app, &body, producer.properties()).await;
+        }
         let configuration = configuration(broker.url(), app, &sandbox.endpoint(), "");
         let configuration = configuration.replace("[broker]\n", "[broker]\ndeclare = false\n");
         if app == "right" {
             Daemon::start(&configuration).await;
         } else {
-            let log = refused(&configuration).await;
+            let daemon = Daemon::spawn(&configuration);
+            // It does not look again and again: a queue with a low delivery limit would lose what is looked at.
+            eventually("refusals", async || (daemon.times_logged("cannot consume yet") > 2).then_some(())).await;
+            let log = daemon.log();
+            drop(daemon);
+            eventually("the jobs", async || (producer.depth(&jobs).await == 5).then_some(())).await;
+            assert_eq!(sandbox.stats().calls, 0);
             assert!(log.contains("x-single-active-consumer = true") && log.contains("groupcast topology"), "{app}: {log}");
         }
     }

@@ -229,7 +229,7 @@ async fn a_job_without_an_id_keeps_the_one_that_it_was_given_and_its_letter_coun
 
 /// A quorum queue drops what has gone back too often, and an operator's policy may say how often that is.
 #[tokio::test]
-async fn letters_can_be_looked_at_again_and_again_whatever_the_delivery_limit() {
+async fn letters_can_be_looked_at_again_and_again_under_a_low_delivery_limit() {
     let scene = with_three_letters().await;
     let broker = crate::support::broker::Broker::shared().await;
     let policy = format!("p-{}", scene.app);

@@ -1,4 +1,4 @@
-//! A message that the AMQP library cannot read is rejected by name and stops nothing: the jobs around it are answered at once,
+//! A message that the AMQP library cannot read is rejected by name. The jobs around it are answered at once,
 //! and the dead letters can be looked through.
 
 use std::time::Duration;
@@ -149,12 +149,13 @@ async fn five_unreadable_messages_among_two_hundred_jobs_delay_none() {
         sent += usize::from(scene.producer.result().await.status == Status::Sent);
     }
     println!("205 results after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15));
     assert_eq!(sent, 200);
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reply_queue_that_cannot_be_read_gets_no_result_and_the_job_is_a_dead_letter() {
+async fn the_result_of_a_job_whose_reply_queue_cannot_be_read_is_unrouted() {
     let mut scene = Scene::start().await;
     let mut raw = RawProducer::connect(crate::support::broker::Broker::shared().await.url()).await;
     let body = serde_json::to_vec(&job("g", 1)).unwrap();
@@ -163,6 +164,8 @@ async fn a_reply_queue_that_cannot_be_read_gets_no_result_and_the_job_is_a_dead_
     let letter = scene.dead_letter().await;
     assert_eq!(letter.data, body);
     assert!(header(&letter, "groupcast-error-info").unwrap().starts_with("reply_to: is not UTF-8"));
+    let result = scene.producer.take(&scene.queue("unrouted")).await;
+    assert_eq!(serde_json::from_slice::<JobResult>(&result.data).unwrap().status, Status::Rejected);
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
 }
 
@@ -208,4 +211,43 @@ async fn headers_as_large_as_a_frame_are_rejected_also_when_the_broker_adds_to_t
         assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
     }
     assert_eq!(printed(&scene, &["list", "--json"]).await.0.lines().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_cannot_be_read_is_listed_shown_and_stays_what_it_is() {
+    let scene = Scene::start().await;
+    let mut raw = RawProducer::connect(crate::support::broker::Broker::shared().await.url()).await;
+    let deep = headers(b"deep", nested(b'A', 8_000));
+    for properties in
+        [RawProperties::default().with(2, deep).with(8, short(b"deep")), RawProperties::default().with(8, short(b"\xff"))]
+    {
+        raw.publish("", scene.queue("dead").as_bytes(), &properties, b"{}").await;
+    }
+    for _ in 0..4 {
+        let (letters, _) = printed(&scene, &["list", "--json"]).await;
+        assert_eq!(letters.lines().count(), 2);
+        let (shown, _) = printed(&scene, &["show", "deep"]).await;
+        assert!(shown.contains("is nested more than 16 levels deep"), "{shown}");
+    }
+    printed(&scene, &["purge", "--yes"]).await;
+    assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
+}
+
+/// Each part of such a message is small; what is said of them must stay so.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_unreadable_headers_are_one_rejection() {
+    let mut scene = Scene::start().await;
+    let mut raw = RawProducer::connect(crate::support::broker::Broker::shared().await.url()).await;
+    let many: Vec<u8> =
+        (0..20_000u32).flat_map(|number| [vec![4, 0xe9], number.to_be_bytes()[1..].to_vec(), vec![b'V']].concat()).collect();
+    let properties = RawProperties::default().with(2, long(&many)).with(6, short(scene.producer.reply_queue.as_bytes()));
+    raw.publish("", scene.queue("jobs").as_bytes(), &properties, &body_of_job()).await;
+    let result = scene.producer.result().await;
+    assert_eq!((result.status, result.calls), (Status::Rejected, 0));
+    assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
+    assert_eq!(scene.daemon.times_logged("lost the subscription"), 0);
+}
+
+fn body_of_job() -> Vec<u8> {
+    serde_json::to_vec(&job("g", 1)).unwrap()
 }

@@ -44,8 +44,12 @@ pub fn read(
         trace: TraceContext::default(),
         received_at,
     };
+    let readable = check_readable(properties);
+    if readable.as_ref().is_err_and(|rejection| rejection.hides_reply_to()) {
+        envelope.reply_to = ReplyTo::Refused;
+    }
     let problems = [
-        check_readable(properties),
+        readable,
         envelope.read_job_id(properties.message_id()),
         envelope.read_reply_to(properties.reply_to(), app, replies),
         envelope.read_priority(*properties.priority()),
@@ -68,6 +72,14 @@ fn check_readable(properties: &BasicProperties) -> Result<(), Rejection> {
             Err(rejection(field, reason))
         }
         None => Ok(()),
+    }
+}
+
+impl Rejection {
+    /// Whether the reply queue may be among what could not be read.
+    fn hides_reply_to(&self) -> bool {
+        let account = self.to_string();
+        account.starts_with("reply_to: ") || account.contains("; reply_to: ") || account.contains("no property behind it")
     }
 }
 

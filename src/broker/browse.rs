@@ -9,14 +9,14 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection,
     message::BasicGetMessage,
     options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions},
-    types::FieldTable,
+    types::{FieldTable, ShortString},
 };
 
 use super::{
     BrokerLost, Routing, bounded,
     connection::{self, Connector},
 };
-use crate::{amqp::as_number, settle::kept::kept_properties};
+use crate::{amqp::as_number, job::ALTERED_HEADER, settle::kept::kept_properties};
 
 /// The broker's count of how often a message went back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -30,7 +30,7 @@ pub struct Browser {
     /// The first one was taken to learn how many there are.
     first: Option<Browsed>,
     left: u32,
-    /// All or none, so that they keep their order.
+    /// All are replaced if the first one is, so that they keep their order.
     replaces: bool,
 }
 
@@ -50,11 +50,16 @@ impl Browsed {
     pub fn properties_of_copy(&self) -> BasicProperties {
         let mut headers = FieldTable::default();
         for (name, value) in self.properties().headers().iter().flat_map(FieldTable::inner) {
-            if ![DELIVERY_COUNT, "CC", "BCC"].contains(&name.as_str()) {
+            if ![DELIVERY_COUNT, ALTERED_HEADER, "CC", "BCC"].contains(&name.as_str()) {
                 headers.insert(name.clone(), value.clone());
             }
         }
         kept_properties(self.properties()).with_headers(headers).with_delivery_mode(2)
+    }
+
+    /// Whether the broker's message has more than what could be read.
+    fn is_altered(&self) -> bool {
+        self.properties().headers().as_ref().is_some_and(|headers| headers.inner().contains_key(ALTERED_HEADER))
     }
 
     fn has_gone_back(&self) -> bool {
@@ -94,7 +99,8 @@ impl Browser {
 
     /// Leaves a message in the queue.
     pub async fn leave(&self, message: Browsed) -> Result<(), BrokerLost> {
-        if !self.replaces {
+        // A copy of what could not all be read would be another message.
+        if message.is_altered() || !(self.replaces || message.has_gone_back()) {
             return Ok(());
         }
         match self.publish(&self.queue, message.body(), message.properties_of_copy()).await? {
@@ -115,9 +121,10 @@ impl Browser {
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Result<Routing, Refused>, BrokerLost> {
+        let Ok(queue) = ShortString::try_new(queue) else { return Ok(Ok(Routing::NoSuchQueue)) };
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
-        let publishing = self.copies.basic_publish("".into(), queue.into(), options, body, properties);
+        let publishing = self.copies.basic_publish("".into(), queue, options, body, properties);
         Ok(match bounded("publish a message again", async { publishing.await?.await }).await? {
             Confirmation::Ack(None) => Ok(Routing::Routed),
             Confirmation::Ack(Some(_)) => Ok(Routing::NoSuchQueue),

@@ -17,6 +17,8 @@ use crate::config::{App, Config};
 
 /// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection counts, so it is high.
 const JOB_DELIVERY_LIMIT: i64 = 50;
+/// Each restart of a replica counts, and jobs wait there as long as the app is paused.
+const UNDELIVERABLE_DELIVERY_LIMIT: i64 = 1000;
 /// Queues that people look into with "get and requeue" must not drop what they look at (brokers from 4.0 drop at 20).
 const KEEP_DELIVERY_LIMIT: i64 = 1_000_000;
 const REJECT_PUBLISH: &str = "reject-publish";
@@ -52,10 +54,10 @@ fn kept(name: String) -> QueueSpec {
     quorum(name, [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT)), ("x-overflow", reject)])
 }
 
-/// The daemon answers what is in it. What it cannot even take from there is a dead letter without an answer.
+/// The daemon answers what is in it. Only a job over which it fails again and again becomes a dead letter without an answer.
 fn undeliverable(app: &str) -> QueueSpec {
     let mut spec = dead_lettering(queues::undeliverable(app), queues::dead(app));
-    spec.arguments.insert("x-delivery-limit", Argument::Number(JOB_DELIVERY_LIMIT));
+    spec.arguments.insert("x-delivery-limit", Argument::Number(UNDELIVERABLE_DELIVERY_LIMIT));
     spec
 }
 

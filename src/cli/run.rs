@@ -1,6 +1,9 @@
 //! `groupcast run`: the life of the daemon, in order.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -76,6 +79,7 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + S
             connector: connector.clone(),
             topology: topology::queues_of(name, app),
             declare: config.broker.declare,
+            refusal: OnceLock::new(),
         };
         let prefetch = Prefetch::new(config.broker.prefetch, config.broker.hold_bytes);
         let stop = stop_consuming.clone();

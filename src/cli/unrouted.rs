@@ -13,7 +13,7 @@ use crate::{
         connection::Connector,
         queues,
     },
-    config::{Config, Replies},
+    config::{App, Config},
     job::MEANT_FOR_HEADER,
 };
 
@@ -111,7 +111,7 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     })?;
     let done = match args.command {
         Command::List { which, json } => list(&mut queue, &which, json).await,
-        Command::Redrive { which } => redrive(&mut queue, &which, name, &app.replies).await,
+        Command::Redrive { which } => redrive(&mut queue, &which, name, app).await,
         Command::Purge { which, yes: true } => purge(&mut queue, &which).await,
         Command::Purge { which, yes: false } => {
             let listed = list(&mut queue, &which, false).await;
@@ -137,11 +137,11 @@ async fn list(queue: &mut Browser, which: &Which, as_json: bool) -> Result<Verdi
     Ok(Verdict::Good)
 }
 
-async fn redrive(queue: &mut Browser, which: &Which, app: &str, replies: &Replies) -> Result<Verdict, Failure> {
+async fn redrive(queue: &mut Browser, which: &Which, name: &str, app: &App) -> Result<Verdict, Failure> {
     let (mut sent, mut left) = (0, 0);
     while let Some(message) = queue.next().await? {
         let result = Unrouted::of(&message);
-        let target = result.meant_for.as_deref().filter(|target| which.means(&result) && replies.allow(target, app));
+        let target = result.meant_for.as_deref().filter(|target| which.means(&result) && may_get_results(target, name, app));
         let is_sent = match target {
             Some(target) => {
                 let sent = queue.publish(target, message.body(), message.properties_of_copy()).await?;
@@ -162,6 +162,12 @@ async fn redrive(queue: &mut Browser, which: &Which, app: &str, replies: &Replie
         eprintln!("the others stay: their queue is missing or full, they name none, or they were not meant");
     }
     Ok(Verdict::Good)
+}
+
+/// Brokers from 4.2 on accept a message for a direct reply-to address also when nobody is there any more.
+fn may_get_results(queue: &str, name: &str, app: &App) -> bool {
+    let is_direct = queue.starts_with("amq.rabbitmq.reply-to");
+    !is_direct && (app.results_queue.as_deref() == Some(queue) || app.replies.allow(queue, name))
 }
 
 async fn purge(queue: &mut Browser, which: &Which) -> Result<Verdict, Failure> {

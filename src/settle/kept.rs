@@ -2,10 +2,10 @@
 
 use lapin::{BasicProperties, types::FieldTable};
 
-use crate::job::{ATTEMPT_HEADER, DEAD_LETTER_HEADERS, PARKED_HEADER};
+use crate::job::{ALTERED_HEADER, ATTEMPT_HEADER, DEAD_LETTER_HEADERS, PARKED_HEADER};
 
-/// Headers that the broker made.
-const BROKERS_PREFIXES: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
+/// Headers that the broker made, or that only mean something on this side of the connection.
+const BROKERS_PREFIXES: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", ALTERED_HEADER];
 
 /// What a producer set, without what only made sense on the way here: `x-death` of a queue loses messages sent there
 /// again, `CC` and `BCC` copy them elsewhere, earlier death notes would be stale.

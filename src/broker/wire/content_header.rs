@@ -1,17 +1,23 @@
 //! Makes the properties of one message readable for the AMQP library. Pure.
 //!
-//! The library closes the connection over a property that is not UTF-8, over a header frame that is larger than the
-//! connection allows, and it overflows its stack over headers that are nested thousands of levels deep. RabbitMQ delivers
-//! all of these. Here such a property is taken out of the message, and [`UNREADABLE_HEADER`] says what is missing and why.
+//! The library closes the connection over a property that is not UTF-8 and over a header frame that is too large. Headers that
+//! are nested thousands of levels deep overflow its stack. RabbitMQ delivers all of these. This module takes such a property out
+//! of the message. [`UNREADABLE_HEADER`] then says what is missing and why.
 
 use std::fmt::Write;
 
-use crate::job::UNREADABLE_HEADER;
+use crate::job::{ALTERED_HEADER, UNREADABLE_HEADER};
 
 /// Headers may be nested so deep. Clients write one or two levels.
 const MAX_DEPTH: usize = 16;
 /// How much of an unreadable value is shown, in bytes.
 const MAX_SHOWN: usize = 32;
+/// How long the account of what is missing may be, in bytes.
+const MAX_ACCOUNT: usize = 2000;
+/// Of headers, so many are named: the other properties are named in any case.
+const MAX_HEADERS_NAMED: usize = 3;
+/// Headers that the broker adds: its own account, without which a job stays the same job.
+const BROKERS_HEADERS: [&[u8]; 4] = [b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count"];
 /// Class, weight and body size come before the property flags.
 const FIXED_BYTES: usize = 12;
 
@@ -45,12 +51,22 @@ const HEADERS: usize = 2;
 /// can stay as it is.
 pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     let mut message = Message::read(payload)?;
-    if payload.len() > max_bytes {
-        message.shrink(payload.len(), max_bytes);
-    } else if message.problems.is_empty() {
+    if payload.len() <= max_bytes && message.problems.is_empty() {
         return None;
     }
-    Some(message.write())
+    let mut written = message.write();
+    if written.len() > max_bytes {
+        message.headers.retain(|(name, _)| !BROKERS_HEADERS.iter().any(|brokers| name.starts_with(brokers)));
+        written = message.write();
+    }
+    if written.len() > max_bytes {
+        message.headers.clear();
+        let problem =
+            format!("headers: with the other properties they are {} bytes long; at most {max_bytes} fit", payload.len());
+        message.problems.insert(0, problem);
+        written = message.write();
+    }
+    Some(written)
 }
 
 /// A header's name, and its bytes with name, type and value.
@@ -65,7 +81,7 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// `None` if the payload is too short to be a content header: the library may judge it.
+    /// `None` if the payload is too short to be a content header. The library then judges it.
     fn read(payload: &'a [u8]) -> Option<Self> {
         let mut input = Input(payload);
         let fixed = input.take(FIXED_BYTES)?;
@@ -106,55 +122,48 @@ impl<'a> Message<'a> {
     }
 
     fn read_headers(&mut self, table: &'a [u8]) {
+        let mut problems = self.read_table(table);
+        problems.truncate(MAX_HEADERS_NAMED);
+        self.problems.extend(problems);
+    }
+
+    /// Keeps the headers that can be read, and says what is wrong with the others.
+    fn read_table(&mut self, table: &'a [u8]) -> Vec<String> {
+        let mut problems = Vec::new();
         let mut input = Input(table);
         while !input.0.is_empty() {
             let start = input.0;
             let Some(name) = input.short_string() else {
-                self.problems.push("headers: a name ends early".to_owned());
-                return;
+                problems.push("headers: a name ends early".to_owned());
+                return problems;
             };
-            let shown = String::from_utf8_lossy(name);
+            let shown = String::from_utf8_lossy(&name[..name.len().min(MAX_SHOWN)]);
             let is_utf8 = std::str::from_utf8(name).is_ok();
             match input.value() {
                 Err(problem) => {
-                    self.problems.push(format!("header `{shown}`: {problem}; no header behind it can be read"));
-                    return;
+                    problems.push(format!("header `{shown}`: {problem}; no header behind it can be read"));
+                    return problems;
                 }
-                Ok(_) if !is_utf8 => self.problems.push(format!("header `{shown}`: its name is not UTF-8 (bytes {})", hex(name))),
+                Ok(_) if !is_utf8 => problems.push(format!("header `{shown}`: its name is not UTF-8 (bytes {})", hex(name))),
                 Ok(value) => match value.check(1) {
                     Ok(()) => self.headers.push((name, &start[..start.len() - input.0.len()])),
-                    Err(problem) => self.problems.push(format!("header `{shown}`: {problem}")),
+                    Err(problem) => problems.push(format!("header `{shown}`: {problem}")),
                 },
             }
         }
+        problems
     }
 
-    /// Leaves out headers until the rest fits. `x-death` is the broker's own account and is never missed.
-    fn shrink(&mut self, bytes: usize, max_bytes: usize) {
-        self.headers.retain(|(name, _)| *name != b"x-death");
-        if self.len() > max_bytes {
-            self.headers.clear();
-            self.problems.push(format!("headers: are {bytes} bytes long with the other properties; at most {max_bytes} fit"));
-        }
-    }
-
-    /// At least as long as what [`write`](Self::write) makes.
-    fn len(&self) -> usize {
-        let properties: usize = self.properties.iter().flatten().map(|bytes| bytes.len()).sum();
-        let headers: usize = self.headers.iter().map(|(_, bytes)| bytes.len()).sum();
-        let problems: usize = self.problems.iter().map(String::len).sum();
-        FIXED_BYTES + 2 + 4 + properties + headers + problems + 64
-    }
-
-    fn write(self) -> Vec<u8> {
+    fn write(&self) -> Vec<u8> {
         let mut table: Vec<u8> = self.headers.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         if !self.problems.is_empty() {
-            let problems = self.problems.join("; ");
-            table.push(UNREADABLE_HEADER.len() as u8);
-            table.extend_from_slice(UNREADABLE_HEADER.as_bytes());
+            let account = self.account();
+            table.extend(name(UNREADABLE_HEADER));
             table.push(b'S');
-            table.extend_from_slice(&(problems.len() as u32).to_be_bytes());
-            table.extend_from_slice(problems.as_bytes());
+            table.extend_from_slice(&(account.len() as u32).to_be_bytes());
+            table.extend_from_slice(account.as_bytes());
+            table.extend(name(ALTERED_HEADER));
+            table.extend_from_slice(b"t\x01");
         }
         let flag = |index: usize| 0x8000_u16 >> index;
         let present = (0..PROPERTIES.len()).filter(|index| self.properties[*index].is_some()).map(flag).sum::<u16>();
@@ -169,6 +178,17 @@ impl<'a> Message<'a> {
         }
         written
     }
+
+    /// What is missing, in bounded length.
+    fn account(&self) -> String {
+        let mut account = self.problems.join("; ");
+        account.truncate(account.floor_char_boundary(MAX_ACCOUNT));
+        account
+    }
+}
+
+fn name(name: &str) -> impl Iterator<Item = u8> {
+    std::iter::once(name.len() as u8).chain(name.bytes())
 }
 
 /// What is left to read.

@@ -1,4 +1,4 @@
-//! Reads what the broker sends before the AMQP library does, so that no message can end a connection.
+//! Reads what the broker sends before the AMQP library does, so that no message's properties can end a connection.
 //!
 //! ```text
 //! socket (plain or TLS) ▶ Wire ▶ lapin
@@ -37,8 +37,11 @@ const FRAME_HEAD: usize = 7;
 const FRAME_TAIL: usize = 1;
 /// Until the broker has said how large a frame may be: lapin asks for as much as the broker allows, which is this by default.
 const DEFAULT_FRAME_MAX: usize = 131_072;
-/// A method or a header frame is never larger than this, whatever the broker has added to it.
-const MAX_READ_WHOLE: usize = 4 * 1024 * 1024;
+/// A larger method or header frame is an error of the connection. The broker does not split header frames: an AMQP 1.0 client of
+/// RabbitMQ 4.x can make one as large as a message may be, 16 MiB by default.
+const MAX_READ_WHOLE: usize = 64 * 1024 * 1024;
+/// What the buffer keeps once it is empty.
+const KEPT_BYTES: usize = 1024 * 1024;
 const READ_AT_ONCE: usize = 64 * 1024;
 
 /// The socket of a connection, with or without TLS.
@@ -55,7 +58,10 @@ pub fn runtime() -> WireRuntime {
 /// A connection whose frames are all readable.
 pub struct Wire<S> {
     socket: S,
+    /// The largest frame that the library takes.
     frame_max: usize,
+    /// What this side asks for, if it does.
+    asked_for: Option<usize>,
     /// Room for what is read; only the bytes up to `end` are from the socket.
     buffer: Vec<u8>,
     /// Bytes before this one are handed on.
@@ -68,16 +74,20 @@ pub struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    /// `frame_max` is the limit that this side asks for, if it does.
+    /// `frame_max` is the limit that this side asks for; without one, or with 0, it takes the broker's.
     pub fn new(socket: S, frame_max: Option<u32>) -> Self {
-        let frame_max = frame_max.map_or(DEFAULT_FRAME_MAX, |frame_max| frame_max as usize);
-        Self { socket, frame_max, buffer: Vec::new(), start: 0, checked: 0, end: 0, passing: 0 }
+        let asked_for = frame_max.filter(|frame_max| *frame_max > 0).map(|frame_max| frame_max as usize);
+        let frame_max = asked_for.unwrap_or(DEFAULT_FRAME_MAX);
+        Self { socket, frame_max, asked_for, buffer: Vec::new(), start: 0, checked: 0, end: 0, passing: 0 }
     }
 
     fn make_room(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.checked, self.end, self.start) = (self.checked - self.start, self.end - self.start, 0);
+        }
+        if self.end == 0 && self.buffer.len() > KEPT_BYTES {
+            self.buffer = Vec::new();
         }
         if self.buffer.len() < self.end + READ_AT_ONCE {
             self.buffer.resize(self.end + READ_AT_ONCE, 0);
@@ -114,9 +124,9 @@ impl<S> Wire<S> {
         if kind == METHOD {
             method::make_readable(payload);
             if let Some(frame_max) = method::tuned_frame_max(payload) {
-                self.frame_max = self.frame_max.min(frame_max);
+                self.frame_max = self.asked_for.map_or(frame_max, |asked_for| asked_for.min(frame_max));
             }
-        } else if let Some(readable) = content_header::readable(payload, self.frame_max - FRAME_HEAD - FRAME_TAIL) {
+        } else if let Some(readable) = content_header::readable(payload, self.frame_max.saturating_sub(FRAME_HEAD + FRAME_TAIL)) {
             new_size = readable.len();
             self.buffer.splice(begin..begin + size, readable);
             self.buffer[begin - size_of::<u32>()..begin].copy_from_slice(&(new_size as u32).to_be_bytes());

@@ -33,6 +33,10 @@ async fn read(bytes: &[u8], pieces: Vec<usize>) -> Vec<u8> {
     read
 }
 
+fn tune_of(frame_max: u32) -> Vec<u8> {
+    frame(METHOD, &[&[0, 10, 0, 30, 0, 0][..], &frame_max.to_be_bytes(), &[0, 60]].concat())
+}
+
 fn deliver(routing_key: &[u8]) -> Vec<u8> {
     let names = [&[1, b't', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0][..], &[routing_key.len() as u8], routing_key].concat();
     frame(METHOD, &[&[0, 60, 0, 60][..], &names].concat())
@@ -64,14 +68,19 @@ async fn a_frame_that_cannot_be_read_is_replaced_and_its_neighbours_pass() {
 
 #[tokio::test]
 async fn the_limit_of_a_frame_is_what_the_broker_says() {
-    let tune = frame(METHOD, &[&[0, 10, 0, 30, 0, 0][..], &8192u32.to_be_bytes(), &[0, 60]].concat());
+    let tune = tune_of(8192);
     let value = [&[1, b'x', b'S'][..], &9000u32.to_be_bytes(), &[b'v'; 9000]].concat();
     let fixed = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x20, 0x00];
     let large = frame(HEADER, &[&fixed[..], &(value.len() as u32).to_be_bytes(), &value].concat());
     assert_eq!(read(&large, vec![]).await, large);
+    for unlimited in [None, Some(0)] {
+        let mut wire = Wire::new(Cursor::new([tune_of(1_000_000), vec![]].concat()), unlimited);
+        wire.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(wire.frame_max, 1_000_000);
+    }
     let read = read(&[tune.clone(), large].concat(), vec![]).await;
     assert!(read.len() - tune.len() < 8192);
-    assert!(String::from_utf8_lossy(&read).contains("headers: are "));
+    assert!(String::from_utf8_lossy(&read).contains("headers: with the other properties"));
 }
 
 /// See [`wire::as_read`](super::as_read).
