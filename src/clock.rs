@@ -2,7 +2,10 @@
 //!
 //! In tests on paused time a wall clock can be set that moves with tokio's.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 /// The present moment.
 pub fn now() -> Timestamp {
@@ -11,6 +14,34 @@ pub fn now() -> Timestamp {
         return now;
     }
     Timestamp::now()
+}
+
+/// A moment of two clocks: one that nobody sets, and one that goes on while the machine is suspended.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    instant: Instant,
+    wall: Timestamp,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall: now() }
+    }
+
+    /// Before anything that is still of account.
+    pub fn long_ago() -> Self {
+        Self { instant: Instant::now(), wall: Timestamp::UNIX_EPOCH }
+    }
+
+    /// By the clock that went further. One that was set forward makes the time longer than it was.
+    pub fn elapsed(self) -> Duration {
+        let by_wall = now().duration_since(self.wall).try_into().unwrap_or_default();
+        self.instant.elapsed().max(by_wall)
+    }
+
+    pub fn is_after(self, other: Self) -> bool {
+        self.instant > other.instant
+    }
 }
 
 #[cfg(test)]

@@ -210,6 +210,8 @@ pub struct Envelope {
     pub parkings: u32,
     /// How often the message went back to the queue.
     pub redeliveries: u32,
+    /// Why the broker has given the job up, if it has.
+    pub given_up: Option<String>,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
     pub not_before: Option<jiff::Timestamp>,
@@ -263,6 +265,8 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";
+/// Header of a job that the broker has given up, while it is passed on to the replica that has the app's jobs: why.
+pub const GIVEN_UP_HEADER: &str = "groupcast-given-up";
 /// Header of a job: after this moment no call is made for it.
 pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.

@@ -20,7 +20,7 @@ use super::{
     lease::{Acknowledge, Lease},
     prefetch::Prefetch,
 };
-use crate::{broker::BrokerLost, delay};
+use crate::{broker::BrokerLost, clock::Moment, delay};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -30,6 +30,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 const STANDBY_SILENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a subscription has to live before its end is taken for a new fault.
 const TRUSTED_AFTER: Duration = Duration::from_secs(10);
+/// A process that has not looked at its subscription for so long was frozen: the broker may have given its jobs to another.
+pub const FROZEN_AFTER: Duration = Duration::from_secs(3);
+/// How often it looks while it has jobs.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
 /// How long calls in flight and their results may take after the daemon was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -61,6 +65,8 @@ pub trait Queue: Send + Sync + 'static {
 pub trait Subscription: Send {
     /// The next delivery. An error is the end of the subscription.
     fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerLost>> + Send;
+    /// Asks the broker whether the subscription is still there.
+    fn confirm(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
     /// Looks whether jobs wait that are not delivered: a subscription can be dead without another sign of it.
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
     /// Takes no more; a standby replica may begin.
@@ -80,6 +86,8 @@ pub trait Work: Send + Sync + 'static {
     fn until_paused(&self) -> impl Future<Output = Pause> + Send;
     /// The first delivery from the jobs queue is here: until now another replica may have been the active one.
     fn begin(&self);
+    /// The subscription was there a moment ago. Unless this is said again within [`FROZEN_AFTER`], no call starts.
+    fn is_subscribed(&self);
     /// Carries one delivery to its acknowledgement.
     fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Leases no longer allow calls: let their jobs go.
@@ -110,6 +118,8 @@ pub enum Pause {
     /// By a fault of the account, or by an operator.
     App,
     StoreAway,
+    /// Another replica has the jobs too, and had them later.
+    Displaced,
 }
 
 /// Why a subscription ended.
@@ -182,6 +192,9 @@ impl fmt::Display for Ended {
             Self::Stopped => out.write_str("it is told to stop"),
             Self::Paused(Pause::App) => out.write_str("the app is paused"),
             Self::Paused(Pause::StoreAway) => out.write_str("the state store has been away for too long"),
+            Self::Paused(Pause::Displaced) => {
+                out.write_str("another replica has the app's jobs too; this one consumes anew after a pause")
+            }
             Self::Resized { .. } => out.write_str("it consumes anew, other jobs at a time"),
             Self::Lost(error) => write!(out, "{error}"),
         }
@@ -207,8 +220,18 @@ async fn hand_out<S: Subscription, W: Work>(
     let mut until_paused = pin!(work.until_paused());
     let mut look_at = Instant::now() + STANDBY_SILENCE;
     let mut until_look = pin!(sleep_until(look_at));
+    let mut looked_at = Moment::long_ago();
     let ended = loop {
         let jobs = tasks.len();
+        if jobs > 0 {
+            if looked_at.elapsed() >= FROZEN_AFTER
+                && let Err(error) = subscription.confirm().await
+            {
+                break Ended::Lost(error);
+            }
+            looked_at = Moment::now();
+            work.is_subscribed();
+        }
         convoy.set_in_hand(jobs);
         if prefetch.adapt(jobs, bytes, Instant::now()) {
             subscription.cut();
@@ -240,6 +263,7 @@ async fn hand_out<S: Subscription, W: Work>(
                 }
                 Err(error) => break Ended::Lost(error),
             },
+            () = sleep(LOOKS_EVERY), if jobs > 0 => {}
             () = &mut until_look => {
                 if Instant::now() >= look_at {
                     if tasks.is_empty() && let Err(error) = subscription.look_for_jobs().await {

@@ -10,8 +10,8 @@ use lapin::{
 
 use crate::config::Replies;
 use crate::job::{
-    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, Identity, PARKED_HEADER, Rejection, ReplyTo,
-    TraceContext, UNREADABLE_HEADER,
+    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, PARKED_HEADER,
+    Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -38,6 +38,7 @@ pub fn read(
         earlier_deaths: 0,
         parkings: 0,
         redeliveries: 0,
+        given_up: None,
         delivery: DeliveryPromise::default(),
         deadline: None,
         not_before: None,
@@ -158,6 +159,7 @@ impl Envelope {
             "groupcast-delivery" => self.delivery = delivery_promise(value)?,
             ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,
             PARKED_HEADER => self.parkings = times(value, "parked")?,
+            GIVEN_UP_HEADER => self.given_up = Some(text(value)?.to_owned()),
             // The broker's own count.
             "x-delivery-count" => {
                 self.redeliveries = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()

@@ -45,6 +45,7 @@ pub struct JobsQueue {
 /// The consumers of an app with their connection.
 pub struct Consuming {
     queue: String,
+    prefetch: u16,
     connection: Connection,
     socket: Socket,
     jobs: QueueConsumer,
@@ -67,7 +68,8 @@ impl Queue for JobsQueue {
         let (connection, socket) = self.connector.connect_with_socket("consumer").await?;
         match self.subscribe_on(&connection, prefetch).await {
             Ok((jobs, undeliverable)) => {
-                Ok(Consuming { queue: queues::jobs(&self.app), connection, socket, jobs, undeliverable })
+                let queue = queues::jobs(&self.app);
+                Ok(Consuming { queue, prefetch, connection, socket, jobs, undeliverable })
             }
             Err(error) => {
                 connection::close(&connection).await;
@@ -140,6 +142,11 @@ impl Subscription for Consuming {
             Some(Err(error)) => Err(BrokerLost::new("consume", error)),
             None => Err(BrokerLost::new("consume", "the broker ended the subscription")),
         }
+    }
+
+    /// The channel answers only while it is open. The prefetch stays as it is.
+    async fn confirm(&self) -> Result<(), BrokerLost> {
+        bounded("confirm the subscription", self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default())).await
     }
 
     async fn look_for_jobs(&self) -> Result<(), BrokerLost> {

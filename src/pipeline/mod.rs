@@ -22,16 +22,16 @@ pub use self::direct::deliver_directly;
 use self::reading::Received;
 use crate::{
     accept::{
-        consume::{Delivery, Pause, Source, Work},
+        consume::{Delivery, FROZEN_AFTER, Pause, Source, Work},
         decode::Rules,
         envelope,
         lease::Lease,
     },
-    broker::{BrokerLost, publisher::Publisher, queues},
-    clock,
+    broker::{BrokerLost, Target, publisher::Publisher, queues},
+    clock::{self, Moment},
     config::{App, Replies},
     dispatch::{self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Tuning, Unfinished, condition::Condition},
-    job::{Envelope, Identity, Job, Rejection, SMALL_BATCH},
+    job::{Envelope, GIVEN_UP_HEADER, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
     pace::{Pacer, send_window::SPAN},
     send::{call::Api, measured::Measured, retry::Supervision},
@@ -40,6 +40,7 @@ use crate::{
         progress::{
             Earlier, Entry, Made, Opened, Progress,
             store::{Scope, Sharing, StoreLost},
+            tenure::Tenure,
         },
         reply,
         result::JobResult,
@@ -52,6 +53,8 @@ mod direct;
 mod reading;
 mod steering;
 
+/// How long another replica may make calls after its jobs were taken over: until then the store's last word counts.
+const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -68,12 +71,15 @@ pub struct Pipeline {
     dispatcher: Dispatcher,
     publisher: Publisher,
     progress: Progress,
+    tenure: Tenure,
     meter: Arc<Meter>,
     failures: Failures,
     /// Since when an operator wants no job to be taken.
     halted: watch::Sender<Option<Timestamp>>,
-    /// When the present subscription had its first delivery.
-    first_delivery_at: Mutex<Instant>,
+    /// When the present subscription took the jobs over, after its first delivery.
+    taken_over_at: Arc<Mutex<Instant>>,
+    /// When the subscription was last known to be there.
+    subscribed_at: Arc<Mutex<Moment>>,
     /// The most recipients of a batch, once the API has refused more.
     largest_batch: OnceLock<u32>,
 }
@@ -117,6 +123,7 @@ impl Work for Pipeline {
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         let _ = self.halted.subscribe().wait_for(Option::is_none).await;
         self.progress.health().until_it_works().await;
+        self.tenure.until_pause_ends().await;
     }
 
     async fn until_paused(&self) -> Pause {
@@ -125,25 +132,38 @@ impl Work for Pipeline {
             biased;
             _ = condition.wait_for(Condition::is_paused) => Pause::App,
             _ = halted.wait_for(Option::is_some) => Pause::App,
+            () = self.tenure.until_displaced() => Pause::Displaced,
             () = self.progress.health().until_away_for(STORE_AWAY_AT_MOST) => Pause::StoreAway,
         }
     }
 
     fn begin(&self) {
-        let now = Instant::now();
-        self.pacer.start_over(now);
-        *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        let begin = |pacer: &Pacer, taken_over_at: &Mutex<Instant>| {
+            let now = Instant::now();
+            pacer.start_over(now);
+            *taken_over_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        };
+        begin(&self.pacer, &self.taken_over_at);
+        // Until then, and for a second more, the replica that had the jobs before may call.
+        let (pacer, taken_over_at) = (self.pacer.clone(), self.taken_over_at.clone());
+        self.tenure.begin(move || begin(&pacer, &taken_over_at));
+    }
+
+    fn is_subscribed(&self) {
+        *self.subscribed_at.lock().unwrap_or_else(PoisonError::into_inner) = Moment::now();
     }
 
     /// Carries one delivery from the broker to its acknowledgement.
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let _held = self.meter.holds_a_job();
         let Delivery { source, body, properties, .. } = delivery;
-        let received = self.receive(body, &properties).await;
+        let received = self.receive(body, &properties, source).await;
         let span = spans::of_job(&self.app, &received.envelope);
-        let owed = match self.work(received, source, &properties, &lease).instrument(span.clone()).await {
+        let owed = match self.work(received, &properties, &lease).instrument(span.clone()).await {
             // It stays unacknowledged and comes again.
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
+            // The subscription ends.
+            Err(Interrupted::Store(error)) if error.scope == Scope::Displaced => return Ok(()),
             worked => worked?,
         };
         let will_be_known_again = owed.is_recorded();
@@ -159,6 +179,7 @@ impl Work for Pipeline {
     }
 
     async fn let_go(&self) {
+        self.tenure.end();
         self.dispatcher.let_go().await;
     }
 }
@@ -166,7 +187,10 @@ impl Work for Pipeline {
 impl Pipeline {
     pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: Arc<A>, publisher: Publisher, progress: Progress) -> Self {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
-        let (to_tell, to_record) = (publisher.clone(), progress.clone());
+        let tenure = progress.tenure(name);
+        let (to_tell, to_record, to_hold) = (publisher.clone(), progress.clone(), tenure.clone());
+        let subscribed_at = Arc::new(Mutex::new(Moment::long_ago()));
+        let to_look_at = subscribed_at.clone();
         let meter = Arc::new(Meter::of(name));
         let api = Arc::new(Measured::new(api, meter.clone()));
         let halted = watch::Sender::new(None);
@@ -184,7 +208,10 @@ impl Pipeline {
         };
         let settings = dispatch::Settings {
             supervision: Supervision::Unattended,
-            may_start: Arc::new(move || to_tell.is_open() && to_record.can_record()),
+            may_start: Arc::new(move || {
+                let was_frozen = to_look_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= FROZEN_AFTER;
+                to_tell.is_open() && to_record.can_record() && !was_frozen && to_hold.allows_calls()
+            }),
             is_with_another: Box::new(is_with_another),
             is_halted: Box::new(move || to_look.borrow().is_some()),
             ..dispatch::Settings::attended(name, api, pacer.clone())
@@ -197,10 +224,12 @@ impl Pipeline {
             pacer,
             publisher,
             progress,
+            tenure,
             meter,
             failures: Failures::default(),
             halted,
-            first_delivery_at: Mutex::new(Instant::now()),
+            taken_over_at: Arc::new(Mutex::new(Instant::now())),
+            subscribed_at,
             largest_batch: OnceLock::new(),
         }
     }
@@ -227,10 +256,13 @@ impl Pipeline {
         self.dispatcher.condition()
     }
 
-    async fn receive(&self, body: Vec<u8>, properties: &BasicProperties) -> Received {
+    async fn receive(&self, body: Vec<u8>, properties: &BasicProperties, source: Source) -> Received {
         let terms = self.terms();
-        let (envelope, checked) =
+        let (mut envelope, checked) =
             envelope::read(properties, &self.app, terms.results_queue.as_deref(), &terms.replies, clock::now());
+        if source == Source::Undeliverable {
+            envelope.given_up.get_or_insert_with(|| undeliverable::reason(properties));
+        }
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = reading::read(body, checked, rules).await;
@@ -238,13 +270,7 @@ impl Pipeline {
     }
 
     /// Finds out what a message owes: looks its job up, and sends what is left of it, unless the broker has given it up.
-    async fn work(
-        &self,
-        received: Received,
-        source: Source,
-        properties: &BasicProperties,
-        lease: &Lease,
-    ) -> Result<Owed, Interrupted> {
+    async fn work(&self, received: Received, properties: &BasicProperties, lease: &Lease) -> Result<Owed, Interrupted> {
         let Received { mut envelope, body, job } = received;
         let (mut job, fingerprint) = match job {
             Ok(job) => job,
@@ -252,7 +278,10 @@ impl Pipeline {
         };
         let (mut entry, mut batches) = (None, Vec::new());
         if envelope.identity == Identity::Given {
-            let looking_up = self.look_up(&envelope, &job, &fingerprint, source);
+            if envelope.given_up.is_some() && !self.tenure.has_begun() {
+                return Ok(self.pass_on(body, &envelope, properties));
+            }
+            let looking_up = self.look_up(&envelope, &job, &fingerprint);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
                 let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.standing().is_paused();
                 return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
@@ -282,8 +311,8 @@ impl Pipeline {
             }
         }
         drop(body);
-        if source == Source::Undeliverable {
-            let batches = undeliverable::conclude(&job, &envelope, batches, properties);
+        if let Some(reason) = &envelope.given_up {
+            let batches = undeliverable::conclude(&job, &envelope, reason, batches);
             if let Some(entry) = &entry {
                 // Before the answer, or the next delivery could be answered otherwise.
                 try_join_all((0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress))).await?;
@@ -309,7 +338,7 @@ impl Pipeline {
                 Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
                 Ending::Parked(touched) => {
                     match entry {
-                        None => self.remember(job, envelope, fingerprint, touched).await?,
+                        None => self.progress.remember(&self.tenure, envelope, job, fingerprint, &touched).await?,
                         // The store may have waited for something to say.
                         Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
                         Some(_) => {}
@@ -342,16 +371,12 @@ impl Pipeline {
 
     /// A replica that was active before may have calls in flight for the job. What comes of them is recorded when it is waited
     /// for; so the record is read again then.
-    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str, source: Source) -> Result<Opened, StoreLost> {
+    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
         let terms = self.terms();
-        let open = || self.progress.open(&self.app, envelope, job, fingerprint.to_owned(), terms.hold);
-        let first_delivery_at = match source {
-            Source::Jobs => *self.first_delivery_at.lock().unwrap_or_else(PoisonError::into_inner),
-            // Each replica reads what the broker has given up, also one that has had no job yet.
-            Source::Undeliverable => Instant::now(),
-        };
-        let others_are_done = first_delivery_at + terms.request_timeout + RECORDED_WITHIN;
+        let open = || self.progress.open(&self.tenure, envelope, job, fingerprint.to_owned(), terms.hold);
         let opened = open().await?;
+        let taken_over_at = *self.taken_over_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let others_are_done = taken_over_at + STOPPED_WITHIN + terms.request_timeout + RECORDED_WITHIN;
         let made_before = matches!(opened, Opened::Unfinished(Earlier { made: Made::Before, .. }));
         if !made_before || self.progress.sharing() == Sharing::OwnMachine || Instant::now() >= others_are_done {
             return Ok(opened);
@@ -362,20 +387,14 @@ impl Pipeline {
         open().await
     }
 
-    /// Makes a record of a job that came without an id and now has one.
-    async fn remember(
-        &self,
-        job: &Job,
-        envelope: &Envelope,
-        fingerprint: String,
-        touched: Vec<(u32, BatchProgress)>,
-    ) -> Result<(), StoreLost> {
-        let opened = self.progress.open(&self.app, envelope, job, fingerprint, self.terms().hold).await?;
-        if let Opened::Unfinished(earlier) = opened {
-            let entry = &earlier.entry;
-            try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+    /// Each replica reads what the broker has given up, and only the one that has the jobs knows what is under way for them.
+    fn pass_on(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
+        let mut passed_on = parking::compose(&self.app, body, properties, envelope, &self.park);
+        let came_back = properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key(GIVEN_UP_HEADER));
+        if !came_back {
+            passed_on.target = Target::Own(queues::jobs(&self.app));
         }
-        Ok(())
+        Owed::Parked(Box::new(passed_on))
     }
 
     fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {

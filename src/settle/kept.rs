@@ -2,7 +2,7 @@
 
 use lapin::{BasicProperties, types::FieldTable};
 
-use crate::job::{ALTERED_HEADER, ATTEMPT_HEADER, DEAD_LETTER_HEADERS, PARKED_HEADER};
+use crate::job::{ALTERED_HEADER, ATTEMPT_HEADER, DEAD_LETTER_HEADERS, GIVEN_UP_HEADER, PARKED_HEADER};
 
 /// Headers that the broker made, or that only mean something on this side of the connection.
 const BROKERS_PREFIXES: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", ALTERED_HEADER];
@@ -14,7 +14,8 @@ pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         let name_text = name.as_str();
         let copies = ["CC", "BCC"].contains(&name_text);
-        let stale = DEAD_LETTER_HEADERS.contains(&name_text) || [ATTEMPT_HEADER, PARKED_HEADER].contains(&name_text);
+        let stale =
+            DEAD_LETTER_HEADERS.contains(&name_text) || [ATTEMPT_HEADER, GIVEN_UP_HEADER, PARKED_HEADER].contains(&name_text);
         if !copies && !stale && !BROKERS_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix)) {
             kept.insert(name.clone(), value.clone());
         }

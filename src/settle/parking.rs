@@ -10,7 +10,7 @@ use super::kept::{kept_headers, kept_properties};
 use crate::{
     broker::{Outgoing, Target, queues},
     clock,
-    job::{ATTEMPT_HEADER, Envelope, PARKED_HEADER},
+    job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, PARKED_HEADER},
 };
 
 /// The job's message for the wait queue that fits. `park` is never empty.
@@ -26,6 +26,9 @@ pub fn compose(app: &str, body: Vec<u8>, properties: &BasicProperties, envelope:
     }
     if envelope.earlier_deaths > 0 {
         headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongLongInt(i64::from(envelope.earlier_deaths)));
+    }
+    if let Some(reason) = &envelope.given_up {
+        headers.insert(GIVEN_UP_HEADER.into(), AMQPValue::LongString(reason.as_str().into()));
     }
     let properties = kept_properties(properties)
         // A job without an id has got one, or its progress could not be found again.

@@ -14,12 +14,7 @@ use crate::{
 
 /// How the job's batches have ended: those that have an outcome keep it, all others have failed. If the deadline has passed
 /// they have expired: so the job may have been answered before.
-pub fn conclude(
-    job: &Job,
-    envelope: &Envelope,
-    touched: Vec<(u32, BatchProgress)>,
-    properties: &BasicProperties,
-) -> Vec<BatchProgress> {
+pub fn conclude(job: &Job, envelope: &Envelope, reason: &str, touched: Vec<(u32, BatchProgress)>) -> Vec<BatchProgress> {
     let mut batches = vec![BatchProgress::default(); job.batch_count() as usize];
     for (batch, progress) in touched {
         if let Some(known) = batches.get_mut(batch as usize) {
@@ -29,7 +24,7 @@ pub fn conclude(
     }
     let (kind, info) = match envelope.deadline {
         Some(deadline) if deadline <= clock::now() => (FailureKind::Expired, DEADLINE_PASSED.to_owned()),
-        Some(_) | None => (FailureKind::Undeliverable, reason(properties)),
+        Some(_) | None => (FailureKind::Undeliverable, reason.to_owned()),
     };
     for batch in batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
         let fault = Fault { code: None, http_status: None, info: info.clone() };
@@ -39,7 +34,7 @@ pub fn conclude(
 }
 
 /// Why the broker gave the job up, by its own account.
-fn reason(properties: &BasicProperties) -> String {
+pub fn reason(properties: &BasicProperties) -> String {
     let account = properties.headers().as_ref().and_then(last_death).unwrap_or_default();
     let why = match account.as_str() {
         "delivery_limit" => {

@@ -303,7 +303,7 @@ impl SimulatedApi {
             duplicates: 0,
             received_at: crate::clock::now(),
         };
-        let opening = Opening { key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 }, head };
+        let opening = Opening { key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 }, head, epoch: 0 };
         let progress =
             BatchProgress { calls: 1, attempts: 1, first_attempt_at: None, state: BatchState::Ended(BatchOutcome::Sent) };
         self.world.lock().records.note(&opening, batch as u32, progress);

@@ -213,6 +213,12 @@ impl Shared {
             return self.accept_parked(queue, number, message);
         }
         let mut world = self.lock();
+        if queue == format!("groupcast.{APP}.jobs") {
+            // Given up, and passed on to the replica that has the jobs.
+            let (body, properties) = (message.body.clone(), message.properties.clone());
+            world.broker.fates[number].parkings += 1;
+            return world.broker.enqueue_job(Message { body, properties, unreadable: None, returns: 0 });
+        }
         let fate = &mut world.broker.fates[number];
         if queue == REPLIES || queue == format!("groupcast.{APP}.unrouted") {
             fate.results.push(serde_json::from_slice(&message.body).expect("a result"));
@@ -295,18 +301,17 @@ impl SimulatedSubscription {
         let prefetch = self.world.scenario().prefetch;
         let broker = &mut self.world.lock().broker;
         let id = broker.next_id;
-        let active =
-            broker.consumers.iter_mut().find(|consumer| !consumer.cancelled).filter(|consumer| consumer.id == self.id)?;
-        if active.unacknowledged.len() >= prefetch {
-            return None;
-        }
-        let (source, message) = match broker.undeliverable.pop_front() {
-            Some(_) if self.world.has(Defect::UndeliverableUnread) => return None,
+        let is_active = broker.consumers.iter().find(|consumer| !consumer.cancelled).is_some_and(|active| active.id == self.id);
+        let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.id && !consumer.cancelled)?;
+        // Each replica reads what the broker has given up.
+        let reads = !self.world.has(Defect::UndeliverableUnread);
+        let (source, message) = match broker.undeliverable.pop_front_if(|_| reads) {
             Some(message) => (Source::Undeliverable, message),
-            None => (Source::Jobs, broker.jobs.pop_front()?),
+            None if is_active && consumer.unacknowledged.len() < prefetch => (Source::Jobs, broker.jobs.pop_front()?),
+            None => return None,
         };
         broker.next_id += 1;
-        active.unacknowledged.insert(id, (message.clone(), Instant::now()));
+        consumer.unacknowledged.insert(id, (message.clone(), Instant::now()));
         let acknowledge = SimulatedDelivery {
             world: self.world.clone(),
             life: self.life.clone(),
@@ -339,6 +344,13 @@ impl Subscription for SimulatedSubscription {
             }
             notified.await;
         }
+    }
+
+    async fn confirm(&self) -> Result<(), BrokerLost> {
+        self.world.round_trip().await;
+        self.life.goes_on().await;
+        let gone = self.gone.load(Ordering::Relaxed);
+        if gone { Err(BrokerLost::new("confirm", "disconnected")) } else { Ok(()) }
     }
 
     async fn look_for_jobs(&self) -> Result<(), BrokerLost> {

@@ -47,10 +47,12 @@ pub enum Defect {
     CallsUnrecorded,
     /// An outcome counts as recorded once the store answers a probe.
     ProbeIsProof,
+    /// Nobody looks whether another replica has taken the jobs over.
+    EpochNotChecked,
 }
 
 impl Defect {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -66,6 +68,7 @@ impl Defect {
         Self::OutcomesDropped,
         Self::CallsUnrecorded,
         Self::ProbeIsProof,
+        Self::EpochNotChecked,
     ];
 }
 
@@ -107,6 +110,10 @@ impl Work for Flawed {
         if !self.world.has(Defect::NoWaitAtTakeOver) {
             self.pipeline.begin();
         }
+    }
+
+    fn is_subscribed(&self) {
+        self.pipeline.is_subscribed();
     }
 
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {

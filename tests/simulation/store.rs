@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     outcome::{BatchProgress, BatchState},
-    settle::progress::store::{Answer, Head, Key, Opening, Record, Sharing, Store, StoreLost},
+    settle::progress::store::{ACTIVE_FOR, Answer, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken},
 };
 
 /// How long a real store takes to say that there is no answer.
@@ -20,6 +20,9 @@ const GIVES_UP_AFTER: Duration = Duration::from_secs(8);
 #[derive(Default)]
 pub struct Records {
     by_key: BTreeMap<Key, Stored>,
+    /// The newest that was given out, and until when its holder counts as active.
+    epoch: i64,
+    active_until: Option<Instant>,
     stalled_until: Option<Instant>,
     refusing_until: Option<Instant>,
 }
@@ -27,6 +30,8 @@ pub struct Records {
 struct Stored {
     head: Head,
     batches: BTreeMap<u32, BatchProgress>,
+    /// Who wrote how a batch stands.
+    epochs: BTreeMap<u32, i64>,
     result: Option<String>,
 }
 
@@ -51,17 +56,34 @@ impl Records {
         self.refusing_until = self.refusing_until.max(Some(end));
     }
 
+    fn take_over(&mut self, leave_active: bool) -> Taken {
+        if leave_active && self.active_until.is_some_and(|until| Instant::now() < until) {
+            return Taken::LeftToAnother;
+        }
+        self.epoch += 1;
+        self.active_until = Some(Instant::now() + ACTIVE_FOR);
+        Taken::Epoch(self.epoch)
+    }
+
+    fn confirm(&mut self, epoch: i64) -> bool {
+        let is_newest = epoch >= self.epoch;
+        if is_newest {
+            self.active_until = Some(Instant::now() + ACTIVE_FOR);
+        }
+        is_newest
+    }
+
     fn refuses(&self) -> bool {
         self.refusing_until.is_some_and(|end| Instant::now() < end)
     }
 
     fn stored(&mut self, opening: &Opening) -> &mut Stored {
-        let new = || Stored { head: opening.head.clone(), batches: BTreeMap::new(), result: None };
+        let new = || Stored { head: opening.head.clone(), batches: BTreeMap::new(), epochs: BTreeMap::new(), result: None };
         self.by_key.entry(opening.key.clone()).or_insert_with(new)
     }
 
     fn record(&mut self, opening: &Opening) -> Record {
-        let Stored { head, batches, result } = self.stored(opening);
+        let Stored { head, batches, result, .. } = self.stored(opening);
         let batches = batches.iter().map(|(batch, progress)| (*batch, progress.clone())).collect();
         Record { key: opening.key.clone(), head: head.clone(), batches, result: result.clone() }
     }
@@ -72,8 +94,10 @@ impl Records {
             return;
         }
         let known = stored.batches.entry(batch).or_default();
-        if known.outcome().is_none() {
+        let written_by = stored.epochs.entry(batch).or_default();
+        if known.outcome().is_none() && (progress.outcome().is_some() || *written_by <= opening.epoch) {
             *known = progress;
+            *written_by = opening.epoch;
         }
     }
 }
@@ -125,8 +149,28 @@ impl SimulatedStore {
         Ok(done)
     }
 
+    /// The same for a change that a displaced replica makes only if it is certain.
+    async fn apply_fenced<T>(
+        &self,
+        what: &'static str,
+        access: Access,
+        opening: Arc<Opening>,
+        is_certain: bool,
+        change: impl FnOnce(&mut Records, &Opening) -> T,
+    ) -> Result<T, StoreLost> {
+        let defect = self.world.has(Defect::EpochNotChecked);
+        let fenced = |records: &mut Records| {
+            let is_displaced = opening.epoch < records.epoch && !defect;
+            let done = (is_certain || !is_displaced).then(|| change(records, &opening));
+            if is_displaced { None } else { done }
+        };
+        self.apply(what, access, fenced).await?.ok_or_else(|| StoreLost::displaced(what))
+    }
+
     async fn record(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Result<(), StoreLost> {
-        self.apply("note", Access::Records, move |records| records.note(&opening, batch, progress)).await
+        let is_certain = progress.state != BatchState::Intended;
+        let note = |records: &mut Records, opening: &Opening| records.note(opening, batch, progress);
+        self.apply_fenced("note", Access::Records, opening, is_certain, note).await
     }
 
     /// What a daemon does that takes an outcome for recorded when it is only on its way.
@@ -143,7 +187,7 @@ impl SimulatedStore {
 impl Store for SimulatedStore {
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
         Box::pin(async move {
-            let mut record = self.apply("open", Access::Looks, move |records| records.record(&opening)).await?;
+            let mut record = self.apply_fenced("open", Access::Looks, opening, false, Records::record).await?;
             if self.world.has(Defect::ResendOfRecorded) {
                 record.batches.clear();
             }
@@ -172,8 +216,8 @@ impl Store for SimulatedStore {
     }
 
     fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
-        Box::pin(self.apply("split", Access::Records, move |records| {
-            let stored = records.stored(&opening);
+        Box::pin(self.apply_fenced("split", Access::Records, opening, false, move |records, opening| {
+            let stored = records.stored(opening);
             if stored.result.is_none() {
                 stored.head = opening.head.clone();
                 stored.batches = batches.into_iter().collect();
@@ -186,8 +230,8 @@ impl Store for SimulatedStore {
             if self.world.has(Defect::NotCompleted) {
                 return Ok(());
             }
-            self.apply("complete", Access::Records, move |records| {
-                let stored = records.stored(&opening);
+            self.apply_fenced("complete", Access::Records, opening, true, |records, opening| {
+                let stored = records.stored(opening);
                 stored.result = Some(result);
                 stored.batches.clear();
             })
@@ -197,6 +241,17 @@ impl Store for SimulatedStore {
 
     fn find(&self, _: String, _: String) -> Answer<'_, Option<Record>> {
         Box::pin(async { Ok(None) })
+    }
+
+    fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
+        Box::pin(self.apply("take over", Access::Looks, move |records| records.take_over(take_over.leave_active)))
+    }
+
+    fn confirm(&self, _: String, epoch: i64) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let is_newest = self.apply("confirm", Access::Looks, |records| records.confirm(epoch)).await?;
+            if is_newest || self.world.has(Defect::EpochNotChecked) { Ok(()) } else { Err(StoreLost::displaced("confirm")) }
+        })
     }
 
     fn probe(&self) -> Answer<'_, ()> {

@@ -73,7 +73,11 @@ kept_by_both! {
 fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
     let key = Key { app: "chat".to_owned(), job_id: job_id.to_owned(), earlier_deaths };
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
-    Arc::new(Opening { key, head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 1, received_at } })
+    Arc::new(Opening {
+        key,
+        head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 1, received_at },
+        epoch: 0,
+    })
 }
 
 fn progress(attempts: u32, state: BatchState) -> BatchProgress {
@@ -127,7 +131,7 @@ async fn a_batch_that_has_ended_stays_as_it_ended(place: Place) {
 
 /// The same job, cut into batches of 50.
 fn split(job: &Opening) -> Arc<Opening> {
-    Arc::new(Opening { head: Head { batch_size: 50, batches: 25, ..job.head.clone() }, key: job.key.clone() })
+    Arc::new(Opening { head: Head { batch_size: 50, batches: 25, ..job.head.clone() }, key: job.key.clone(), epoch: job.epoch })
 }
 
 async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {

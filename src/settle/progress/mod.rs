@@ -14,9 +14,11 @@ mod pending;
 pub mod redis;
 pub mod sqlite;
 pub mod store;
+pub mod tenure;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::future::try_join_all;
 use tokio::time::timeout;
 
 use self::{
@@ -26,12 +28,14 @@ use self::{
     redis::{Certificates, RedisStore},
     sqlite::SqliteStore,
     store::{Answer, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
+    tenure::Tenure,
 };
 use super::result::JobResult;
 use crate::{
+    clock::Moment,
     config::{Config, State, StateStore, file},
     job::{Envelope, Job},
-    outcome::BatchProgress,
+    outcome::{BatchProgress, BatchState},
 };
 
 /// Of certificates and keys; chains have some kilobytes.
@@ -116,6 +120,7 @@ pub struct Entry(Arc<Place>);
 
 struct Place {
     inner: Arc<Inner>,
+    tenure: Arc<tenure::Shared>,
     opening: Arc<Opening>,
     claim: Arc<Claim>,
 }
@@ -131,25 +136,20 @@ impl Progress {
     /// not longer than `patience`.
     pub async fn open(
         &self,
-        app: &str,
+        tenure: &Tenure,
         envelope: &Envelope,
         job: &Job,
         fingerprint: String,
         patience: Duration,
     ) -> Result<Opened, StoreLost> {
-        let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
-        let Ok(claim) = timeout(patience, self.0.claims.claim(key.clone())).await else { return Ok(Opened::Busy) };
-        let head = Head {
-            content: fingerprint,
-            batch_size: job.batch_size(),
-            batches: job.batch_count(),
-            duplicates: job.duplicates(),
-            received_at: envelope.received_at,
-        };
-        let opening = Arc::new(Opening { key, head });
+        let epoch = tenure.epoch().await?;
+        let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, epoch));
+        let claiming = self.0.claims.claim(opening.key.clone());
+        let Ok(claim) = timeout(patience, claiming).await else { return Ok(Opened::Busy) };
         let Record { key, head, batches, result } = {
             let opening = opening.clone();
-            self.0.insist(move |store| store.open(opening.clone())).await?
+            let opened = self.0.insist(move |store| store.open(opening.clone())).await;
+            tenure.shared().heed(opened)?
         };
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
@@ -159,9 +159,33 @@ impl Progress {
             return Ok(Opened::Answered(Box::new(serde_json::from_str(&result).map_err(unreadable)?)));
         }
         let made = if head == opening.head { Made::Now } else { Made::Before };
-        let opening = Arc::new(Opening { key, head: head.clone() });
-        let entry = Entry(Arc::new(Place { inner: self.0.clone(), opening, claim: Arc::new(claim) }));
+        let opening = Arc::new(Opening { key, head: head.clone(), epoch });
+        let (inner, tenure) = (self.0.clone(), tenure.shared());
+        let entry = Entry(Arc::new(Place { inner, tenure, opening, claim: Arc::new(claim) }));
         Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
+    }
+
+    /// Makes a record of a job that came without an id and now has one: nobody else knows it.
+    pub async fn remember(
+        &self,
+        tenure: &Tenure,
+        envelope: &Envelope,
+        job: &Job,
+        fingerprint: String,
+        touched: &[(u32, BatchProgress)],
+    ) -> Result<(), StoreLost> {
+        let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
+        let claim = Arc::new(self.0.claims.claim(opening.key.clone()).await);
+        let entry = Entry(Arc::new(Place { inner: self.0.clone(), tenure: tenure.shared(), opening, claim }));
+        if touched.is_empty() {
+            return entry.note(0, &BatchProgress::default()).await;
+        }
+        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await.map(drop)
+    }
+
+    /// For one app of this process.
+    pub fn tenure(&self, app: &str) -> Tenure {
+        Tenure::new(app, self.0.clone())
     }
 
     pub fn health(&self) -> &Health {
@@ -178,56 +202,81 @@ impl Progress {
     }
 }
 
+fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch: i64) -> Opening {
+    let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
+    let head = Head {
+        content: fingerprint,
+        batch_size: job.batch_size(),
+        batches: job.batch_count(),
+        duplicates: job.duplicates(),
+        received_at: envelope.received_at,
+    };
+    Opening { key, head, epoch }
+}
+
 impl Entry {
-    /// Records how a batch stands.
+    /// Records how a batch stands. Fails if the record cannot be written; and an intent also if another replica has taken the
+    /// app's jobs over.
     pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
-        let Place { inner, opening, .. } = &*self.0;
-        let (opening, progress) = (opening.clone(), progress.clone());
-        inner.record(move |store| store.note(opening.clone(), batch, progress.clone())).await
+        let is_intent = progress.state == BatchState::Intended;
+        let (opening, progress) = (self.0.opening.clone(), progress.clone());
+        match self.record(move |store| store.note(opening.clone(), batch, progress.clone())).await {
+            // It is recorded all the same.
+            Err(error) if error.scope == Scope::Displaced && !is_intent => Ok(()),
+            noted => noted,
+        }
     }
 
     /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so with the entry returned.
     pub async fn split_again(&self, job: &Job, batches: &[(u32, BatchProgress)]) -> Result<Self, StoreLost> {
-        let Place { inner, opening, claim } = &*self.0;
-        let Opening { key, head } = (**opening).clone();
+        let Place { inner, tenure, opening, claim } = &*self.0;
+        let Opening { key, head, epoch } = (**opening).clone();
         let head = Head { batch_size: job.batch_size(), batches: job.batch_count(), ..head };
-        let opening = Arc::new(Opening { key, head });
+        let opening = Arc::new(Opening { key, head, epoch });
         let (recorded, batches) = (opening.clone(), batches.to_vec());
-        inner.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;
-        Ok(Self(Arc::new(Place { inner: inner.clone(), opening, claim: claim.clone() })))
+        self.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;
+        let (inner, tenure, claim) = (inner.clone(), tenure.clone(), claim.clone());
+        Ok(Self(Arc::new(Place { inner, tenure, opening, claim })))
     }
 
     /// Records the result, as JSON. From then on the job is answered from it.
     pub async fn complete(&self, result: &str) -> Result<(), StoreLost> {
-        let Place { inner, opening, .. } = &*self.0;
-        let (opening, result) = (opening.clone(), result.to_owned());
-        inner.record(move |store| store.complete(opening.clone(), result.clone())).await
+        let (opening, result) = (self.0.opening.clone(), result.to_owned());
+        match self.record(move |store| store.complete(opening.clone(), result.clone())).await {
+            // It is recorded all the same.
+            Err(error) if error.scope == Scope::Displaced => Ok(()),
+            completed => completed,
+        }
+    }
+
+    /// Has what the daemon knows recorded.
+    async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
+    where
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
+    {
+        let Place { inner, tenure, .. } = &*self.0;
+        let _unconfirmed = inner.pending.begin();
+        tenure.heed(inner.insist(operation).await)
     }
 }
 
 impl Inner {
-    /// Has the store do it, however long the store is away. Fails only over a record that cannot be read or written.
-    async fn insist<T, O>(&self, operation: O) -> Result<T, StoreLost>
+    /// Has the store do it, however long the store is away, and says when it was asked. Fails only over a record that cannot be
+    /// read or written, and over a newer epoch.
+    async fn insist<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
         T: Send + 'static,
     {
         loop {
             self.health.until_it_works().await;
+            let asked_at = Moment::now();
             match operation(&*self.store).await {
+                Ok(value) => return Ok((value, asked_at)),
                 Err(error) if error.scope == Scope::Store => self.health.failed(&error, attempt(operation.clone())),
-                answered => return answered,
+                Err(error) => return Err(error),
             }
         }
-    }
-
-    /// The same for what the daemon knows and the store does not yet.
-    async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
-    where
-        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
-    {
-        let _unconfirmed = self.pending.begin();
-        self.insist(operation).await
     }
 }
 

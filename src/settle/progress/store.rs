@@ -49,7 +49,30 @@ pub struct Record {
 pub struct Opening {
     pub key: Key,
     pub head: Head,
+    /// Which of the replicas that had the app's jobs, one after the other, writes.
+    pub epoch: i64,
 }
+
+/// Takes an app's jobs over from the replica that had them before.
+#[derive(Debug, Clone)]
+pub struct TakeOver {
+    pub app: String,
+    /// The epoch is not below the Unix milliseconds of this moment, so it is newer too than one that a store has lost.
+    pub at_least: Timestamp,
+    /// Whether to take nothing from a replica that has [confirmed](Store::confirm) its epoch lately.
+    pub leave_active: bool,
+}
+
+/// What came of a [`TakeOver`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The jobs are the asker's, until a newer epoch is taken.
+    Epoch(i64),
+    LeftToAnother,
+}
+
+/// For how long a replica counts as active after it has confirmed its epoch.
+pub const ACTIVE_FOR: Duration = Duration::from_secs(15);
 
 /// For how long records are kept after they were last written to.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +105,8 @@ pub enum Scope {
     Store,
     /// One record cannot be read; the others can.
     Record,
+    /// Another replica has taken the app's jobs over.
+    Displaced,
 }
 
 impl StoreLost {
@@ -92,11 +117,18 @@ impl StoreLost {
     pub fn of_record(operation: &'static str, reason: impl ToString) -> Self {
         Self { scope: Scope::Record, ..Self::new(operation, reason) }
     }
+
+    pub fn displaced(operation: &'static str) -> Self {
+        Self { scope: Scope::Displaced, ..Self::new(operation, "another replica has taken the app's jobs over") }
+    }
 }
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 
 /// Each operation ends in bounded time.
+///
+/// One whose opening has an older epoch than the app fails as displaced. What is known for certain is written all the same:
+/// what came of calls, and a job's result.
 pub trait Store: Send + Sync + 'static {
     /// Makes the record unless it is there, and says what is in it. One that nobody else needs may be made with the first note.
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
@@ -109,6 +141,10 @@ pub trait Store: Send + Sync + 'static {
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()>;
     /// The latest record of a job: the one with the most earlier deaths.
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>>;
+    /// Gives out the app's next epoch.
+    fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken>;
+    /// Says whether this is still the app's newest epoch, and remembers that its holder is active.
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()>;
     /// Whether it can be read and written now.
     fn probe(&self) -> Answer<'_, ()>;
     fn sharing(&self) -> Sharing;

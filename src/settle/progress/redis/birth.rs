@@ -6,7 +6,7 @@ use redis::Pipeline;
 use tracing::warn;
 use uuid::Uuid;
 
-const BORN: &str = "groupcast:born";
+pub const BORN: &str = "groupcast:born";
 
 /// The mark that was seen last.
 #[derive(Default)]
@@ -18,7 +18,7 @@ impl Birth {
     /// Asks for the mark, and makes it if it is missing. A write, even where it is there: it fails where writes do.
     /// Never the same mark twice, or the one made after a loss could not be told from the one before.
     pub fn ask(&self, pipe: &mut Pipeline) {
-        pipe.set_nx(BORN, Uuid::new_v4().to_string()).ignore().get(BORN);
+        pipe.set_nx(BORN, new_mark()).ignore().get(BORN);
     }
 
     /// Tells of a mark that is not the one seen before, once.
@@ -29,4 +29,8 @@ impl Birth {
         }
         *seen = Some(mark);
     }
+}
+
+pub fn new_mark() -> String {
+    Uuid::new_v4().to_string()
 }

@@ -4,6 +4,11 @@ use redis::{ErrorKind, RedisError};
 
 pub const TIMED_OUT: &str = "timed out; check the network, and whether the server is overloaded";
 
+/// Whether something else is where a record should be: the other keys are as good as ever.
+pub fn is_of_one_key(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|told| told.contains("WRONGTYPE"))
+}
+
 /// Redis's words, then the advice.
 pub fn reason(error: &RedisError) -> String {
     // A refused transaction has a list of refusals; the first is as good as all.
@@ -33,7 +38,7 @@ fn advice(error: &RedisError, text: &str) -> Option<&'static str> {
         "it cannot save its data; free space on its disk, or see its log"
     } else if has("LOADING") {
         "it is still loading its data; this passes"
-    } else if has("NOPERM") {
+    } else if has("NOPERM") || has("can't run this command") || has("ACL failure") {
         "let the user in state.url use all commands on the keys groupcast:*"
     } else if has("peer certificate") {
         "let this machine trust its certificate authority, or name its file in SSL_CERT_FILE"

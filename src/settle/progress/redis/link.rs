@@ -4,7 +4,7 @@
 //! has become a replica, or the refusal of a login. This one is made anew after any.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::{
     super::store::StoreLost,
     fault::{self, TIMED_OUT},
+    scripts::Script,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,7 +29,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Operations that wait for room on the connection; the next ones wait with their callers.
 const PIPELINE_BUFFER: usize = 512;
 
-type Connecting = Shared<BoxFuture<'static, RedisResult<MultiplexedConnection>>>;
+type Connecting = Shared<BoxFuture<'static, RedisResult<Connected>>>;
+
+/// A connection to a server that has our scripts.
+#[derive(Clone)]
+struct Connected {
+    connection: MultiplexedConnection,
+    /// What the server calls them, in the order of [`Script::ALL`].
+    names: Arc<Vec<String>>,
+}
 
 /// What TLS needs beside the authorities that this machine trusts, as PEM.
 #[derive(Default)]
@@ -66,10 +75,37 @@ impl Link {
 
     /// Sends the commands as one, and takes their answer apart.
     pub async fn run<T: FromRedisValue>(&self, operation: &'static str, pipe: &Pipeline) -> Result<T, StoreLost> {
+        self.ask(operation, async |mut connected| pipe.query_async(&mut connected.connection).await).await
+    }
+
+    /// Runs a script with these keys and arguments.
+    pub async fn run_script<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        script: Script,
+        keys: &[String],
+        arguments: &[&str],
+    ) -> Result<T, StoreLost> {
+        let run = async |mut connected: Connected| {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(&connected.names[script as usize]).arg(keys.len()).arg(keys).arg(arguments);
+            command.query_async(&mut connected.connection).await
+        };
+        self.ask(operation, run).await
+    }
+
+    async fn ask<T>(
+        &self,
+        operation: &'static str,
+        asking: impl AsyncFnOnce(Connected) -> RedisResult<T>,
+    ) -> Result<T, StoreLost> {
         let connecting = self.connecting();
-        let asked = async { pipe.query_async::<T>(&mut connecting.clone().await?).await };
+        let asked = async { asking(connecting.clone().await?).await };
         let reason = match timeout(CONNECT_TIMEOUT + ANSWER_TIMEOUT, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if fault::is_of_one_key(&error) => {
+                return Err(StoreLost::of_record(operation, fault::reason(&error)));
+            }
             Ok(Err(error)) => fault::reason(&error),
             Err(_) => TIMED_OUT.to_owned(),
         };
@@ -93,7 +129,7 @@ impl Link {
     }
 }
 
-async fn connect(client: Client) -> RedisResult<MultiplexedConnection> {
+async fn connect(client: Client) -> RedisResult<Connected> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(ANSWER_TIMEOUT))
@@ -101,5 +137,10 @@ async fn connect(client: Client) -> RedisResult<MultiplexedConnection> {
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     // A server that wants a password refuses any command until then; the library expects no refusal of a transaction's start.
     redis::cmd("PING").exec_async(&mut connection).await?;
-    Ok(connection)
+    let mut load = redis::pipe();
+    for script in Script::ALL {
+        load.cmd("SCRIPT").arg("LOAD").arg(script.source());
+    }
+    let names = Arc::new(load.query_async(&mut connection).await?);
+    Ok(Connected { connection, names })
 }

@@ -1,4 +1,4 @@
-//! Records in a Redis that replicas share: a hash for each, changed by transactions, so that no reader sees half of one.
+//! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader sees half of one.
 //!
 //! A batch that has ended is in a field that is never overwritten and goes before the field of one that has not, so writes
 //! of two processes may come in any order. A field names the size of the batches that it counts by; those of another size than
@@ -8,18 +8,18 @@ mod birth;
 mod fault;
 mod link;
 mod records;
+mod scripts;
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{FromRedisValue, Pipeline};
-
 pub use self::link::Certificates;
 use self::{
-    birth::Birth,
+    birth::{BORN, Birth},
     link::Link,
     records::{Fields, deaths_key, record_key},
+    scripts::Script,
 };
-use super::store::{Answer, Key, Opening, Record, Retention, Sharing, Store, StoreLost};
+use super::store::{ACTIVE_FOR, Answer, Key, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
 use crate::outcome::{BatchProgress, BatchState};
 
 pub struct RedisStore {
@@ -36,31 +36,42 @@ impl RedisStore {
         Ok(Self { link: Link::new(url, certificates)?, birth: Birth::default(), retention: Retention { under_way, ..retention } })
     }
 
-    /// A transaction that makes the record if it is missing, and keeps it.
-    fn change(&self, opening: &Opening, kept_for: Duration) -> Pipeline {
-        let key = record_key(&opening.key);
-        let mut pipe = redis::pipe();
-        pipe.atomic().hset_nx(&key, "head", head_json(opening)).ignore();
-        self.keep(&mut pipe, &opening.key, kept_for);
-        pipe
+    /// Runs a script that changes a record, and says whether the writer has been displaced.
+    async fn change(
+        &self,
+        operation: &'static str,
+        script: Script,
+        opening: &Opening,
+        kept_for: Duration,
+        arguments: &[&str],
+    ) -> Result<(), StoreLost> {
+        let (keys, common) = (keys_of(&opening.key), self.common_arguments(opening, kept_for));
+        let arguments: Vec<&str> = common.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        match self.link.run_script(operation, script, &keys, &arguments).await? {
+            DISPLACED => Err(StoreLost::displaced(operation)),
+            _ => Ok(()),
+        }
     }
 
-    fn keep(&self, pipe: &mut Pipeline, key: &Key, kept_for: Duration) {
-        pipe.pexpire(record_key(key), in_ms(kept_for)).ignore();
-        // Only of redriven jobs there can be more than one record.
-        if key.earlier_deaths > 0 {
-            let deaths = deaths_key(&key.app, &key.job_id);
-            pipe.sadd(&deaths, key.earlier_deaths).ignore();
-            pipe.pexpire(&deaths, in_ms(self.retention.under_way)).ignore();
-        }
+    /// The arguments that every script for a record has, in their order.
+    fn common_arguments(&self, opening: &Opening, kept_for: Duration) -> [String; 5] {
+        let Opening { key, epoch, .. } = opening;
+        let (deaths, deaths_kept_for) = (key.earlier_deaths.to_string(), in_ms(self.retention.under_way).to_string());
+        [epoch.to_string(), head_json(opening), in_ms(kept_for).to_string(), deaths, deaths_kept_for]
     }
 
     async fn open_record(&self, opening: &Opening) -> Result<Record, StoreLost> {
         const OPERATION: &str = "open a job's record";
-        let mut pipe = self.change(opening, self.retention.under_way);
-        self.birth.ask(&mut pipe);
-        pipe.hgetall(record_key(&opening.key));
-        let (born, fields): (String, Fields) = self.link.run(OPERATION, &pipe).await?;
+        let mut keys = keys_of(&opening.key).to_vec();
+        keys.push(BORN.to_owned());
+        let mut arguments = self.common_arguments(opening, self.retention.under_way).to_vec();
+        arguments.push(birth::new_mark());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let opened = self.link.run_script(OPERATION, Script::Open, &keys, &arguments).await?;
+        let (displaced, born, fields): (i64, String, Fields) = opened;
+        if displaced == DISPLACED {
+            return Err(StoreLost::displaced(OPERATION));
+        }
         self.birth.compare(born);
         let record = records::decode(&opening.key, &fields).map_err(|error| StoreLost::of_record(OPERATION, error))?;
         record.ok_or_else(|| self.link.lost(OPERATION, "it was evicted at once; raise maxmemory"))
@@ -84,10 +95,6 @@ impl RedisStore {
         }
         Ok(None)
     }
-
-    async fn write<T: FromRedisValue>(&self, operation: &'static str, pipe: Pipeline) -> Result<T, StoreLost> {
-        self.link.run(operation, &pipe).await
-    }
 }
 
 impl Store for RedisStore {
@@ -96,29 +103,68 @@ impl Store for RedisStore {
     }
 
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
-        let mut pipe = self.change(&opening, self.retention.under_way);
-        put_batch(&mut pipe, &opening, batch, &progress);
-        Box::pin(self.write("record how a batch stands", pipe))
+        Box::pin(async move {
+            let size = opening.head.batch_size;
+            let (touched, ended) = (records::touched(size, batch), records::ended(size, batch));
+            let stands = match progress.state {
+                BatchState::Open => "o",
+                BatchState::Intended => "i",
+                BatchState::Ended(_) => "e",
+            };
+            let (json, kept_for) = (progress_json(&progress), self.retention.under_way);
+            let arguments = [touched.as_str(), &ended, &json, stands];
+            self.change("record how a batch stands", Script::Note, &opening, kept_for, &arguments).await
+        })
     }
 
     fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
-        let mut pipe = self.change(&opening, self.retention.under_way);
-        pipe.hset(record_key(&opening.key), "head", head_json(&opening)).ignore();
-        batches.iter().for_each(|(batch, progress)| put_batch(&mut pipe, &opening, *batch, progress));
-        Box::pin(self.write("record that a job is split again", pipe))
+        Box::pin(async move {
+            let size = opening.head.batch_size;
+            let field = |batch: u32, progress: &BatchProgress| match progress.state {
+                BatchState::Open | BatchState::Intended => {
+                    [records::touched(size, batch), format!("{} {}", opening.epoch, progress_json(progress))]
+                }
+                BatchState::Ended(_) => [records::ended(size, batch), progress_json(progress)],
+            };
+            let fields: Vec<String> = batches.iter().flat_map(|(batch, progress)| field(*batch, progress)).collect();
+            let arguments: Vec<&str> = fields.iter().map(String::as_str).collect();
+            let kept_for = self.retention.under_way;
+            self.change("record that a job is split again", Script::SplitAgain, &opening, kept_for, &arguments).await
+        })
     }
 
     fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
-        let key = record_key(&opening.key);
-        let mut pipe = redis::pipe();
-        pipe.atomic().del(&key).ignore();
-        pipe.hset_multiple(&key, &[("head", head_json(&opening)), ("result", result)]).ignore();
-        self.keep(&mut pipe, &opening.key, self.retention.ended);
-        Box::pin(self.write("record a job's result", pipe))
+        Box::pin(async move {
+            let kept_for = self.retention.ended;
+            self.change("record a job's result", Script::Complete, &opening, kept_for, &[&result]).await
+        })
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
         Box::pin(self.find_latest(app, job_id))
+    }
+
+    fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
+        Box::pin(async move {
+            let TakeOver { app, at_least, leave_active } = take_over;
+            let keys = [records::epoch_key(&app), records::active_key(&app)];
+            let (at_least, active_for) = (at_least.as_millisecond().to_string(), in_ms(ACTIVE_FOR).to_string());
+            let arguments = [at_least.as_str(), &active_for, if leave_active { "1" } else { "0" }];
+            let taken = self.link.run_script("take an app's jobs over", Script::TakeOver, &keys, &arguments).await?;
+            Ok(if taken == 0 { Taken::LeftToAnother } else { Taken::Epoch(taken) })
+        })
+    }
+
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
+        const OPERATION: &str = "confirm that the app's jobs are here";
+        Box::pin(async move {
+            let keys = [records::epoch_key(&app), records::active_key(&app)];
+            let (epoch, active_for) = (epoch.to_string(), in_ms(ACTIVE_FOR).to_string());
+            match self.link.run_script(OPERATION, Script::Confirm, &keys, &[&epoch, &active_for]).await? {
+                DISPLACED => Err(StoreLost::displaced(OPERATION)),
+                _ => Ok(()),
+            }
+        })
     }
 
     fn probe(&self) -> Answer<'_, ()> {
@@ -136,14 +182,16 @@ impl Store for RedisStore {
     }
 }
 
-fn put_batch(pipe: &mut Pipeline, opening: &Opening, batch: u32, progress: &BatchProgress) {
-    let (key, size) = (record_key(&opening.key), opening.head.batch_size);
-    let json = serde_json::to_string(progress).expect("progress is always JSON");
-    let (touched, ended) = (records::touched(size, batch), records::ended(size, batch));
-    match progress.state {
-        BatchState::Open | BatchState::Intended => pipe.hset(&key, touched, json).ignore(),
-        BatchState::Ended(_) => pipe.hset_nx(&key, ended, json).ignore().hdel(&key, touched).ignore(),
-    };
+/// What a script says of a writer with an older epoch.
+const DISPLACED: i64 = 1;
+
+/// The keys that every script for a record has, in their order.
+fn keys_of(key: &Key) -> [String; 3] {
+    [records::epoch_key(&key.app), record_key(key), deaths_key(&key.app, &key.job_id)]
+}
+
+fn progress_json(progress: &BatchProgress) -> String {
+    serde_json::to_string(progress).expect("progress is always JSON")
 }
 
 fn head_json(opening: &Opening) -> String {

@@ -21,6 +21,16 @@ pub fn deaths_key(app: &str, job_id: &str) -> String {
     format!("groupcast:{app}:deaths:{job_id}")
 }
 
+/// The newest epoch of an app. No job's record has this name: its number of earlier deaths is one.
+pub fn epoch_key(app: &str) -> String {
+    format!("groupcast:{app}:epoch")
+}
+
+/// There while the holder of the newest epoch makes calls.
+pub fn active_key(app: &str) -> String {
+    format!("groupcast:{app}:active")
+}
+
 /// The field of a batch that has ended, in a job that is cut into batches of this size.
 pub fn ended(size: u32, batch: u32) -> String {
     format!("{ENDED}{size}:{batch}")
@@ -51,6 +61,8 @@ fn batches(fields: &Fields, size: u32) -> Result<Vec<(u32, BatchProgress)>, Stri
             let of_this_size = field.strip_prefix(&format!("{kind}{size}:"));
             let Some(batch) = of_this_size else { continue };
             let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
+            // That of a batch which has not ended begins with the epoch of its writer.
+            let json = json.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');
             let progress: BatchProgress = serde_json::from_str(json).map_err(|error| damaged(field, &error))?;
             batches.insert(batch, progress);
         }

@@ -25,9 +25,9 @@ use tracing::error;
 use self::{
     file::{Access, StateFile},
     stored::StoredRecord,
-    writer::{Batch, Command, Work, Writer},
+    writer::{Batch, Command, Done, Work, Writer},
 };
-use super::store::{Answer, Opening, Record, Retention, Sharing, Store, StoreLost};
+use super::store::{Answer, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
 use crate::outcome::{BatchProgress, BatchState};
 
 /// More wait in line with their callers.
@@ -62,7 +62,7 @@ impl SqliteStore {
         Self { commands, path }
     }
 
-    async fn ask(&self, operation: &'static str, work: Work) -> Result<Option<StoredRecord>, StoreLost> {
+    async fn ask(&self, operation: &'static str, work: Work) -> Result<Done, StoreLost> {
         let lost = |reason: &str| StoreLost::new(operation, format!("{}: {reason}", self.path.display()));
         let asked = async {
             let (answer, answered) = oneshot::channel();
@@ -71,7 +71,17 @@ impl SqliteStore {
             answered.await.map_err(|_| gone())?.map_err(|reason| lost(&reason))
         };
         let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}; check its disk"));
-        timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?
+        match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?? {
+            Done::Displaced => Err(StoreLost::displaced(operation)),
+            done => Ok(done),
+        }
+    }
+
+    async fn look(&self, operation: &'static str, work: Work) -> Result<Option<Record>, StoreLost> {
+        match self.ask(operation, work).await? {
+            Done::Found(stored) => stored.map(|stored| self.decode(operation, stored)).transpose(),
+            Done::Changed | Done::Taken(_) | Done::Displaced => Ok(None),
+        }
     }
 
     fn decode(&self, operation: &'static str, stored: StoredRecord) -> Result<Record, StoreLost> {
@@ -85,8 +95,8 @@ impl Store for SqliteStore {
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
         let operation = "open a job's record";
         Box::pin(async move {
-            let stored = self.ask(operation, Work::Open(opening)).await?;
-            self.decode(operation, stored.ok_or_else(|| StoreLost::new(operation, "there is none"))?)
+            let record = self.look(operation, Work::Open(opening)).await?;
+            record.ok_or_else(|| StoreLost::new(operation, "there is none"))
         })
     }
 
@@ -106,11 +116,21 @@ impl Store for SqliteStore {
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
-        let operation = "look a job up";
+        Box::pin(self.look("look a job up", Work::Find { app, job_id }))
+    }
+
+    fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
+        let operation = "take an app's jobs over";
         Box::pin(async move {
-            let stored = self.ask(operation, Work::Find { app, job_id }).await?;
-            stored.map(|stored| self.decode(operation, stored)).transpose()
+            match self.ask(operation, Work::TakeOver(take_over)).await? {
+                Done::Taken(taken) => Ok(taken),
+                Done::Changed | Done::Found(_) | Done::Displaced => Err(StoreLost::new(operation, "there is no answer")),
+            }
         })
+    }
+
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
+        Box::pin(async move { self.ask("confirm that the app's jobs are here", Work::Confirm { app, epoch }).await.map(drop) })
     }
 
     fn probe(&self) -> Answer<'_, ()> {

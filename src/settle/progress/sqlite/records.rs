@@ -7,10 +7,10 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::{
-    super::store::{Key, Opening, Retention},
+    super::store::{ACTIVE_FOR, Key, Opening, Retention, TakeOver, Taken},
     schema,
     stored::StoredRecord,
-    writer::{Batch, Work},
+    writer::{Batch, Done, Work},
 };
 use crate::outcome::BatchState;
 
@@ -39,15 +39,73 @@ impl<'a> Records<'a> {
         Self { connection, now, retention }
     }
 
-    pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Option<StoredRecord>> {
+    /// Of a process that has been displaced only what it knows for certain is written.
+    pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Done> {
         match work {
-            Work::Open(opening) => self.open(opening).map(Some),
-            Work::Note { opening, batch } => self.note(opening, batch).map(|()| None),
-            Work::SplitAgain { opening, batches } => self.split_again(opening, batches).map(|()| None),
-            Work::Complete { opening, result } => self.complete(opening, result).map(|()| None),
-            Work::Find { app, job_id } => self.find(app, job_id),
-            Work::Probe => schema::write_version(self.connection).map(|()| None),
+            Work::Open(opening) if self.is_displaced(opening)? => Ok(Done::Displaced),
+            Work::Open(opening) => self.open(opening).map(|record| Done::Found(Some(record))),
+            Work::Note { opening, batch } => {
+                self.fenced(opening, batch.state != BatchState::Intended, || self.note(opening, batch))
+            }
+            Work::SplitAgain { opening, batches } => self.fenced(opening, false, || self.split_again(opening, batches)),
+            Work::Complete { opening, result } => self.fenced(opening, true, || self.complete(opening, result)),
+            Work::Find { app, job_id } => self.find(app, job_id).map(Done::Found),
+            Work::TakeOver(take_over) => self.take_over(take_over).map(Done::Taken),
+            Work::Confirm { app, epoch } => self.confirm(app, *epoch),
+            Work::Probe => schema::write_version(self.connection).map(|()| Done::Changed),
         }
+    }
+
+    /// Writes unless the writer has been displaced; what is certain in any case.
+    fn fenced(
+        &self,
+        opening: &Opening,
+        is_certain: bool,
+        write: impl FnOnce() -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<Done> {
+        let is_displaced = self.is_displaced(opening)?;
+        if is_certain || !is_displaced {
+            write()?;
+        }
+        Ok(if is_displaced { Done::Displaced } else { Done::Changed })
+    }
+
+    fn is_displaced(&self, opening: &Opening) -> rusqlite::Result<bool> {
+        Ok(self.newest_epoch(&opening.key.app)? > opening.epoch)
+    }
+
+    fn newest_epoch(&self, app: &str) -> rusqlite::Result<i64> {
+        let newest = self.prepare("SELECT epoch FROM epochs WHERE app = ?1")?.query_row([app], |row| row.get(0)).optional()?;
+        Ok(newest.unwrap_or(0))
+    }
+
+    fn take_over(&self, take_over: &TakeOver) -> rusqlite::Result<Taken> {
+        let TakeOver { app, at_least, leave_active } = take_over;
+        let is_active = "SELECT 1 FROM epochs WHERE app = ?1 AND active_until > ?2";
+        if *leave_active && self.prepare(is_active)?.exists(params![app, self.now])? {
+            return Ok(Taken::LeftToAnother);
+        }
+        let epoch = at_least.as_millisecond().max(self.newest_epoch(app)? + 1);
+        self.hold(app, epoch)?;
+        Ok(Taken::Epoch(epoch))
+    }
+
+    fn confirm(&self, app: &str, epoch: i64) -> rusqlite::Result<Done> {
+        if self.newest_epoch(app)? > epoch {
+            return Ok(Done::Displaced);
+        }
+        self.hold(app, epoch)?;
+        Ok(Done::Changed)
+    }
+
+    fn hold(&self, app: &str, epoch: i64) -> rusqlite::Result<()> {
+        let active_until = self.in_future(ACTIVE_FOR);
+        self.prepare("INSERT OR REPLACE INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)")?.execute(params![
+            app,
+            epoch,
+            active_until
+        ])?;
+        Ok(())
     }
 
     /// The record of a job of one batch is made when there is something to say of the batch.
@@ -75,13 +133,24 @@ impl<'a> Records<'a> {
         let expires_at = self.in_future(self.retention.under_way);
         // Otherwise the batch or the job has ended meanwhile, or the job is cut in another way.
         self.prepare(
-            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, progress_ended)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, progress_ended, progress_epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (app, job_id, earlier_deaths) DO UPDATE
-             SET progress = excluded.progress, progress_ended = excluded.progress_ended
-             WHERE result IS NULL AND NOT progress_ended AND head ->> 'batch_size' = excluded.head ->> 'batch_size'",
+             SET progress = excluded.progress, progress_ended = excluded.progress_ended, progress_epoch = excluded.progress_epoch
+             WHERE result IS NULL AND NOT progress_ended
+                AND (excluded.progress_ended OR progress_epoch <= excluded.progress_epoch)
+                AND head ->> 'batch_size' = excluded.head ->> 'batch_size'",
         )?
-        .execute(params![app, job_id, earlier_deaths, head_of(opening), expires_at, batch.json, batch.has_ended()])?;
+        .execute(params![
+            app,
+            job_id,
+            earlier_deaths,
+            head_of(opening),
+            expires_at,
+            batch.json,
+            batch.has_ended(),
+            opening.epoch
+        ])?;
         Ok(())
     }
 
@@ -90,12 +159,23 @@ impl<'a> Records<'a> {
         let Batch { number, json, .. } = batch;
         let write = || {
             self.prepare(
-                "INSERT INTO batches (job, batch, progress, ended)
-                 SELECT id, ?4, ?5, ?6 FROM jobs
+                "INSERT INTO batches (job, batch, progress, ended, epoch)
+                 SELECT id, ?4, ?5, ?6, ?8 FROM jobs
                  WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND head ->> 'batch_size' = ?7
-                 ON CONFLICT (job, batch) DO UPDATE SET progress = excluded.progress, ended = excluded.ended WHERE NOT ended",
+                 ON CONFLICT (job, batch) DO UPDATE
+                 SET progress = excluded.progress, ended = excluded.ended, epoch = excluded.epoch
+                 WHERE NOT ended AND (excluded.ended OR epoch <= excluded.epoch)",
             )?
-            .execute(params![app, job_id, earlier_deaths, number, json, batch.has_ended(), opening.head.batch_size])
+            .execute(params![
+                app,
+                job_id,
+                earlier_deaths,
+                number,
+                json,
+                batch.has_ended(),
+                opening.head.batch_size,
+                opening.epoch
+            ])
         };
         // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the file is not the one that the job was opened in.
         if write()? == 0 && self.present(opening)?.is_none() {
@@ -115,9 +195,9 @@ impl<'a> Records<'a> {
         self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended = 0 WHERE id = ?1")?
             .execute(params![job.id, head_of(opening), expires_at])?;
         self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
-        let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended) VALUES (?1, ?2, ?3, ?4)")?;
+        let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended, epoch) VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for batch in batches {
-            insert.execute(params![job.id, batch.number, batch.json, batch.has_ended()])?;
+            insert.execute(params![job.id, batch.number, batch.json, batch.has_ended(), opening.epoch])?;
         }
         Ok(())
     }

@@ -4,9 +4,9 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::Failure;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
-const TABLES: &str = "
+const JOBS: &str = "
     CREATE TABLE jobs (
         id             INTEGER PRIMARY KEY,
         app            TEXT NOT NULL,
@@ -17,6 +17,7 @@ const TABLES: &str = "
         expires_at     INTEGER NOT NULL, -- Unix milliseconds
         progress       TEXT,             -- JSON, of a job's only batch; those of other jobs have rows of their own
         progress_ended INTEGER NOT NULL DEFAULT 0,
+        progress_epoch INTEGER NOT NULL DEFAULT 0,
         UNIQUE (app, job_id, earlier_deaths)
     ) STRICT;
     CREATE TABLE batches (
@@ -24,19 +25,34 @@ const TABLES: &str = "
         batch    INTEGER NOT NULL,
         progress TEXT NOT NULL,    -- JSON
         ended    INTEGER NOT NULL, -- whether it has: 0 or 1
+        epoch    INTEGER NOT NULL DEFAULT 0, -- of its writer
         PRIMARY KEY (job, batch)
     ) STRICT, WITHOUT ROWID;";
 
-/// What makes a file of the first form one of ours.
+/// Which of the processes that use the file has an app's jobs.
+const EPOCHS: &str = "
+    CREATE TABLE epochs (
+        app          TEXT PRIMARY KEY,
+        epoch        INTEGER NOT NULL,
+        active_until INTEGER NOT NULL -- Unix milliseconds
+    ) STRICT, WITHOUT ROWID;";
+
+/// What makes a file of the first form one of the second.
 const FROM_FIRST_FORM: &str = "
     DROP INDEX jobs_by_expiry;
     ALTER TABLE jobs ADD COLUMN progress TEXT;
     ALTER TABLE jobs ADD COLUMN progress_ended INTEGER NOT NULL DEFAULT 0;";
 
+/// What makes a file of the second form one of ours.
+const FROM_SECOND_FORM: &str = "
+    ALTER TABLE jobs ADD COLUMN progress_epoch INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE batches ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;";
+
 /// Whether the file has our tables, or may get them.
 #[derive(PartialEq, Eq)]
 enum Form {
     Ours,
+    Second,
     First,
     Empty,
 }
@@ -50,9 +66,14 @@ pub fn make(connection: &mut Connection) -> Result<(), Failure> {
     // Another process may have made them between the look and the lock.
     match form(&transaction)? {
         Form::Ours => return Ok(()),
-        Form::First => transaction.execute_batch(FROM_FIRST_FORM)?,
-        Form::Empty => transaction.execute_batch(TABLES)?,
+        Form::Second => transaction.execute_batch(FROM_SECOND_FORM)?,
+        Form::First => {
+            transaction.execute_batch(FROM_FIRST_FORM)?;
+            transaction.execute_batch(FROM_SECOND_FORM)?;
+        }
+        Form::Empty => transaction.execute_batch(JOBS)?,
     }
+    transaction.execute_batch(EPOCHS)?;
     write_version(&transaction)?;
     Ok(transaction.commit()?)
 }
@@ -61,7 +82,9 @@ pub fn make(connection: &mut Connection) -> Result<(), Failure> {
 pub fn check(connection: &Connection) -> Result<(), Failure> {
     match form(connection)? {
         Form::Ours => Ok(()),
-        Form::First => Err(Failure::NotOurs("was written by an older version; `groupcast run` brings it up to date".to_owned())),
+        Form::First | Form::Second => {
+            Err(Failure::NotOurs("was written by an older version; `groupcast run` brings it up to date".to_owned()))
+        }
         Form::Empty => Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned())),
     }
 }
@@ -76,6 +99,7 @@ fn form(connection: &Connection) -> Result<Form, Failure> {
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match version {
         VERSION => Ok(Form::Ours),
+        2 => Ok(Form::Second),
         1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),
         newer if newer > VERSION => Err(Failure::NotOurs(format!(

@@ -26,7 +26,11 @@ fn scratch() -> (TempDir, PathBuf) {
 fn opening(job_id: &str) -> Arc<Opening> {
     let key = Key { app: "chat".to_owned(), job_id: job_id.to_owned(), earlier_deaths: 0 };
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
-    Arc::new(Opening { key, head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 0, received_at } })
+    Arc::new(Opening {
+        key,
+        head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 0, received_at },
+        epoch: 0,
+    })
 }
 
 fn note(job_id: &str) -> Work {
@@ -38,7 +42,7 @@ fn writer(path: &Path, retention: Retention) -> Writer {
 }
 
 /// Has the writer carry these out as one group, on this thread.
-fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Option<StoredRecord>>, String> {
+fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
     let (commands, mut answers): (Vec<_>, Vec<_>) = works
         .into_iter()
         .map(|work| {
@@ -52,7 +56,8 @@ fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Option<StoredRecor
 
 fn batches(writer: &mut Writer, job_id: &str) -> usize {
     let found = group(writer, vec![Work::Open(opening(job_id))]).unwrap();
-    found[0].as_ref().unwrap().batches.len()
+    let Done::Found(Some(record)) = &found[0] else { panic!("a record is made") };
+    record.batches.len()
 }
 
 fn refusal(path: &Path) -> String {
@@ -137,7 +142,7 @@ fn a_database_of_something_else_or_of_a_newer_version_is_left_alone() {
     connection.execute_batch("CREATE TABLE customers (name TEXT)").unwrap();
     assert!(refusal(&path).contains("is the database of something else"));
     connection.pragma_update(None, "user_version", 99).unwrap();
-    assert!(refusal(&path).contains("its form is 99, ours 2"));
+    assert!(refusal(&path).contains("its form is 99, ours 3"));
     assert_eq!(count(&path, "sqlite_schema"), 1);
 }
 
@@ -226,8 +231,8 @@ fn expired_records_are_removed_in_portions() {
 }
 
 fn opening_of_one_batch(job_id: &str) -> Arc<Opening> {
-    let Opening { key, head } = (*opening(job_id)).clone();
-    Arc::new(Opening { key, head: Head { batches: 1, ..head } })
+    let Opening { key, head, epoch } = (*opening(job_id)).clone();
+    Arc::new(Opening { key, head: Head { batches: 1, ..head }, epoch })
 }
 
 fn ended(calls: u32) -> BatchProgress {
@@ -262,7 +267,8 @@ async fn a_job_of_one_batch_that_is_split_again_stands_as_its_new_batches_do() {
     let store = SqliteStore::new(path, LONG);
     let job = opening_of_one_batch("job");
     store.note(job.clone(), 0, BatchProgress { calls: 1, ..BatchProgress::default() }).await.unwrap();
-    let split = Arc::new(Opening { head: Head { batch_size: 50, batches: 10, ..job.head.clone() }, key: job.key.clone() });
+    let split =
+        Arc::new(Opening { head: Head { batch_size: 50, batches: 10, ..job.head.clone() }, key: job.key.clone(), epoch: 0 });
     store.split_again(split.clone(), vec![(3, ended(1))]).await.unwrap();
     store.note(job, 0, ended(1)).await.unwrap();
     assert_eq!(store.open(split).await.unwrap().batches, [(3, ended(1))]);

@@ -12,7 +12,7 @@ use tokio::sync::{
 use tracing::warn;
 
 use super::{
-    super::store::{Opening, Retention},
+    super::store::{Opening, Retention, TakeOver, Taken},
     fault::Failure,
     file::{Access, Durability, StateFile},
     records::Records,
@@ -33,8 +33,19 @@ const BUSY_REMOVAL_PAUSE_MS: i64 = 1_000;
 /// An operation, and who waits for it.
 pub struct Command {
     pub work: Work,
-    /// What `Open` and `Find` found; nothing for the others.
-    pub answer: oneshot::Sender<Result<Option<StoredRecord>, String>>,
+    pub answer: oneshot::Sender<Result<Done, String>>,
+}
+
+/// What an operation answers.
+#[derive(Debug)]
+pub enum Done {
+    Changed,
+    /// By `Open` and `Find`.
+    Found(Option<StoredRecord>),
+    /// By `TakeOver`.
+    Taken(Taken),
+    /// Another process has taken the app's jobs over.
+    Displaced,
 }
 
 pub enum Work {
@@ -43,6 +54,8 @@ pub enum Work {
     SplitAgain { opening: Arc<Opening>, batches: Vec<Batch> },
     Complete { opening: Arc<Opening>, result: String },
     Find { app: String, job_id: String },
+    TakeOver(TakeOver),
+    Confirm { app: String, epoch: i64 },
     Probe,
 }
 
@@ -99,9 +112,9 @@ impl Writer {
         // Whoever gave up has been told nothing, and asks again if it still matters.
         group.retain(|command| !command.answer.is_closed());
         match self.transact(&group) {
-            Ok(found) => {
-                for (command, found) in group.into_iter().zip(found) {
-                    let _ = command.answer.send(Ok(found));
+            Ok(done) => {
+                for (command, done) in group.into_iter().zip(done) {
+                    let _ = command.answer.send(Ok(done));
                 }
             }
             Err(failure) => {
@@ -114,7 +127,7 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, group: &[Command]) -> Result<Vec<Option<StoredRecord>>, Failure> {
+    fn transact(&mut self, group: &[Command]) -> Result<Vec<Done>, Failure> {
         let outlives_the_machine = group.iter().any(|command| command.work.outlives_the_machine());
         let durability = if outlives_the_machine { Durability::Machine } else { Durability::Process };
         let behavior = match self.file.access() {
@@ -123,9 +136,9 @@ impl Writer {
         };
         let transaction = self.file.connection(durability)?.transaction_with_behavior(behavior)?;
         let records = Records::new(&transaction, now(), self.retention);
-        let found = group.iter().map(|command| records.carry_out(&command.work)).collect::<Result<_, _>>()?;
+        let done = group.iter().map(|command| records.carry_out(&command.work)).collect::<Result<_, _>>()?;
         transaction.commit()?;
-        Ok(found)
+        Ok(done)
     }
 
     /// Removes some expired records when it is time, or when there are more and nothing else to do.
