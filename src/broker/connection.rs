@@ -4,7 +4,10 @@ use std::{
     io,
     net::Shutdown,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,7 +63,7 @@ impl Connector {
         for node in self.nodes.to_try() {
             match self.connect_to(node, role).await {
                 Ok((connection, socket)) => {
-                    node.connected(connection.status().clone());
+                    node.connected(connection.status().clone(), socket.is_cut.clone());
                     return Ok((connection, socket));
                 }
                 Err(reason) => {
@@ -103,15 +106,21 @@ impl Connector {
 /// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has been sent to it; shutting the
 /// socket down ends both without leaving a thread behind.
 #[derive(Clone)]
-pub struct Socket(Arc<Mutex<Option<socket2::Socket>>>);
+pub struct Socket {
+    open: Arc<Mutex<Option<socket2::Socket>>>,
+    /// By us, which is no fault of the node's.
+    is_cut: Arc<AtomicBool>,
+}
 
 impl Socket {
     fn of(stream: &TcpStream) -> io::Result<Self> {
-        Ok(Self(Arc::new(Mutex::new(Some(SockRef::from(stream).try_clone()?)))))
+        let open = Arc::new(Mutex::new(Some(SockRef::from(stream).try_clone()?)));
+        Ok(Self { open, is_cut: Arc::default() })
     }
 
     pub fn shut_down(&self) {
-        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        self.is_cut.store(true, Ordering::Relaxed);
+        if let Some(socket) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

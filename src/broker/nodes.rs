@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,10 +25,13 @@ pub struct Node {
     history: Mutex<History>,
 }
 
+/// Whether we have cut a connection ourselves.
+type IsCut = Arc<AtomicBool>;
+
 #[derive(Default)]
 struct History {
     /// Connections to it that were alive when last looked at.
-    connections: Vec<ConnectionStatus>,
+    connections: Vec<(ConnectionStatus, IsCut)>,
     failed_at: Option<Instant>,
 }
 
@@ -51,10 +54,10 @@ impl Nodes {
 
 impl Node {
     /// A connection to it stands. How that ends is looked at before the next one is made.
-    pub fn connected(&self, connection: ConnectionStatus) {
+    pub fn connected(&self, connection: ConnectionStatus, is_cut: IsCut) {
         let mut history = self.history();
         history.failed_at = None;
-        history.connections.push(connection);
+        history.connections.push((connection, is_cut));
     }
 
     /// It could not be reached, or did not answer.
@@ -64,11 +67,13 @@ impl Node {
 
     fn failed_at(&self, now: Instant) -> Option<Instant> {
         let mut history = self.history();
-        let broke = |connection: &ConnectionStatus| connection.errored() || connection.closing();
+        let broke = |(connection, is_cut): &(ConnectionStatus, IsCut)| {
+            (connection.errored() || connection.closing()) && !is_cut.load(Ordering::Relaxed)
+        };
         if history.connections.iter().any(broke) {
             history.failed_at = Some(now);
         }
-        history.connections.retain(ConnectionStatus::connected);
+        history.connections.retain(|(connection, _)| connection.connected());
         history.failed_at = history.failed_at.filter(|at| now.duration_since(*at) < REMEMBERED_FOR);
         history.failed_at
     }
@@ -92,17 +97,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nodes_take_turns_and_those_that_failed_come_last() {
         let (now, earlier) = (Instant::now() + Duration::from_secs(9), Instant::now());
-        let cases: [(&[Option<Instant>], usize, &[usize]); 6] = [
-            (&[], 3, &[]),
-            (&[None, None, None], 4, &[1, 2, 0]),
-            (&[Some(now), None, None], 0, &[1, 2, 0]),
-            (&[Some(now), None, None], 2, &[2, 1, 0]),
-            (&[Some(now), Some(earlier), None], 0, &[2, 1, 0]),
-            (&[Some(earlier), Some(now)], 1, &[0, 1]),
-        ];
-        for (failed_at, first, expected) in cases {
+        let assert_order = |failed_at: &[Option<Instant>], first: usize, expected: &[usize]| {
             assert_eq!(order(failed_at, first), expected, "{failed_at:?} from {first}");
-        }
+        };
+        assert_order(&[], 3, &[]);
+        assert_order(&[None, None, None], 4, &[1, 2, 0]);
+        assert_order(&[Some(now), None, None], 0, &[1, 2, 0]);
+        assert_order(&[Some(now), None, None], 2, &[2, 1, 0]);
+        assert_order(&[Some(now), Some(earlier), None], 0, &[2, 1, 0]);
+        assert_order(&[Some(earlier), Some(now)], 1, &[0, 1]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -116,7 +119,7 @@ mod tests {
         assert_eq!(firsts(&nodes), 2, "they take turns");
         nodes.nodes[0].failed();
         assert_eq!(firsts(&nodes), 1);
-        nodes.nodes[0].connected(ConnectionStatus::default());
+        nodes.nodes[0].connected(ConnectionStatus::default(), IsCut::default());
         assert_eq!(firsts(&nodes), 2);
         nodes.nodes[0].failed();
         tokio::time::advance(REMEMBERED_FOR).await;

@@ -11,9 +11,13 @@ pub mod metrics;
 pub mod spans;
 pub mod standard_error;
 
-use std::{backtrace::Backtrace, io::IsTerminal, panic};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::IsTerminal,
+    panic,
+};
 
-use tracing::{Level, error};
+use tracing::{Level, error, field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
@@ -52,7 +56,11 @@ pub fn start(log: &Log, spans: &spans::Exporter, standard_error: &StandardError)
         .try_init()
         .map_err(|error| error.to_string())?;
     // The standard library's own hook would write to standard error itself, and wait for its reader.
-    panic::set_hook(Box::new(|panicked| error!(backtrace = %Backtrace::capture(), "{panicked}")));
+    panic::set_hook(Box::new(|panicked| {
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| field::display(backtrace));
+        error!(backtrace, "{panicked}");
+    }));
     Ok(Filter(handle))
 }
 
