@@ -5,6 +5,7 @@ mod bad_input;
 mod broker_nodes;
 mod command_line;
 mod connections;
+mod consumer_timeout;
 mod dead_letters;
 mod delivery;
 mod documents;

@@ -3,7 +3,15 @@
 //! Any error, the end of the stream, or an await past its bound ends the subscription: its leases are lost, the work on
 //! them ends, and only then a new one begins. So no job is worked on twice in this process.
 
-use std::{fmt, fmt::Display, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    future::ready,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use lapin::BasicProperties;
@@ -69,6 +77,11 @@ pub trait Subscription: Send {
     fn confirm(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
     /// Looks whether jobs wait that are not delivered: a subscription can be dead without another sign of it.
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
+    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that is what ended it. The oldest one
+    /// that was not had been held for so long.
+    fn acknowledgement_timeout(&mut self, _oldest_held_for: Duration) -> impl Future<Output = Option<Duration>> + Send {
+        ready(None)
+    }
     /// Takes no more; a standby replica may begin.
     fn cancel(&self) -> impl Future<Output = ()> + Send;
     /// Takes no more, not even what is on its way. Everything unacknowledged goes back.
@@ -90,6 +103,8 @@ pub trait Work: Send + Sync + 'static {
     fn is_subscribed(&self);
     /// Carries one delivery to its acknowledgement.
     fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// The broker takes deliveries back that are not acknowledged within this time.
+    fn acknowledge_within(&self, _timeout: Duration) {}
     /// Leases no longer allow calls: let their jobs go.
     fn let_go(&self) -> impl Future<Output = ()> + Send;
 }
@@ -213,6 +228,8 @@ async fn hand_out<S: Subscription, W: Work>(
     let lost = CancellationToken::new();
     let convoy = Arc::new(Convoy::default());
     let mut tasks = JoinSet::new();
+    let mut delivered_at = BTreeMap::new();
+    let mut deliveries: u64 = 0;
     let mut bytes = 0;
     let mut standing_by = true;
     let mut until_stopped = pin!(stop.cancelled());
@@ -242,7 +259,11 @@ async fn hand_out<S: Subscription, W: Work>(
             () = &mut until_stopped => break Ended::Stopped,
             () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
             why = &mut until_paused => break Ended::Paused(why),
-            Some(done) = tasks.join_next() => bytes -= done.expect("it neither panics nor is aborted"),
+            Some(done) = tasks.join_next() => {
+                let (delivery, size) = done.expect("it neither panics nor is aborted");
+                delivered_at.remove(&delivery);
+                bytes -= size;
+            }
             delivery = subscription.next() => match delivery {
                 Ok(delivery) => {
                     look_at = Instant::now() + SILENCE;
@@ -256,9 +277,12 @@ async fn hand_out<S: Subscription, W: Work>(
                     let size = delivery.body.len() as u64;
                     bytes += size;
                     let carried = carry(work.clone(), delivery, lease, lost.clone());
+                    let number = deliveries;
+                    deliveries += 1;
+                    delivered_at.insert(number, Instant::now());
                     tasks.spawn(async move {
                         carried.await;
-                        size
+                        (number, size)
                     });
                 }
                 Err(error) => break Ended::Lost(error),
@@ -283,6 +307,11 @@ async fn hand_out<S: Subscription, W: Work>(
     work.let_go().await;
     if let Ended::Stopped | Ended::Paused(_) = ended {
         subscription.cancel().await;
+    }
+    if let (Ended::Lost(_), Some(oldest)) = (&ended, delivered_at.values().next())
+        && let Some(timeout) = subscription.acknowledgement_timeout(oldest.elapsed()).await
+    {
+        work.acknowledge_within(timeout);
     }
     if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
@@ -310,6 +339,6 @@ async fn carry<W: Work>(work: Arc<W>, delivery: Delivery, lease: Lease, lost: Ca
     }
 }
 
-async fn all_done(tasks: &mut JoinSet<u64>) {
+async fn all_done(tasks: &mut JoinSet<(u64, u64)>) {
     while tasks.join_next().await.is_some() {}
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use lapin::{
     Acker, Channel, Connection, Consumer,
     options::{
@@ -31,6 +31,9 @@ use crate::accept::{
 };
 
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A consumer that was cancelled sooner after a delivery was not cancelled for the time that took: the broker's documents
+/// advise against a timeout below a minute.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The queue, and how to subscribe to it.
 pub struct JobsQueue {
@@ -50,12 +53,21 @@ pub struct Consuming {
     socket: Socket,
     jobs: QueueConsumer,
     undeliverable: QueueConsumer,
+    end: Option<End>,
 }
 
 /// A consumer on a channel of its own.
 struct QueueConsumer {
     channel: Channel,
     consumer: Consumer,
+}
+
+/// How the broker ended a subscription, beside the loss of its connection.
+enum End {
+    /// It closed the channel, because a delivery was not acknowledged in this time.
+    TimedOut(Duration),
+    /// It cancelled the consumer and does not say why.
+    Cancelled,
 }
 
 impl Queue for JobsQueue {
@@ -69,7 +81,7 @@ impl Queue for JobsQueue {
         match self.subscribe_on(&connection, prefetch).await {
             Ok((jobs, undeliverable)) => {
                 let queue = queues::jobs(&self.app);
-                Ok(Consuming { queue, prefetch, connection, socket, jobs, undeliverable })
+                Ok(Consuming { queue, prefetch, connection, socket, jobs, undeliverable, end: None })
             }
             Err(error) => {
                 connection::close(&connection).await;
@@ -128,6 +140,26 @@ impl QueueConsumer {
     }
 }
 
+impl Consuming {
+    /// Whether the queue is there.
+    async fn exists(&self) -> bool {
+        look_at(&self.connection, &self.queue).await.is_ok()
+    }
+}
+
+/// What the broker says when it closes a channel over a delivery that was not acknowledged in time.
+fn acknowledgement_timeout(error: &lapin::Error) -> Option<Duration> {
+    let lapin::ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    timeout_in(error.get_message().as_str())
+}
+
+/// The broker has no other way to say it than its text, which is the same in all versions that close the channel: `delivery
+/// acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. …`
+fn timeout_in(text: &str) -> Option<Duration> {
+    let (_, told) = text.split_once("delivery acknowledgement on channel")?.1.split_once("Timeout value used: ")?;
+    told.split_once(" ms")?.0.parse().ok().map(Duration::from_millis)
+}
+
 impl Subscription for Consuming {
     async fn next(&mut self) -> Result<Delivery, BrokerLost> {
         let (source, next) = tokio::select! {
@@ -139,14 +171,31 @@ impl Subscription for Consuming {
                 let acknowledge = Arc::new(delivery.acker);
                 Ok(Delivery { source, body: delivery.data, properties: delivery.properties, acknowledge })
             }
-            Some(Err(error)) => Err(BrokerLost::new("consume", error)),
-            None => Err(BrokerLost::new("consume", "the broker ended the subscription")),
+            Some(Err(error)) => {
+                self.end = acknowledgement_timeout(&error).map(End::TimedOut);
+                Err(BrokerLost::new("consume", error))
+            }
+            None => {
+                self.end.get_or_insert(End::Cancelled);
+                Err(BrokerLost::new("consume", "the broker ended the subscription"))
+            }
         }
     }
 
     /// The channel answers only while it is open. The prefetch stays as it is.
     async fn confirm(&self) -> Result<(), BrokerLost> {
         bounded("confirm the subscription", self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default())).await
+    }
+
+    async fn acknowledgement_timeout(&mut self, oldest_held_for: Duration) -> Option<Duration> {
+        // An acknowledgement may have met the closed channel before the consumer was asked.
+        while self.end.is_none() && self.next().now_or_never().is_some_and(|next| next.is_ok()) {}
+        match self.end {
+            Some(End::TimedOut(timeout)) => Some(timeout),
+            // RabbitMQ from 4.3 cancels the consumer. So it does when the queue is deleted, and then nothing is to be learned.
+            Some(End::Cancelled) if oldest_held_for >= SHORTEST_TIMEOUT && self.exists().await => Some(oldest_held_for),
+            Some(End::Cancelled) | None => None,
+        }
     }
 
     async fn look_for_jobs(&self) -> Result<(), BrokerLost> {
@@ -209,5 +258,20 @@ async fn written(operation: &'static str, writing: impl Future<Output = lapin::R
         Ok(Ok(false)) => Err(BrokerLost::new(operation, "the channel is closed")),
         Ok(Err(error)) => Err(BrokerLost::new(operation, error)),
         Err(_) => Err(BrokerLost::new(operation, format!("not written within {ACK_TIMEOUT:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_in_which_to_acknowledge_is_read_from_the_brokers_words() {
+        let told = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 60000 ms. This timeout \
+                    value can be configured, see consumers doc guide to learn more";
+        assert_eq!(timeout_in(told), Some(Duration::from_secs(60)));
+        for other in ["PRECONDITION_FAILED - unknown delivery tag 80", "delivery acknowledgement on channel 1 timed out", ""] {
+            assert_eq!(timeout_in(other), None);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the rest of the crate has of an app's dispatcher: it starts one, hands it jobs, and sees how its calls fare.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -8,13 +8,15 @@ use tracing::error;
 
 use super::{Dispatch, Ending, HeldJob, Submission, Unfinished, condition::Condition};
 use crate::{
-    config::{Pause, Retry},
+    config::{App, Pause, Retry},
     pace::Pacer,
     send::{call::Api, retry::Supervision},
 };
 
 /// Jobs handed over and not yet taken up.
 const INBOX: usize = 64;
+/// A third of the time after which brokers commonly take deliveries back. A job that is split again is taken up twice.
+const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 /// Hands jobs to an app's dispatcher.
 #[derive(Clone)]
@@ -66,6 +68,21 @@ pub struct Tuning {
     pub max_in_flight: usize,
     pub retry: Retry,
     pub pause: Pause,
+    /// A job that is not done by then is parked, whatever it waits for.
+    pub held_at_most: Duration,
+}
+
+impl Tuning {
+    pub fn of(app: &App) -> Self {
+        let (retry, pause) = (app.retry.clone(), app.pause.clone());
+        Self { max_in_flight: app.max_in_flight, retry, pause, held_at_most: HELD_AT_MOST }
+    }
+
+    fn holding_at_most(mut self, held_at_most: Duration) -> Self {
+        self.held_at_most = self.held_at_most.min(held_at_most);
+        self.retry.hold = self.retry.hold.min(held_at_most);
+        self
+    }
 }
 
 impl Dispatcher {
@@ -94,7 +111,19 @@ impl Dispatcher {
 
     /// Holds for what is decided from now on; a changed pace is noticed too.
     pub fn tune(&self, tuning: Tuning) {
-        self.tuning.send_replace(tuning);
+        self.tuning.send_modify(|present| {
+            let held_at_most = present.held_at_most;
+            *present = tuning.holding_at_most(held_at_most);
+        });
+    }
+
+    /// Holds no job for longer from now on.
+    pub fn hold_at_most(&self, held_at_most: Duration) {
+        self.tuning.send_modify(|present| *present = present.clone().holding_at_most(held_at_most));
+    }
+
+    pub fn held_at_most(&self) -> Duration {
+        self.tuning.borrow().held_at_most
     }
 
     /// Lets go of the jobs whose lease no longer allows calls.
@@ -114,5 +143,37 @@ impl Dispatcher {
     /// How the app's calls fare, now and from now on.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, send::call::Caller};
+
+    #[tokio::test]
+    async fn a_shorter_hold_outlives_a_new_configuration() {
+        let app = |hold: &str| {
+            let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold = \"{hold}\"");
+            let file = crate::config::ConfigFile { path: "groupcast.toml".into(), text };
+            Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap()
+        };
+        let start = app("60s");
+        let pacer = Pacer::new(start.calls_per_second, start.burst, tokio::time::Instant::now());
+        let api = Arc::new(Caller::new(&start).unwrap());
+        let dispatcher = Dispatcher::start(Settings::attended("a", api, pacer), Tuning::of(&start));
+        let holds = || {
+            let tuning = dispatcher.tuning.borrow();
+            (tuning.retry.hold.as_secs(), tuning.held_at_most.as_secs())
+        };
+        assert_eq!(holds(), (60, 600));
+        dispatcher.hold_at_most(Duration::from_secs(20));
+        assert_eq!(holds(), (20, 20));
+        dispatcher.tune(Tuning::of(&app("5s")));
+        assert_eq!(holds(), (5, 20));
+        dispatcher.tune(Tuning::of(&app("60s")));
+        assert_eq!(holds(), (20, 20));
+        dispatcher.hold_at_most(Duration::from_secs(200));
+        assert_eq!(holds(), (20, 20));
     }
 }

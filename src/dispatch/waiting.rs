@@ -13,10 +13,6 @@ use crate::{
     send::{call::Api, retry::Supervision},
 };
 
-/// A job that is not done by then is parked, whatever it waits for: a third of the time after which brokers commonly take
-/// deliveries away. One that is split again is taken up twice.
-const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Later {
     /// The job may be sent from now on.
@@ -114,7 +110,7 @@ impl<A: Api> Dispatch<A> {
 
     /// In an outage nobody knows how long a job will have to wait.
     fn held_until(&self, job: &Sending) -> Instant {
-        let longest = job.taken_up + HELD_AT_MOST;
+        let longest = job.taken_up + self.tuning.borrow().held_at_most;
         self.standing
             .outage_since()
             .map_or(longest, |since| longest.min(since.max(job.taken_up) + self.tuning.borrow().retry.hold))

@@ -6,12 +6,12 @@ use lapin::BasicProperties;
 use tokio::{sync::watch, time::Instant};
 use tracing::Span;
 
-use super::{reading::read_body, tuning};
+use super::reading::read_body;
 use crate::{
     accept::{decode::Rules, envelope, lease::Lease},
     clock,
     config::App,
-    dispatch::{self, Advance, Dispatcher, Ending, Submission},
+    dispatch::{self, Advance, Dispatcher, Ending, Submission, Tuning},
     pace::Pacer,
     send::call::Caller,
     settle::result::JobResult,
@@ -33,7 +33,7 @@ pub async fn deliver_directly(
     };
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
     let settings = dispatch::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
-    let dispatcher = Dispatcher::start(settings, tuning(app));
+    let dispatcher = Dispatcher::start(settings, Tuning::of(app));
     let mut submission = Submission {
         job,
         envelope: Arc::new(envelope),

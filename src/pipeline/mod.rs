@@ -178,6 +178,19 @@ impl Work for Pipeline {
         Ok(lease.acknowledge().await?)
     }
 
+    fn acknowledge_within(&self, timeout: Duration) {
+        // A job may be held twice, if it is split again, and calls in flight have to end.
+        let held_at_most = timeout / 3;
+        if held_at_most < self.dispatcher.held_at_most() {
+            warn!(
+                app = self.app,
+                "the broker takes jobs back that are not acknowledged within {timeout:?} (consumer_timeout). From now on a job is held \
+                 for {held_at_most:?} at most, then parked. Raise consumer_timeout at the broker, or set retry.hold to a third of it"
+            );
+            self.dispatcher.hold_at_most(held_at_most);
+        }
+    }
+
     async fn let_go(&self) {
         self.tenure.end();
         self.dispatcher.let_go().await;
@@ -220,7 +233,7 @@ impl Pipeline {
             app: name.to_owned(),
             terms: RwLock::new(Arc::new(Terms::of(app, rules(app, max_job_bytes)))),
             park: app.retry.park.clone(),
-            dispatcher: Dispatcher::start(settings, tuning(app)),
+            dispatcher: Dispatcher::start(settings, Tuning::of(app)),
             pacer,
             publisher,
             progress,
@@ -244,11 +257,16 @@ impl Pipeline {
             *terms = Arc::new(Terms { request_timeout, ..Terms::of(app, rules) });
         }
         self.pacer.set_limits(app.calls_per_second, app.burst, Instant::now());
-        self.dispatcher.tune(tuning(app));
+        self.dispatcher.tune(Tuning::of(app));
     }
 
     fn terms(&self) -> Arc<Terms> {
         self.terms.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long a job may wait for another one with its id.
+    fn patience(&self) -> Duration {
+        self.terms().hold.min(self.dispatcher.held_at_most())
     }
 
     /// How the app's calls fare, now and from now on.
@@ -373,7 +391,7 @@ impl Pipeline {
     /// for; so the record is read again then.
     async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
         let terms = self.terms();
-        let open = || self.progress.open(&self.tenure, envelope, job, fingerprint.to_owned(), terms.hold);
+        let open = || self.progress.open(&self.tenure, envelope, job, fingerprint.to_owned(), self.patience());
         let opened = open().await?;
         let taken_over_at = *self.taken_over_at.lock().unwrap_or_else(PoisonError::into_inner);
         let others_are_done = taken_over_at + STOPPED_WITHIN + terms.request_timeout + RECORDED_WITHIN;
@@ -465,10 +483,6 @@ fn of_id(job: &Job, reason: &str) -> Rejection {
         group_id: Some(job.group_id.clone()),
         topic_id: job.topic_id.clone(),
     }
-}
-
-fn tuning(app: &App) -> Tuning {
-    Tuning { max_in_flight: app.max_in_flight, retry: app.retry.clone(), pause: app.pause.clone() }
 }
 
 impl Terms {
