@@ -10,7 +10,7 @@ use opentelemetry::{
     Context,
     trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider},
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::{Span, Subscriber, debug_span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -25,6 +25,9 @@ use crate::{
 
 /// Of all spans and of nothing else.
 pub const TARGET: &str = "groupcast::spans";
+/// For all addresses of the collector together; shared out among those of one family.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the last spans when the process ends.
 const LAST_EXPORT: Duration = Duration::from_secs(5);
 
@@ -37,7 +40,8 @@ impl Exporter {
         let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(Self(None)) };
         let failed = |error| format!("telemetry.otlp_endpoint: {error}");
         let traces = endpoint.join("/v1/traces").map_err(|error| failed(error.to_string()))?;
-        let exporter = SpanExporter::builder().with_http().with_endpoint(traces.as_str()).build();
+        let client = http_client().map_err(failed)?;
+        let exporter = SpanExporter::builder().with_http().with_http_client(client).with_endpoint(traces.as_str()).build();
         let exporter = exporter.map_err(|error| failed(error.to_string()))?;
         let resource = Resource::builder().with_service_name("groupcast").build();
         Ok(Self(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())))
@@ -55,6 +59,14 @@ impl Exporter {
             let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_EXPORT)).await;
         }
     }
+}
+
+/// Unlike the exporter's own client, this one leaves an address of the collector that does not answer for the next one in time.
+fn http_client() -> Result<reqwest::blocking::Client, String> {
+    let build = || reqwest::blocking::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT).build();
+    // A blocking client cannot be made on a thread of the runtime.
+    let built = std::thread::spawn(build).join().map_err(|_| "the HTTP client cannot be made".to_owned())?;
+    built.map_err(|error| error.to_string())
 }
 
 /// From the receipt of a job to its acknowledgement, or until it is parked or given back.
