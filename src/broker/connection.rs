@@ -30,8 +30,6 @@ use crate::config::{Broker, file};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Chains of certificates have some kilobytes.
-const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
 /// The broker's default is 60. Below 5, a busy broker looks dead.
 const HEARTBEAT_SECONDS: u16 = 10;
 
@@ -144,7 +142,7 @@ pub async fn close(connection: &Connection) {
 
 fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
     let read = |path: &Path| {
-        file::read(path, LARGEST_FILE_BYTES).map_err(|error| format!("broker: cannot read {}: {error}", path.display()))
+        file::read(path, file::LARGEST_BYTES).map_err(|error| format!("broker: cannot read {}: {error}", path.display()))
     };
     let cert_chain = match &broker.ca_file {
         Some(path) => {

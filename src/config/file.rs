@@ -16,12 +16,14 @@ use std::{
 
 /// Local files take microseconds, a slow network drive a second.
 pub const READ_WITHIN: Duration = Duration::from_secs(5);
+/// Of a configuration, or of a bundle of certificates.
+pub const LARGEST_BYTES: u64 = 16 * 1024 * 1024;
 /// Reads that have not ended, in the whole process. Each has a thread.
 const UNDER_WAY_AT_MOST: usize = 64;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// Reads a file of up to so many bytes, and no more of it. An error is told at the latest after [`READ_WITHIN`].
+/// Reads a file. One of more bytes is refused: a device or a log, named by mistake. Fails at the latest after [`READ_WITHIN`].
 pub fn read(path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
     read_within(READ_WITHIN, path, at_most)
 }
@@ -37,11 +39,14 @@ fn read_within(within: Duration, path: &Path, at_most: u64) -> io::Result<Vec<u8
     thread::Builder::new().name("read a file".into()).spawn(move || {
         let _under_way = under_way;
         let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(at_most).read_to_end(&mut bytes));
+        let read = File::open(&path).and_then(|file| file.take(at_most + 1).read_to_end(&mut bytes));
         // Nobody waits for it any more if it took too long.
         let _ = done.send(read.map(|_| bytes));
     })?;
     match read.recv_timeout(within) {
+        Ok(Ok(bytes)) if bytes.len() as u64 > at_most => {
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {at_most} bytes; check the path")))
+        }
         Ok(read) => read,
         Err(RecvTimeoutError::Timeout) => {
             Err(timed_out(&format!("not read within {within:?}; is it on a drive that does not answer, or a pipe?")))
@@ -84,6 +89,6 @@ mod tests {
         std::fs::write(&successor, "the key").unwrap();
         std::fs::rename(&successor, &path).unwrap();
         assert_eq!(read(&path, 10).unwrap(), b"the key");
-        assert_eq!(read(&path, 3).unwrap(), b"the");
+        assert_eq!(read(&path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -17,9 +17,6 @@ pub struct ConfigFile {
     pub text: String,
 }
 
-/// Whoever names a device or a log by mistake is told so.
-const LARGEST_FILE_BYTES: u64 = 16 * 1024 * 1024;
-
 /// A file that is asked for must exist; the default ones need not.
 pub(super) fn chosen(given: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     match given {
@@ -40,7 +37,7 @@ fn first_of(candidates: &[&Path]) -> Result<Option<ConfigFile>, ConfigError> {
 }
 
 fn read(path: &Path) -> io::Result<ConfigFile> {
-    let bytes = file::read(path, LARGEST_FILE_BYTES)?;
+    let bytes = file::read(path, file::LARGEST_BYTES)?;
     let text = String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
     Ok(ConfigFile { path: path.to_owned(), text })
 }

@@ -29,12 +29,12 @@ pub enum SecretFileError {
 
 /// Reads a secret, without the newline that editors and `echo` leave at its end. Blocks for a bounded time.
 pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
-    let read = file::read(path, LARGEST_FILE_BYTES + 1);
+    let read = file::read(path, LARGEST_FILE_BYTES);
     let path = path.to_owned();
     match read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
         Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(SecretFileError::Unanswered { path, source }),
+        Err(source) if source.kind() == io::ErrorKind::FileTooLarge => Err(SecretFileError::TooLarge { path }),
         Err(source) => Err(SecretFileError::Unreadable { path, source }),
-        Ok(text) if text.len() as u64 > LARGEST_FILE_BYTES => Err(SecretFileError::TooLarge { path }),
         Ok(text) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
         Ok(text) => {
             let line = text.strip_suffix('\n').unwrap_or(&text);

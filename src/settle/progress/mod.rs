@@ -38,9 +38,6 @@ use crate::{
     outcome::{BatchProgress, BatchState},
 };
 
-/// Of certificates and keys; chains have some kilobytes.
-const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
-
 /// The store that the configuration names.
 pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     let retention = retention_of(config);
@@ -60,7 +57,7 @@ pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
 
 fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
     let read = |path: &Option<PathBuf>| match path {
-        Some(path) => file::read(path, LARGEST_FILE_BYTES)
+        Some(path) => file::read(path, file::LARGEST_BYTES)
             .map(Some)
             .map_err(|error| StoreLost::new("read the certificates of state", format!("{}: {error}", path.display()))),
         None => Ok(None),
