@@ -8,11 +8,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable},
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
+    accept::envelope,
     amqp::{as_number, as_text},
     broker::{
         BrokerLost, Routing,
@@ -225,10 +226,12 @@ fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties
         headers = without(headers, DEADLINE_HEADER);
     }
     let redriven = kept_properties(properties).with_headers(headers).with_delivery_mode(2);
-    let id = noted("groupcast-job-id").and_then(as_text).and_then(|id| ShortString::try_new(id).ok());
-    match id {
-        Some(id) if redriven.message_id().is_none() => redriven.with_message_id(id),
-        Some(_) | None => redriven,
+    match noted("groupcast-job-id").and_then(as_text) {
+        // Another program may have written the header: a text that is no job id would have the job rejected.
+        Some(id) if redriven.message_id().is_none() && envelope::objection_to_job_id(&id).is_none() => {
+            redriven.with_message_id(id.as_str().into())
+        }
+        _ => redriven,
     }
 }
 
@@ -249,5 +252,26 @@ fn died_at_the_brokers(properties: &BasicProperties) -> Option<Timestamp> {
     match last.inner().get("time")? {
         AMQPValue::Timestamp(seconds) => Timestamp::from_second(i64::try_from(*seconds).ok()?).ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redriven_id(noted: &str) -> Option<String> {
+        let mut headers = FieldTable::default();
+        headers.insert("groupcast-job-id".into(), AMQPValue::LongString(noted.into()));
+        let redriven = redriven(&BasicProperties::default().with_headers(headers), Deadline::Kept);
+        redriven.message_id().as_ref().map(|id| id.as_str().to_owned())
+    }
+
+    #[test]
+    fn an_id_that_another_program_wrote_goes_along_only_if_a_job_can_have_it() {
+        assert_eq!(redriven_id("order-42").as_deref(), Some("order-42"));
+        assert_eq!(redriven_id(&"x".repeat(248)).map(|id| id.len()), Some(248));
+        for noted in ["x".repeat(249), "x".repeat(300), "é".repeat(200), " ".into(), "a\nb".into()] {
+            assert_eq!(redriven_id(&noted), None, "{noted:?}");
+        }
     }
 }

@@ -21,6 +21,18 @@ const MAX_PRIORITY: u8 = 9;
 /// A result's `message_id` is the job id with `.result` after it, and AMQP gives it 255 bytes.
 const MAX_JOB_ID_BYTES: usize = 255 - ".result".len();
 
+/// Why a text cannot be a job's id, if so.
+pub fn objection_to_job_id(id: &str) -> Option<String> {
+    if id.trim().is_empty() {
+        return Some("is blank; leave it out or give the job's id".into());
+    }
+    if id.chars().any(char::is_control) {
+        return Some("has a control character".into());
+    }
+    let bytes = id.len();
+    (bytes > MAX_JOB_ID_BYTES).then(|| format!("is {bytes} bytes long; at most {MAX_JOB_ID_BYTES} are allowed"))
+}
+
 /// The envelope of a message, and the first thing that is wrong with it.
 pub fn read(
     properties: &BasicProperties,
@@ -96,15 +108,8 @@ fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
 impl Envelope {
     fn read_job_id(&mut self, message_id: &Option<ShortString>) -> Result<(), Rejection> {
         let Some(id) = message_id else { return Ok(()) };
-        if id.as_str().trim().is_empty() {
-            return Err(rejection("message_id", "is blank; leave it out or give the job's id"));
-        }
-        if id.as_str().chars().any(char::is_control) {
-            return Err(rejection("message_id", "has a control character"));
-        }
-        if id.as_str().len() > MAX_JOB_ID_BYTES {
-            let reason = format!("is {} bytes long; at most {MAX_JOB_ID_BYTES} are allowed", id.as_str().len());
-            return Err(rejection("message_id", reason));
+        if let Some(objection) = objection_to_job_id(id.as_str()) {
+            return Err(rejection("message_id", objection));
         }
         self.job_id = id.as_str().to_owned();
         self.identity = Identity::Given;
@@ -231,8 +236,9 @@ fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
     }
 }
 
+/// A count that is too large for its type stays the largest: the daemon itself writes one more than it has read.
 fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
-    let count = integer(value).and_then(|count| u32::try_from(count).ok()).filter(|count| (1..u32::MAX).contains(count));
+    let count = integer(value).filter(|count| *count >= 1).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     count.ok_or_else(|| format!("must be an integer from 1: how often the job was {what}"))
 }
 

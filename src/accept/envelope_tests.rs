@@ -49,6 +49,17 @@ fn a_parked_job_tells_how_often_it_was() {
 }
 
 #[test]
+fn a_count_near_the_end_of_its_type_is_taken_as_the_daemon_would_write_the_next_one() {
+    for header in ["groupcast-parked", "groupcast-attempt"] {
+        for (count, read) in [(1, 1), (i64::from(u32::MAX) - 1, u32::MAX - 1), (1 << 32, u32::MAX), (i64::MAX, u32::MAX)] {
+            let (envelope, checked) = read_with(with_header(header, AMQPValue::LongLongInt(count)));
+            assert_eq!((checked, envelope.parkings.max(envelope.earlier_deaths)), (Ok(()), read), "{header} {count}");
+        }
+        assert_eq!(read_with(with_header(header, AMQPValue::LongLongInt(0))).1.unwrap_err().field, header);
+    }
+}
+
+#[test]
 fn a_reply_queue_is_the_producers_own_or_the_apps_results() {
     let reply_to = |queue: &str| read_with(BasicProperties::default().with_reply_to(queue.into())).0.reply_to;
     assert_eq!(reply_to("answers"), ReplyTo::Named("answers".into()));

@@ -16,6 +16,9 @@ const EXPECTED: &str = "must be \"amqp://<user>:<password>@<host>:5672/<vhost>\"
 /// What the client understands. Anything else would be ignored there.
 const PARAMETERS: [&str; 5] = ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
 
+/// AMQP has no longer names, and the client panics over one.
+const MAX_VHOST_BYTES: usize = 255;
+
 /// One node of the broker. `Display`, `Debug` and `Serialize` mask the password.
 #[derive(Clone)]
 pub struct BrokerUrl {
@@ -66,7 +69,10 @@ impl BrokerUrl {
         };
         check_rest(&url)?;
         // The client's own reading: numbers of the parameters, %-codes. Its words repeat the URL, so they are dropped.
-        text.parse::<AMQPUri>().map_err(|_| EXPECTED.to_owned())?;
+        let read = text.parse::<AMQPUri>().map_err(|_| EXPECTED.to_owned())?;
+        if read.vhost.len() > MAX_VHOST_BYTES {
+            return Err(format!("must have a vhost of {MAX_VHOST_BYTES} bytes at most"));
+        }
         if url.password().is_some() {
             url.set_password(Some(MASK)).map_err(|()| EXPECTED.to_owned())?;
         }

@@ -19,7 +19,7 @@ pub fn compose(app: &str, body: Vec<u8>, properties: &BasicProperties, envelope:
     let (not_before, deadline) = (until(envelope.not_before), until(envelope.deadline));
     let wait = wait(park, envelope.parkings, not_before, deadline);
     // Waiting for its time is no failure that the next wait should be longer for.
-    let parkings = envelope.parkings + u32::from(not_before.is_none());
+    let parkings = envelope.parkings.saturating_add(u32::from(not_before.is_none()));
     let mut headers = kept_headers(properties);
     if parkings > 0 {
         headers.insert(PARKED_HEADER.into(), AMQPValue::LongLongInt(i64::from(parkings)));
@@ -58,6 +58,7 @@ fn wait(park: &[Duration], parkings: u32, not_before: Option<Duration>, deadline
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{accept::envelope, config::Replies};
 
     const PARK: [Duration; 4] =
         [Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600), Duration::from_secs(1800)];
@@ -75,6 +76,21 @@ mod tests {
     fn a_job_whose_time_has_not_come_is_back_before_it() {
         assert_eq!([61, 130, 7200].map(|left| seconds(3, Some(left), None)), [30, 120, 1800]);
         assert_eq!(seconds(0, Some(7200), Some(700)), 600);
+    }
+
+    #[test]
+    fn what_is_written_of_a_job_that_was_parked_as_often_as_can_be_counted_is_read_again() {
+        let mut headers = lapin::types::FieldTable::default();
+        for header in [PARKED_HEADER, ATTEMPT_HEADER] {
+            headers.insert(header.into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
+        }
+        let properties = BasicProperties::default().with_headers(headers);
+        let read = |properties: &BasicProperties| {
+            envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH)
+        };
+        let parked = compose("a", Vec::new(), &properties, &read(&properties).0, &PARK);
+        let (envelope, checked) = read(&parked.properties);
+        assert_eq!((checked, envelope.parkings, envelope.earlier_deaths), (Ok(()), u32::MAX, u32::MAX));
     }
 
     #[test]
