@@ -34,6 +34,15 @@ pub enum Borders {
     Kept,
 }
 
+/// How recipients are cut into batches: in their order, each of so many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The most recipients of a batch.
+    pub batch_size: u32,
+    /// The size of the batches before the job was split again, if no batch may go beyond one of those.
+    pub within: Option<u32>,
+}
+
 /// Recipients without duplicates, in the order given, cut into batches.
 #[derive(Debug, Clone)]
 pub struct Recipients {
@@ -41,7 +50,7 @@ pub struct Recipients {
     pub(crate) json: Vec<u8>,
     /// Where each batch ends in `json`.
     pub(crate) batch_ends: Vec<u32>,
-    pub(crate) batch_size: u32,
+    pub(crate) cut: Cut,
     pub(crate) distinct: u32,
     pub(crate) duplicates: u32,
 }
@@ -63,15 +72,51 @@ impl Recipients {
     }
 
     fn len_of(&self, batch: u32) -> u32 {
-        (self.distinct - batch * self.batch_size).min(self.batch_size)
+        self.cut.start_of(batch + 1).min(self.distinct) - self.cut.start_of(batch)
     }
 
     /// Cuts the batches anew.
-    fn cut(&mut self, batch_size: u32) {
+    fn cut_anew(&mut self, cut: Cut) {
         let commas = commas_between_strings(&self.json);
-        let last_of_batch = commas.zip(1u32..).filter(|(_, count)| count.is_multiple_of(batch_size));
+        let last_of_batch = commas.zip(1u32..).filter(|(_, count)| cut.is_start(*count));
         self.batch_ends = last_of_batch.map(|(comma, _)| comma as u32).chain([self.json.len() as u32]).collect();
-        self.batch_size = batch_size;
+        self.cut = cut;
+    }
+}
+
+impl Cut {
+    /// Batches of this size one after the other.
+    pub fn even(batch_size: u32) -> Self {
+        Self { batch_size, within: None }
+    }
+
+    /// Each batch of `size` in parts of about the same size, as few as do not exceed `most`.
+    fn parts_of(size: u32, most: u32) -> Self {
+        let batch_size = size.div_ceil(size.div_ceil(most));
+        Self { batch_size, within: Some(size).filter(|size| !size.is_multiple_of(batch_size)) }
+    }
+
+    /// How many recipients come before a batch.
+    pub fn start_of(self, batch: u32) -> u32 {
+        match self.within {
+            None => batch.saturating_mul(self.batch_size),
+            Some(size) => {
+                let parts = size.div_ceil(self.batch_size);
+                (batch / parts).saturating_mul(size).saturating_add(batch % parts * self.batch_size)
+            }
+        }
+    }
+
+    fn is_start(self, recipient: u32) -> bool {
+        self.start_of(self.batch_of(recipient)) == recipient
+    }
+
+    /// Which batch has a recipient, who is counted from 0.
+    pub fn batch_of(self, recipient: u32) -> u32 {
+        match self.within {
+            None => recipient / self.batch_size,
+            Some(size) => recipient / size * size.div_ceil(self.batch_size) + recipient % size / self.batch_size,
+        }
     }
 }
 
@@ -113,10 +158,10 @@ impl Job {
         }
     }
 
-    pub fn batch_size(&self) -> u32 {
+    pub fn cut(&self) -> Cut {
         match &self.audience {
-            Audience::All => 1,
-            Audience::Members(recipients) => recipients.batch_size,
+            Audience::All => Cut::even(1),
+            Audience::Members(recipients) => recipients.cut,
         }
     }
 
@@ -128,24 +173,24 @@ impl Job {
     }
 
     /// Takes on the batches of an earlier run of the same job, and what was counted then.
-    pub fn resume(&mut self, batch_size: u32, duplicates: u32) {
+    pub fn resume(&mut self, cut: Cut, duplicates: u32) {
         if let Audience::Members(recipients) = &mut self.audience {
             recipients.duplicates = duplicates;
-            if recipients.batch_size != batch_size {
-                recipients.cut(batch_size);
+            if recipients.cut != cut {
+                recipients.cut_anew(cut);
             }
         }
     }
 
-    /// Cuts batches of [`SMALL_BATCH`] recipients, or of as many below it as the borders allow.
+    /// Cuts batches of [`SMALL_BATCH`] recipients at most. If the borders are kept, each batch is cut by itself.
     pub fn split_again(&mut self, borders: Borders) {
-        if let Audience::Members(recipients) = &mut self.audience {
-            let fits = |size: &u32| match borders {
-                Borders::Free => true,
-                Borders::Kept => recipients.batch_size.is_multiple_of(*size),
-            };
-            let batch_size = (1..=SMALL_BATCH.min(recipients.batch_size)).rev().find(fits);
-            recipients.cut(batch_size.expect("everything is a multiple of 1"));
+        if let Audience::Members(recipients) = &mut self.audience
+            && recipients.cut.batch_size > SMALL_BATCH
+        {
+            recipients.cut_anew(match borders {
+                Borders::Free => Cut::even(SMALL_BATCH),
+                Borders::Kept => Cut::parts_of(recipients.cut.batch_size, SMALL_BATCH),
+            });
         }
     }
 
@@ -329,7 +374,7 @@ mod tests {
             then in 1u32..9,
         ) {
             let mut resumed = job(&recipients, now);
-            resumed.resume(then, 7);
+            resumed.resume(Cut::even(then), 7);
             let earlier = job(&recipients, then);
             prop_assert_eq!(bodies(&resumed), bodies(&earlier));
             prop_assert_eq!(resumed.recipients_in(0), earlier.recipients_in(0));

@@ -5,7 +5,7 @@
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
 
-use crate::job::Recipients;
+use crate::job::{Cut, Recipients};
 
 /// Collects [`Recipients`].
 pub struct Splitter {
@@ -73,7 +73,7 @@ impl Splitter {
             self.batch_ends.push(self.json.len() as u32);
         }
         let Self { json, batch_ends, batch_size, distinct, duplicates, .. } = self;
-        Recipients { json, batch_ends, batch_size, distinct, duplicates }
+        Recipients { json, batch_ends, cut: Cut::even(batch_size), distinct, duplicates }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Submission;
 use crate::{
-    job::{Borders, Job},
+    job::{Borders, Cut, Job},
     outcome::BatchProgress,
 };
 
@@ -15,7 +15,7 @@ impl Submission {
     pub fn split_again(self, touched: &[(u32, BatchProgress)]) -> Self {
         let has_ended = |(_, progress): &(u32, BatchProgress)| progress.outcome().is_some();
         let borders = if touched.iter().any(has_ended) { Borders::Kept } else { Borders::Free };
-        let before = self.job.batch_size();
+        let before = self.job.cut();
         let mut job = Arc::unwrap_or_clone(self.job);
         job.split_again(borders);
         let batches = carry_over(touched, before, &job);
@@ -24,8 +24,8 @@ impl Submission {
 }
 
 /// How the batches of a job stand, from how they stood when they were of another, larger size.
-fn carry_over(touched: &[(u32, BatchProgress)], size_before: u32, job: &Job) -> Vec<(u32, BatchProgress)> {
-    let begin_of = |batch: u32| batch * size_before / job.batch_size();
+fn carry_over(touched: &[(u32, BatchProgress)], before: Cut, job: &Job) -> Vec<(u32, BatchProgress)> {
+    let begin_of = |batch: u32| job.cut().batch_of(before.start_of(batch));
     let parts_of = |(batch, progress): &(u32, BatchProgress)| {
         let first = begin_of(*batch);
         // Borders are kept once a batch has ended; those of one that has not may lie within a part.
@@ -119,7 +119,13 @@ mod tests {
             let touched: Vec<_> = stand.into_iter().filter(|(batch, _)| *batch < count).collect();
             let after = before.clone().split_again(&touched);
 
-            prop_assert!(after.job.batch_size() <= SMALL_BATCH);
+            prop_assert!((0..after.job.batch_count()).all(|batch| after.job.recipients_in(batch) <= Some(SMALL_BATCH)));
+            let fewest = before.job.batch_count() * batch_size.div_ceil(SMALL_BATCH);
+            prop_assert!(after.job.batch_count() <= fewest, "{} batches", after.job.batch_count());
+            let mut resumed = before.job.as_ref().clone();
+            resumed.resume(after.job.cut(), 0);
+            let bodies = |job: &Job| (0..job.batch_count()).map(|batch| job.request_body(batch)).collect::<Vec<_>>();
+            prop_assert_eq!(bodies(&resumed), bodies(&after.job));
             let all: Vec<u32> = (0..after.job.batch_count()).flat_map(|batch| recipients_in(&after.job, batch)).collect();
             prop_assert_eq!(all, (0..recipients).collect::<Vec<_>>());
             prop_assert_eq!(outcomes(&after.job, &after.batches), outcomes(&before.job, &touched));
@@ -131,12 +137,16 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_of_50_unless_one_that_has_ended_allows_only_fewer() {
-        let size = |batch_size: u32, state: BatchState| {
-            submission(900, batch_size).split_again(&[(0, progress(1, state))]).job.batch_size()
+    fn batches_are_of_50_and_of_hardly_fewer_where_one_that_has_ended_keeps_its_borders() {
+        let sizes = |batch_size: u32, state: BatchState| {
+            let job = submission(2 * batch_size, batch_size).split_again(&[(0, progress(1, state))]).job;
+            let sizes: Vec<u32> = (0..job.batch_count()).filter_map(|batch| job.recipients_in(batch)).collect();
+            (sizes.len(), *sizes.iter().min().unwrap(), *sizes.iter().max().unwrap())
         };
         let sent = || BatchState::Ended(BatchOutcome::Sent);
-        assert_eq!((size(500, BatchState::Open), size(120, BatchState::Open)), (50, 50));
-        assert_eq!((size(500, sent()), size(120, sent()), size(256, sent())), (50, 40, 32));
+        assert_eq!((sizes(500, BatchState::Open), sizes(120, BatchState::Open)), ((20, 50, 50), (5, 40, 50)));
+        assert_eq!((sizes(500, sent()), sizes(120, sent()), sizes(256, sent())), ((20, 50, 50), (6, 40, 40), (12, 41, 43)));
+        let primes = [499, 401, 101, 53].map(|prime| sizes(prime, sent()));
+        assert_eq!(primes, [(20, 49, 50), (18, 41, 45), (6, 33, 34), (4, 26, 27)]);
     }
 }

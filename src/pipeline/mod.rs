@@ -322,7 +322,7 @@ impl Pipeline {
                 // It may yet be rejected, with its original bytes.
                 Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties)),
                 Ok(Opened::Unfinished(earlier)) => {
-                    job.resume(earlier.head.batch_size, earlier.head.duplicates);
+                    job.resume(earlier.head.cut(), earlier.head.duplicates);
                     envelope.received_at = earlier.head.received_at;
                     (entry, batches) = (Some(earlier.entry), earlier.batches);
                 }
@@ -375,7 +375,7 @@ impl Pipeline {
                 app = self.app,
                 "the API does not take batches of up to {} recipients (code 10005); jobs go on in batches of {SMALL_BATCH} at most. \
                  Set batch_size = {SMALL_BATCH} for this app, or each start costs some refused calls again",
-                submission.job.batch_size(),
+                submission.job.cut().batch_size,
             );
         }
         let mut split = submission.split_again(touched);

@@ -85,9 +85,8 @@ mod tests {
             headers.insert(header.into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
         }
         let properties = BasicProperties::default().with_headers(headers);
-        let read = |properties: &BasicProperties| {
-            envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH)
-        };
+        let read =
+            |properties: &BasicProperties| envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
         let parked = compose("a", Vec::new(), &properties, &read(&properties).0, &PARK);
         let (envelope, checked) = read(&parked.properties);
         assert_eq!((checked, envelope.parkings, envelope.earlier_deaths), (Ok(()), u32::MAX, u32::MAX));

@@ -299,6 +299,7 @@ impl SimulatedApi {
         let head = Head {
             content: String::new(),
             batch_size: job.members.as_ref().map_or(1, |_| BATCH_SIZE as u32),
+            within: None,
             batches: batches.len() as u32,
             duplicates: 0,
             received_at: crate::clock::now(),

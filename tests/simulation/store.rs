@@ -90,7 +90,7 @@ impl Records {
 
     pub fn note(&mut self, opening: &Opening, batch: u32, progress: BatchProgress) {
         let stored = self.stored(opening);
-        if stored.head.batch_size != opening.head.batch_size {
+        if stored.head.cut() != opening.head.cut() {
             return;
         }
         let known = stored.batches.entry(batch).or_default();

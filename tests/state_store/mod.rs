@@ -75,7 +75,7 @@ fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
     Arc::new(Opening {
         key,
-        head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 1, received_at },
+        head: Head { content: "c0".to_owned(), batch_size: 500, within: None, batches: 3, duplicates: 1, received_at },
         epoch: 0,
     })
 }
@@ -174,6 +174,16 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
         store.note(job.clone(), batch, ended(1)).await.unwrap();
     }
     assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
+    // Of the same size, and cut at other borders.
+    let other = Opening { head: Head { within: Some(499), ..split(&job).head.clone() }, ..(*job).clone() };
+    let other = Arc::new(other);
+    store.note(other.clone(), 1, ended(1)).await.unwrap();
+    assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
+    store.split_again(other.clone(), vec![(2, progress(1, BatchState::Open))]).await.unwrap();
+    store.note(split(&job), 2, ended(1)).await.unwrap();
+    store.note(other.clone(), 3, ended(1)).await.unwrap();
+    assert_eq!(batches(&*store, &job).await, [(2, progress(1, BatchState::Open)), (3, ended(1))]);
+    assert_eq!(store.open(job).await.unwrap().head, other.head);
 }
 
 async fn a_late_split_takes_nothing_from_a_completed_job(place: Place) {

@@ -34,7 +34,7 @@ use super::result::JobResult;
 use crate::{
     clock::Moment,
     config::{Config, State, StateStore, file},
-    job::{Envelope, Job},
+    job::{Cut, Envelope, Job},
     outcome::{BatchProgress, BatchState},
 };
 
@@ -203,7 +203,8 @@ fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch
     let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
     let head = Head {
         content: fingerprint,
-        batch_size: job.batch_size(),
+        batch_size: job.cut().batch_size,
+        within: job.cut().within,
         batches: job.batch_count(),
         duplicates: job.duplicates(),
         received_at: envelope.received_at,
@@ -228,7 +229,8 @@ impl Entry {
     pub async fn split_again(&self, job: &Job, batches: &[(u32, BatchProgress)]) -> Result<Self, StoreLost> {
         let Place { inner, tenure, opening, claim } = &*self.0;
         let Opening { key, head, epoch } = (**opening).clone();
-        let head = Head { batch_size: job.batch_size(), batches: job.batch_count(), ..head };
+        let Cut { batch_size, within } = job.cut();
+        let head = Head { batch_size, within, batches: job.batch_count(), ..head };
         let opening = Arc::new(Opening { key, head, epoch });
         let (recorded, batches) = (opening.clone(), batches.to_vec());
         self.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;

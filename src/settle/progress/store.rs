@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::BatchProgress;
+use crate::{job::Cut, outcome::BatchProgress};
 
 /// Which record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,10 +27,19 @@ pub struct Head {
     /// SHA-256 of what is to be sent and to whom, in hexadecimal.
     pub content: String,
     pub batch_size: u32,
+    /// The size of the batches before the job was split again, where their borders are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<u32>,
     pub batches: u32,
     /// Recipients that were given more than once.
     pub duplicates: u32,
     pub received_at: Timestamp,
+}
+
+impl Head {
+    pub fn cut(&self) -> Cut {
+        Cut { batch_size: self.batch_size, within: self.within }
+    }
 }
 
 /// A record as it is stored.

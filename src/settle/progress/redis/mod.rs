@@ -1,8 +1,8 @@
 //! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader sees half of one.
 //!
 //! A batch that has ended is in a field that is never overwritten and goes before the field of one that has not, so writes
-//! of two processes may come in any order. A field names the size of the batches that it counts by; those of another size than
-//! the head's are of no account. The key `groupcast:born` is as old as the data: when it is gone, so are they.
+//! of two processes may come in any order. A field names how the job was cut that it counts by; those of another cut than the
+//! head's are of no account. The key `groupcast:born` is as old as the data: when it is gone, so are they.
 
 mod birth;
 mod fault;
@@ -104,8 +104,8 @@ impl Store for RedisStore {
 
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
         Box::pin(async move {
-            let size = opening.head.batch_size;
-            let (touched, ended) = (records::touched(size, batch), records::ended(size, batch));
+            let cut = opening.head.cut();
+            let (touched, ended) = (records::touched(cut, batch), records::ended(cut, batch));
             let stands = match progress.state {
                 BatchState::Open => "o",
                 BatchState::Intended => "i",
@@ -119,12 +119,12 @@ impl Store for RedisStore {
 
     fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
         Box::pin(async move {
-            let size = opening.head.batch_size;
+            let cut = opening.head.cut();
             let field = |batch: u32, progress: &BatchProgress| match progress.state {
                 BatchState::Open | BatchState::Intended => {
-                    [records::touched(size, batch), format!("{} {}", opening.epoch, progress_json(progress))]
+                    [records::touched(cut, batch), format!("{} {}", opening.epoch, progress_json(progress))]
                 }
-                BatchState::Ended(_) => [records::ended(size, batch), progress_json(progress)],
+                BatchState::Ended(_) => [records::ended(cut, batch), progress_json(progress)],
             };
             let fields: Vec<String> = batches.iter().flat_map(|(batch, progress)| field(*batch, progress)).collect();
             let arguments: Vec<&str> = fields.iter().map(String::as_str).collect();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::store::{Head, Key, Record};
-use crate::outcome::BatchProgress;
+use crate::{job::Cut, outcome::BatchProgress};
 
 pub type Fields = HashMap<String, String>;
 
@@ -31,14 +31,18 @@ pub fn active_key(app: &str) -> String {
     format!("groupcast:{app}:active")
 }
 
-/// The field of a batch that has ended, in a job that is cut into batches of this size.
-pub fn ended(size: u32, batch: u32) -> String {
-    format!("{ENDED}{size}:{batch}")
+/// The field of a batch that has ended, in a job that is cut so.
+pub fn ended(cut: Cut, batch: u32) -> String {
+    format!("{ENDED}{}:{batch}", name_of(cut))
 }
 
 /// The field of a batch that has not.
-pub fn touched(size: u32, batch: u32) -> String {
-    format!("{TOUCHED}{size}:{batch}")
+pub fn touched(cut: Cut, batch: u32) -> String {
+    format!("{TOUCHED}{}:{batch}", name_of(cut))
+}
+
+fn name_of(Cut { batch_size, within }: Cut) -> String {
+    within.map_or(batch_size.to_string(), |within| format!("{batch_size}/{within}"))
 }
 
 /// The record in a hash; none if it has no head.
@@ -49,17 +53,17 @@ pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
     let batches = match result {
         // What another process has written since is of no interest.
         Some(_) => Vec::new(),
-        None => batches(fields, head.batch_size)?,
+        None => batches(fields, head.cut())?,
     };
     Ok(Some(Record { key: key.clone(), head, batches, result }))
 }
 
-fn batches(fields: &Fields, size: u32) -> Result<Vec<(u32, BatchProgress)>, String> {
+fn batches(fields: &Fields, cut: Cut) -> Result<Vec<(u32, BatchProgress)>, String> {
     let mut batches = BTreeMap::new();
     for kind in [TOUCHED, ENDED] {
         for (field, json) in fields {
-            let of_this_size = field.strip_prefix(&format!("{kind}{size}:"));
-            let Some(batch) = of_this_size else { continue };
+            let of_this_cut = field.strip_prefix(&format!("{kind}{}:", name_of(cut)));
+            let Some(batch) = of_this_cut else { continue };
             let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
             // That of a batch which has not ended begins with the epoch of its writer.
             let json = json.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');

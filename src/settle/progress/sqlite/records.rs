@@ -139,7 +139,8 @@ impl<'a> Records<'a> {
              SET progress = excluded.progress, progress_ended = excluded.progress_ended, progress_epoch = excluded.progress_epoch
              WHERE result IS NULL AND NOT progress_ended
                 AND (excluded.progress_ended OR progress_epoch <= excluded.progress_epoch)
-                AND head ->> 'batch_size' = excluded.head ->> 'batch_size'",
+                AND head ->> 'batch_size' = excluded.head ->> 'batch_size'
+                AND head ->> 'within' IS excluded.head ->> 'within'",
         )?
         .execute(params![
             app,
@@ -157,11 +158,13 @@ impl<'a> Records<'a> {
     fn note_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let Batch { number, json, .. } = batch;
+        let cut = opening.head.cut();
         let write = || {
             self.prepare(
                 "INSERT INTO batches (job, batch, progress, ended, epoch)
                  SELECT id, ?4, ?5, ?6, ?8 FROM jobs
                  WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND head ->> 'batch_size' = ?7
+                        AND head ->> 'within' IS ?9
                  ON CONFLICT (job, batch) DO UPDATE
                  SET progress = excluded.progress, ended = excluded.ended, epoch = excluded.epoch
                  WHERE NOT ended AND (excluded.ended OR epoch <= excluded.epoch)",
@@ -173,8 +176,9 @@ impl<'a> Records<'a> {
                 number,
                 json,
                 batch.has_ended(),
-                opening.head.batch_size,
-                opening.epoch
+                cut.batch_size,
+                opening.epoch,
+                cut.within
             ])
         };
         // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the file is not the one that the job was opened in.

@@ -28,7 +28,7 @@ fn opening(job_id: &str) -> Arc<Opening> {
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
     Arc::new(Opening {
         key,
-        head: Head { content: "c0".to_owned(), batch_size: 500, batches: 3, duplicates: 0, received_at },
+        head: Head { content: "c0".to_owned(), batch_size: 500, within: None, batches: 3, duplicates: 0, received_at },
         epoch: 0,
     })
 }
