@@ -63,8 +63,12 @@ pub struct BatchProgress {
     pub calls: u32,
     /// Attempts that counted; answers that only said "slow down" do not.
     pub attempts: u32,
+    /// When the first attempt came back, or later by as much as the app was idle since: that is no time of failing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at: Option<Timestamp>,
+    /// Until when idle time is left out of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_attempt_at: Option<Timestamp>,
     pub state: BatchState,
 }
 

@@ -7,6 +7,7 @@
 mod call;
 pub mod condition;
 mod dispatcher;
+mod idle;
 mod probing;
 mod sending;
 mod split_again;
@@ -32,6 +33,7 @@ use self::{
     call::{Permission, call},
     condition::Condition,
     dispatcher::Command,
+    idle::IdleTimes,
     sending::{Course, Request, Sending},
     standing::{Allowed, Blame, Standing, Waits},
     waiting::{Later, instant_of, sooner},
@@ -41,7 +43,7 @@ pub use self::{
     submission::{Advance, Ending, HeldJob, Submission, Unfinished},
 };
 use crate::{
-    delay,
+    clock, delay,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchState},
     pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
@@ -57,6 +59,8 @@ use crate::{
 
 /// When calls may not start, how soon to look whether they may now.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// A group that alone meets a fault of the account has so many attempts, with the waits of parked jobs in between.
+const ATTEMPTS_OF_A_GROUP: u32 = 5;
 /// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
 /// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
 pub const RETURNED_AT_MOST: u32 = 10;
@@ -74,6 +78,7 @@ struct Dispatch<A> {
     calls_in_flight: usize,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     standing: Standing,
+    idle: IdleTimes,
     /// Batches that wait for the app to go on; most are let go before.
     withheld: Vec<(JobKey, u32)>,
     condition: Arc<watch::Sender<Condition>>,
@@ -119,6 +124,7 @@ impl<A: Api> Dispatch<A> {
         Self {
             standing: Standing::new(waits, settings.supervision, Instant::now()),
             condition,
+            idle: IdleTimes::new(),
             withheld: Vec::new(),
             settings,
             tuning,
@@ -173,7 +179,10 @@ impl<A: Api> Dispatch<A> {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Send(submission, done) => self.take_up(submission, done, Instant::now()),
-            Command::LetGo => self.let_go(),
+            Command::LetGo => {
+                self.idle.begin(clock::now());
+                self.let_go();
+            }
             Command::Tell(answer) => {
                 // Whoever asked may have left.
                 let _ = answer.send(self.jobs.values().map(Sending::held).collect());
@@ -187,6 +196,9 @@ impl<A: Api> Dispatch<A> {
         let not_before = submission.envelope.not_before.map(|at| instant_of(at, now)).filter(|at| *at > now);
         let job = Sending::new(submission, done, now);
         let may_call = job.submission.lease.allows_calls();
+        if may_call {
+            self.idle.end(clock::now());
+        }
         let begin = not_before.map(|at| sooner(at, job.deadline));
         self.jobs.insert(key, job);
         match begin {
@@ -209,6 +221,11 @@ impl<A: Api> Dispatch<A> {
             Allowed::ProbeAt(at) => return Some(at),
             Allowed::Nothing => return None,
         };
+        if let Some(until) = self.standing.waits_for_another_group()
+            && self.of_another_group().is_none()
+        {
+            return self.wait_for_another_group(until, now);
+        }
         while !self.queue.is_empty() && self.calls_in_flight < most_in_flight {
             if !(self.settings.may_start)() {
                 return Some(now + LOOK_AGAIN);
@@ -223,7 +240,7 @@ impl<A: Api> Dispatch<A> {
     }
 
     fn start_next(&mut self, slot: SendSlot, now: Instant) {
-        while let Some((key, batch)) = self.queue.take_next() {
+        while let Some((key, batch)) = self.choose() {
             let Some(job) = self.jobs.get_mut(&key) else { continue };
             if !job.submission.lease.allows_calls() {
                 self.let_go_of(key);
@@ -251,6 +268,30 @@ impl<A: Api> Dispatch<A> {
         slot.unused();
     }
 
+    fn choose(&mut self) -> Option<(JobKey, u32)> {
+        match self.of_another_group().filter(|_| self.standing.prefers_other_groups()) {
+            Some(key) => self.queue.take_of(key).map(|batch| (key, batch)),
+            None => self.queue.take_next(),
+        }
+    }
+
+    /// The job that came last of a group that was not refused: those before it may be one producer's mistake.
+    fn of_another_group(&self) -> Option<JobKey> {
+        let may_be_tried = |(key, job): &(&JobKey, &Sending)| {
+            job.is_sending() && self.queue.has(**key) && !self.standing.has_refused(&job.submission.job.group_id)
+        };
+        self.jobs.iter().rev().find(may_be_tried).map(|(key, _)| *key)
+    }
+
+    fn wait_for_another_group(&mut self, until: Instant, now: Instant) -> Option<Instant> {
+        if self.calls_in_flight > 0 || until > now {
+            return (until > now).then_some(until);
+        }
+        self.standing.no_other_group_came(now);
+        self.tell_condition(now);
+        Some(now)
+    }
+
     /// Decides what follows from a call, and records it.
     fn judge(&mut self, key: JobKey, batch: u32, started: Instant, answer: Result<Answer, StoreLost>, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
@@ -271,7 +312,7 @@ impl<A: Api> Dispatch<A> {
         let job = self.jobs.get_mut(&key).expect("the caller has seen it");
         let request = if matches!(answer, Answer::NotSent { .. }) { Request::NotSent } else { Request::Sent };
         let verdict = classify(answer).on_batch_of(job.submission.job.recipients_in(batch));
-        let attempts = job.count(batch, request, &verdict);
+        let attempts = job.count(batch, request, &verdict, &self.idle);
         let blame = self.standing.judge(&verdict, &job.submission.job.group_id, started, now);
         if let Verdict::Failed { class, fault } = &verdict {
             if *class == Class::RateLimited {
@@ -279,19 +320,26 @@ impl<A: Api> Dispatch<A> {
             }
             debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
         }
+        let group = &self.jobs[&key].submission.job.group_id;
+        let refused_for = self.standing.refused_since(group).map_or(Duration::ZERO, |since| now - since);
         let give_up_after = self.tuning.borrow().retry.give_up_after;
         let (state, then) = match blame {
             Blame::Batch => self.retry(key, verdict, attempts),
             // Whoever is to blame, the call may have had its effect.
             Blame::AppOrBatch if self.is_in_doubt(key, &verdict) => self.retry(key, verdict, attempts),
             Blame::AppOrBatch if attempts.since_first > give_up_after => self.retry(key, verdict, attempts),
+            // Probes pass and it is refused all the same: perhaps there is no other job whose call could tell whose fault it is.
+            Blame::AppOrBatch if refused_for > give_up_after => self.retry(key, verdict, attempts),
             Blame::OldUserSig => (BatchState::Open, Then::AgainAtOnce),
             Blame::UserSig => {
                 self.settings.api.renew_user_sig();
                 (BatchState::Open, Then::AgainAtOnce)
             }
             Blame::App => (BatchState::Open, Then::Withhold),
-            Blame::AppOrBatch => (BatchState::Open, Then::Park),
+            Blame::Group if attempts.count >= ATTEMPTS_OF_A_GROUP || attempts.since_first > give_up_after => {
+                self.retry(key, verdict, attempts)
+            }
+            Blame::AppOrBatch | Blame::Group => (BatchState::Open, Then::Park),
         };
         if let Some(job) = self.jobs.get_mut(&key) {
             job.set_state(batch, state);

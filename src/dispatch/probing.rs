@@ -93,6 +93,10 @@ impl<A: Api> Dispatch<A> {
             }
             (Condition::Paused(_) | Condition::Working, Condition::Working) => {
                 info!(app, "app goes on");
+                // A job that returns much later from a wait queue has waited for its own failure.
+                if !(self.settings.is_halted)() {
+                    self.idle.end(clock::now());
+                }
                 for (key, batch) in std::mem::take(&mut self.withheld) {
                     if self.jobs.get(&key).is_some_and(Sending::is_sending) {
                         self.queue.put_back(key, batch);

@@ -1,11 +1,12 @@
 //! A job while it is sent: how each batch stands, and what keeps the job from ending.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
-use super::{Advance, Ending, HeldJob, Submission, Unfinished, waiting::instant_of};
+use super::{Advance, Ending, HeldJob, Submission, Unfinished, idle::IdleTimes, waiting::instant_of};
 use crate::{
     clock,
     job::DeliveryPromise,
@@ -136,7 +137,7 @@ impl Sending {
     }
 
     /// Counts a call that came back, and says where its batch stands.
-    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict) -> Attempts {
+    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict, idle: &IdleTimes) -> Attempts {
         let (now, wall) = (Instant::now(), clock::now());
         let progress = &mut self.batches[batch as usize];
         let failing_since = *self.failing.entry(batch).or_insert(now);
@@ -145,21 +146,17 @@ impl Sending {
             Verdict::Failed { class: Class::RateLimited | Class::TooManyRecipients, .. } => {}
             Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
         }
+        let since_first = progress.failing_for(idle, wall);
+        // From now on it counts from a moment that leaves the idle time out.
+        progress.first_attempt_at = since_first.and_then(|since| wall.checked_sub(since).ok());
         match verdict {
-            Verdict::Failed { class: Class::Credential | Class::CredentialOrJob | Class::Account, .. } => {
-                progress.first_attempt_at = None;
-            }
             Verdict::Failed { class: Class::RateLimited, .. } => {}
             Verdict::Failed { .. } | Verdict::Sent => {
                 progress.first_attempt_at.get_or_insert(wall);
             }
         }
-        let since_first = progress.first_attempt_at.map(|first| wall.duration_since(first));
-        Attempts {
-            count: progress.attempts,
-            since_first: since_first.and_then(|since| since.try_into().ok()).unwrap_or_default(),
-            held: now - failing_since,
-        }
+        progress.last_attempt_at = progress.first_attempt_at.and(Some(wall));
+        Attempts { count: progress.attempts, since_first: since_first.unwrap_or_default(), held: now - failing_since }
     }
 
     /// A batch counts as ended from now on.
@@ -206,6 +203,15 @@ impl Sending {
     }
 }
 
+impl BatchProgress {
+    /// How long it has been failing, without the time in which the app was idle.
+    pub(super) fn failing_for(&self, idle: &IdleTimes, now: Timestamp) -> Option<Duration> {
+        let first = self.first_attempt_at?;
+        let since_first: Duration = now.duration_since(first).try_into().unwrap_or_default();
+        Some(since_first.saturating_sub(idle.since(self.last_attempt_at.unwrap_or(first), now)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -240,16 +246,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn faults_of_the_account_do_not_count_towards_giving_up() {
-        clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
-        let mut sending = sending();
-        let hours = |hours: u64| tokio::time::advance(std::time::Duration::from_secs(3600 * hours));
-        sending.count(0, Request::Sent, &failed(Class::Account));
-        hours(25).await;
-        let attempts = sending.count(0, Request::Sent, &failed(Class::Transient(Effect::None)));
-        assert!(attempts.since_first.is_zero());
-        hours(2).await;
-        let attempts = sending.count(0, Request::Sent, &failed(Class::Transient(Effect::None)));
-        assert_eq!((attempts.since_first.as_secs(), attempts.count), (7200, 3));
+    async fn the_time_of_a_pause_does_not_count_towards_giving_up_whatever_the_batch_was_answered() {
+        for class in [Class::Account, Class::Credential, Class::Transient(Effect::None)] {
+            clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
+            let mut idle = IdleTimes::new();
+            idle.end(clock::now());
+            let mut sending = sending();
+            let hours = |hours: u64| tokio::time::advance(Duration::from_secs(3600 * hours));
+            let transient = failed(Class::Transient(Effect::None));
+            sending.count(0, Request::Sent, &failed(class), &idle);
+            hours(1).await;
+            for _ in 0..2 {
+                idle.begin(clock::now());
+                hours(25).await;
+                assert_eq!(sending.batch(0).failing_for(&idle, clock::now()).unwrap().as_secs(), 3600, "{class:?}");
+                idle.end(clock::now());
+            }
+            let attempts = sending.count(0, Request::Sent, &transient, &idle);
+            assert_eq!((attempts.since_first.as_secs(), attempts.count), (3600, 2), "{class:?}");
+            hours(2).await;
+            let attempts = sending.count(0, Request::Sent, &transient, &idle);
+            assert_eq!((attempts.since_first.as_secs(), attempts.count), (3 * 3600, 3), "{class:?}");
+            // Another process, from the record: it knows nothing of the time before its first job.
+            let mut others = IdleTimes::new();
+            hours(30).await;
+            others.end(clock::now());
+            hours(1).await;
+            let record = sending.batch(0).clone();
+            assert_eq!(record.failing_for(&others, clock::now()).unwrap().as_secs(), 4 * 3600, "{class:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! verdicts and moments in, decisions out.
 //!
 //! ```text
-//!             fault of the account, or five groups in a row with the same doubtful refusal
+//!             fault of the account, or the same doubtful refusal of five groups in a row and of those tried after them
 //!   Working ─────────────────────────────────────────────────────────────────────────────> Paused
 //!      │ five transport failures in a row                                                     │
 //!      └──────────────────────────────────> Outage                                            │
@@ -13,8 +13,12 @@
 //! A probe is a call that notifies nobody, so no job's attempt is spent on finding out. Until a job's call has proven that
 //! calls are accepted (after a start, a minute without one, a new UserSig, a pause, an outage), calls go one at a time: a
 //! revoked key costs two calls and not as many as may be in flight.
+//!
+//! A job can be the only one that meets a fault of the account: something on the way refuses its group. After a pause, jobs of
+//! other groups go first. If one of them is accepted, a group that is refused again is refused for itself, and no pause follows.
+//! The same holds before a pause: five groups with the same doubtful refusal may be one producer's mistake, so others are tried.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
@@ -37,6 +41,14 @@ use crate::{
 const FAILURES_OF_AN_OUTAGE: u32 = 5;
 /// So many groups in a row that are refused alike are not to blame, each for itself.
 const GROUPS_OF_A_BREAK: usize = 5;
+/// Jobs of other groups that are tried, one after the other, before five groups pause the app. After each probe that passes,
+/// twice as many, or a run of bad jobs would cost a pause each.
+const TRIALS: u32 = 2;
+const MOST_TRIALS: u32 = 64;
+/// How long a job of another group is waited for.
+const TRIED_WITHIN: Duration = Duration::from_secs(1);
+/// Groups whose fault of the account is remembered.
+const REMEMBERED_GROUPS: usize = 200;
 /// An app whose last good answer is older than this may have lost its key since.
 const PROVEN_FOR: Duration = Duration::from_secs(60);
 /// A UserSig that is refused so soon after it was made anew is not refused for its age.
@@ -70,12 +82,48 @@ pub(super) struct Standing {
     proven_at: Option<Instant>,
     transport_failures: u32,
     /// Groups refused alike since the last good answer.
-    refused_alike: Option<(Fault, Vec<String>)>,
+    refused_alike: Option<RefusedAlike>,
+    /// Probes that passed, and no call was accepted since.
+    passes: u32,
+    /// What the probes get while calls are accepted, as far as it is a refusal that might be the app's.
+    usual_answer: Option<Cause>,
+    last_answer: Option<Cause>,
+    /// Groups that met a fault of the account, the last at the end.
+    refused_groups: VecDeque<RefusedGroup>,
     renewed_at: Option<Instant>,
     /// The fault that the app was paused for since a call was last proven good.
     paused_for: Option<Fault>,
     /// No probe before then: the vendor has asked for silence.
     quiet_until: Option<Instant>,
+}
+
+/// What an answer is known by: its code and its HTTP status.
+type Cause = (Option<i64>, Option<u16>);
+
+struct RefusedAlike {
+    class: Class,
+    fault: Fault,
+    groups: Vec<String>,
+    /// Once they are enough: since when others are tried, and how many more.
+    trial: Option<Trial>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    since: Instant,
+    left: u32,
+    /// Whether the app was paused before.
+    after_a_pause: bool,
+}
+
+struct RefusedGroup {
+    group: String,
+    cause: Cause,
+    /// When it was refused first and last.
+    since: Instant,
+    at: Instant,
+    /// Whether a call for another group that started later was accepted.
+    is_alone: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +161,8 @@ pub(super) enum Blame {
     App,
     /// The app, perhaps: this batch should not be the first to try then.
     AppOrBatch,
+    /// The group: it meets a fault of the account, and others do not.
+    Group,
 }
 
 impl Standing {
@@ -128,6 +178,10 @@ impl Standing {
             proven_at: None,
             transport_failures: 0,
             refused_alike: None,
+            passes: 0,
+            usual_answer: None,
+            last_answer: None,
+            refused_groups: VecDeque::new(),
             renewed_at: None,
             paused_for: None,
             quiet_until: None,
@@ -169,12 +223,12 @@ impl Standing {
     /// Judges a job's call that left at `started` for `group`.
     pub fn judge(&mut self, verdict: &Verdict, group: &str, started: Instant, now: Instant) -> Blame {
         let Verdict::Failed { class, fault } = verdict else {
-            self.prove(now);
+            self.prove(group, started, now);
             return Blame::Batch;
         };
         match class {
             Class::Job | Class::TooManyRecipients => {
-                self.prove(now);
+                self.prove(group, started, now);
                 Blame::Batch
             }
             Class::Transient(_) if fault.code.is_none() => {
@@ -185,12 +239,46 @@ impl Standing {
                 self.reach(now);
                 Blame::Batch
             }
-            Class::Credential => self.blame_user_sig(started, now).unwrap_or_else(|| self.pause(*class, fault, now)),
-            Class::CredentialOrJob => {
-                self.blame_user_sig(started, now).unwrap_or_else(|| self.blame_group(*class, fault, group, now))
+            Class::Credential if self.is_alone(group, fault) => self.blame_refused_group(*class, fault, group, now),
+            Class::Credential => {
+                self.blame_user_sig(started, now).unwrap_or_else(|| self.blame_refused_group(*class, fault, group, now))
             }
-            Class::JobOrConfiguration | Class::TransientOrJob => self.blame_group(*class, fault, group, now),
-            Class::Account => self.pause(*class, fault, now),
+            Class::CredentialOrJob => {
+                self.blame_user_sig(started, now).unwrap_or_else(|| self.blame_group(*class, fault, group, started, now))
+            }
+            Class::JobOrConfiguration | Class::TransientOrJob => self.blame_group(*class, fault, group, started, now),
+            Class::Account => self.blame_refused_group(*class, fault, group, now),
+        }
+    }
+
+    /// Whether a call for a group that was not refused should go first: until one is accepted, it is not known whose fault it is.
+    pub fn prefers_other_groups(&self) -> bool {
+        let trial = self.refused_alike.as_ref().is_some_and(|alike| alike.trial.is_some());
+        self.proven_at.is_none() && (trial || self.paused_for.is_some())
+    }
+
+    /// Whether a group was refused in a way that may be the app's fault.
+    pub fn has_refused(&self, group: &str) -> bool {
+        self.refused_alike.iter().flat_map(|alike| &alike.groups).any(|known| known == group)
+            || self.refused_groups.iter().any(|refused| refused.group == group)
+    }
+
+    /// Since when this group meets a fault of the account and has not been accepted.
+    pub fn refused_since(&self, group: &str) -> Option<Instant> {
+        self.refused_groups.iter().find(|refused| refused.group == group).map(|refused| refused.since)
+    }
+
+    /// Five groups were refused alike: until when to wait for a job of another one, which shows whether the app is to blame.
+    pub fn waits_for_another_group(&self) -> Option<Instant> {
+        let trial = self.refused_alike.as_ref()?.trial.filter(|trial| !trial.after_a_pause)?;
+        (self.condition == Condition::Working).then_some(trial.since + TRIED_WITHIN)
+    }
+
+    /// No such job has come.
+    pub fn no_other_group_came(&mut self, now: Instant) {
+        if let Some(RefusedAlike { class, fault, .. }) = &self.refused_alike {
+            let (class, fault) = (*class, fault.clone());
+            self.pause(class, &fault, now);
         }
     }
 
@@ -202,21 +290,25 @@ impl Standing {
     /// Judges a probe.
     pub fn judge_probe(&mut self, verdict: &Verdict, now: Instant) {
         let (class, fault) = match verdict {
-            Verdict::Sent => return self.resume(now),
+            Verdict::Sent => {
+                self.last_answer = Some((Some(0), None));
+                return self.pass(now);
+            }
             Verdict::Failed { class, fault } => (class, fault),
         };
+        self.last_answer = Some(fault.cause());
         let next = if let Probe::Outdated = self.probe { now } else { now + self.wait() };
         self.hear(fault, now);
         self.probe = Probe::At(self.not_in_silence(next));
         let is_paused = matches!(self.condition, Condition::Paused(_));
         match class {
-            Class::Job | Class::TooManyRecipients => self.resume(now),
+            Class::Job | Class::TooManyRecipients => self.pass(now),
             Class::Account | Class::Credential | Class::CredentialOrJob => {
                 self.pause(*class, fault, now);
             }
-            // The refusal that paused the app, or another one that only its jobs get.
-            Class::JobOrConfiguration | Class::TransientOrJob if is_paused && self.is_refused_alike(fault) => {}
-            Class::JobOrConfiguration | Class::TransientOrJob => self.resume(now),
+            // The refusal that paused the app, unless the probe's group, which does not exist, always gets it.
+            Class::JobOrConfiguration | Class::TransientOrJob if is_paused && self.says_something(fault) => {}
+            Class::JobOrConfiguration | Class::TransientOrJob => self.pass(now),
             Class::Transient(_) if fault.code.is_none() => {}
             // It is reached; whether the account is in order again is not said.
             Class::Transient(_) | Class::RateLimited if is_paused => {}
@@ -225,12 +317,36 @@ impl Standing {
     }
 
     /// A job's call was judged by what it says: the API is there and knows the app.
-    fn prove(&mut self, now: Instant) {
+    fn prove(&mut self, group: &str, started: Instant, now: Instant) {
         self.reach(now);
+        if self.proven_at.is_none() && self.passes > 0 {
+            self.usual_answer = self.last_answer;
+        }
         self.proven_at = Some(now);
         self.probes = 0;
+        self.passes = 0;
         self.refused_alike = None;
         self.paused_for = None;
+        self.refused_groups.retain(|refused| refused.group != group);
+        self.refused_groups.iter_mut().filter(|refused| refused.at <= started).for_each(|refused| refused.is_alone = true);
+    }
+
+    /// A probe was not refused for a fault of the app.
+    fn pass(&mut self, now: Instant) {
+        self.passes += u32::from(self.condition.is_paused());
+        self.resume(now);
+    }
+
+    fn trials(&self) -> u32 {
+        TRIALS.saturating_mul(1 << self.passes.min(8)).min(MOST_TRIALS)
+    }
+
+    /// Whether this answer to a probe says that the fault is still there.
+    fn says_something(&self, fault: &Fault) -> bool {
+        // What a probe gets while all is well is known once a call was accepted after one. Until then jobs are tried all the
+        // same, after every other probe.
+        let is_usual = self.usual_answer.map_or(!self.probes.is_multiple_of(2), |usual| usual == fault.cause());
+        self.is_refused_alike(fault) && !is_usual
     }
 
     /// The API has answered.
@@ -248,6 +364,10 @@ impl Standing {
             self.since = now;
             self.proven_at = None;
             self.transport_failures = FAILURES_OF_AN_OUTAGE - 1;
+            let left = self.trials();
+            if let Some(RefusedAlike { trial: Some(trial), .. }) = &mut self.refused_alike {
+                *trial = Trial { since: now, left, after_a_pause: true };
+            }
         }
     }
 
@@ -324,26 +444,74 @@ impl Standing {
         }
     }
 
-    fn blame_group(&mut self, class: Class, fault: &Fault, group: &str, now: Instant) -> Blame {
+    fn blame_group(&mut self, class: Class, fault: &Fault, group: &str, started: Instant, now: Instant) -> Blame {
         self.reach(now);
+        if self.supervision == Supervision::Attended {
+            return Blame::Batch;
+        }
         if !self.is_refused_alike(fault) {
             self.refused_alike = None;
         }
-        let (_, groups) = self.refused_alike.get_or_insert_with(|| (fault.clone(), Vec::new()));
-        if groups.iter().all(|known| known != group) {
-            groups.push(group.to_owned());
+        let left = self.trials();
+        let new = || RefusedAlike { class, fault: fault.clone(), groups: Vec::new(), trial: None };
+        let alike = self.refused_alike.get_or_insert_with(new);
+        if alike.groups.iter().all(|known| known != group) {
+            alike.groups.push(group.to_owned());
         }
-        if groups.len() < GROUPS_OF_A_BREAK {
+        if alike.groups.len() < GROUPS_OF_A_BREAK {
             return Blame::Batch;
         }
-        match self.pause(class, fault, now) {
-            Blame::App | Blame::AppOrBatch => Blame::AppOrBatch,
-            other => other,
+        match &mut alike.trial {
+            None => {
+                alike.trial = Some(Trial { since: now, left, after_a_pause: false });
+                self.proven_at = None;
+            }
+            // It left together with the five.
+            Some(trial) if started < trial.since => {}
+            Some(trial) if trial.left > 1 => trial.left -= 1,
+            Some(_) => {
+                self.pause(class, fault, now);
+            }
         }
+        Blame::AppOrBatch
     }
 
     fn is_refused_alike(&self, fault: &Fault) -> bool {
-        self.refused_alike.as_ref().is_some_and(|(known, _)| known.cause() == fault.cause())
+        self.refused_alike.as_ref().is_some_and(|alike| alike.fault.cause() == fault.cause())
+    }
+
+    /// A fault of the account pauses the app, unless only this group meets it.
+    fn blame_refused_group(&mut self, class: Class, fault: &Fault, group: &str, now: Instant) -> Blame {
+        if self.is_alone(group, fault) {
+            self.reach(now);
+            return Blame::Group;
+        }
+        let is_first = !self.refused_groups.iter().any(|refused| refused.group == group && refused.cause == fault.cause());
+        let is_of_groups = self.refused_groups.iter().any(|refused| refused.is_alone && refused.cause == fault.cause());
+        let blame = if is_of_groups && self.paused_for.is_none() && self.supervision == Supervision::Unattended {
+            // Other groups were refused so, each for itself. If the next call is too, the app pauses.
+            self.reach(now);
+            self.proven_at = None;
+            self.paused_for = Some(fault.clone());
+            Blame::AppOrBatch
+        } else {
+            self.pause(class, fault, now)
+        };
+        if self.supervision == Supervision::Unattended {
+            let since = self.refused_since(group).filter(|_| !is_first).unwrap_or(now);
+            self.refused_groups.retain(|refused| refused.group != group);
+            let refused = RefusedGroup { group: group.to_owned(), cause: fault.cause(), since, at: now, is_alone: false };
+            self.refused_groups.push_back(refused);
+            if self.refused_groups.len() > REMEMBERED_GROUPS {
+                self.refused_groups.pop_front();
+            }
+        }
+        blame
+    }
+
+    fn is_alone(&self, group: &str, fault: &Fault) -> bool {
+        let same = |refused: &RefusedGroup| refused.group == group && refused.cause == fault.cause();
+        self.refused_groups.iter().any(|refused| refused.is_alone && same(refused))
     }
 }
 

@@ -160,10 +160,140 @@ async fn five_groups_in_a_row_with_the_same_refusal_are_not_to_blame() {
         assert_eq!(judge(&mut standing, &refused, group), Blame::Batch, "another code does too");
     }
     assert_eq!(judge(&mut standing, &refused, "e"), Blame::AppOrBatch);
-    probe(&mut standing, &refused).await;
+    assert_eq!(allowed(&standing), Allowed::Calls { in_flight: 1 }, "others are tried before the app pauses");
+    assert!(standing.prefers_other_groups() && standing.has_refused("e") && !standing.has_refused("f"));
+    for group in ["f", "g"] {
+        assert_eq!(*standing.condition(), Condition::Working);
+        assert_eq!(judge(&mut standing, &refused, group), Blame::AppOrBatch);
+    }
     assert!(standing.condition().is_paused());
+}
+
+/// Five groups, and those tried after them.
+fn pause_over(standing: &mut Standing, refused: &Verdict) {
+    for group in 0..GROUPS_OF_A_BREAK as u32 + TRIALS {
+        judge(standing, refused, &group.to_string());
+    }
+    assert!(standing.condition().is_paused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_groups_are_one_producers_mistake_if_another_one_is_accepted_after_them() {
+    let mut standing = standing(Supervision::Unattended);
+    let refused = failed(Class::JobOrConfiguration, Some(10007));
+    for round in 0..8 {
+        for group in 0..5 {
+            judge(&mut standing, &refused, &format!("{round}-{group}"));
+        }
+        assert!(standing.waits_for_another_group().is_some());
+        judge(&mut standing, &Verdict::Sent, "good");
+        assert_eq!((standing.waits_for_another_group(), standing.condition()), (None, &Condition::Working));
+    }
+    let started = Instant::now();
+    tokio::time::advance(Duration::from_millis(1)).await;
+    for group in 0..5 {
+        judge(&mut standing, &refused, &group.to_string());
+    }
+    for group in 5..50 {
+        assert_eq!(standing.judge(&refused, &group.to_string(), started, Instant::now()), Blame::AppOrBatch);
+    }
+    assert_eq!(*standing.condition(), Condition::Working, "what left together with the five is no trial");
+}
+
+#[tokio::test(start_paused = true)]
+async fn if_no_other_group_comes_the_app_pauses_all_the_same() {
+    let mut standing = standing(Supervision::Unattended);
+    for group in ["a", "b", "c", "d", "e"] {
+        judge(&mut standing, &failed(Class::TransientOrJob, Some(60099)), group);
+    }
+    assert_eq!(standing.waits_for_another_group(), Some(Instant::now() + TRIED_WITHIN));
+    standing.no_other_group_came(Instant::now());
+    assert!(standing.condition().is_paused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_probe_that_passes_lets_twice_as_many_jobs_be_tried() {
+    let mut standing = standing(Supervision::Unattended);
+    let refused = failed(Class::JobOrConfiguration, Some(10007));
+    pause_over(&mut standing, &refused);
+    let mut tried = Vec::new();
+    for _ in 0..8 {
+        probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+        let trials = (1..).find(|number| {
+            judge(&mut standing, &refused, &format!("more-{number}"));
+            standing.condition().is_paused()
+        });
+        tried.push(trials.unwrap());
+    }
+    assert_eq!(tried, [4, 8, 16, 32, 64, 64, 64, 64]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_probe_gets_while_all_is_well_is_no_evidence() {
+    let mut standing = standing(Supervision::Unattended);
+    let refused = failed(Class::JobOrConfiguration, Some(10007));
+    pause_over(&mut standing, &refused);
+    probe(&mut standing, &refused).await;
+    assert_eq!(*standing.condition(), Condition::Working, "nobody knows yet what it gets: a job is tried");
+    for group in ["u", "v", "w", "x"] {
+        judge(&mut standing, &refused, group);
+    }
+    assert!(standing.condition().is_paused());
+    probe(&mut standing, &refused).await;
+    assert!(standing.condition().is_paused(), "and the next time not");
+    probe(&mut standing, &refused).await;
+    judge(&mut standing, &Verdict::Sent, "good");
+    for _ in 0..3 {
+        pause_over(&mut standing, &refused);
+        probe(&mut standing, &refused).await;
+        assert_eq!(*standing.condition(), Condition::Working, "it is known now");
+        judge(&mut standing, &Verdict::Sent, "good");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_gets_another_answer_than_usual_keeps_the_app_paused() {
+    let mut standing = standing(Supervision::Unattended);
+    let refused = failed(Class::JobOrConfiguration, Some(10007));
+    pause_over(&mut standing, &refused);
     probe(&mut standing, &failed(Class::Job, Some(10010))).await;
-    assert_eq!(judge(&mut standing, &refused, "f"), Blame::AppOrBatch, "after the pause the first one is enough");
+    judge(&mut standing, &Verdict::Sent, "good");
+    pause_over(&mut standing, &refused);
+    for _ in 0..4 {
+        probe(&mut standing, &refused).await;
+        assert!(standing.condition().is_paused());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_alone_meets_a_fault_of_the_account_pauses_the_app_once() {
+    for class in [Class::Account, Class::Credential] {
+        let mut standing = standing(Supervision::Unattended);
+        let filtered = Verdict::Failed { class, fault: Fault { code: None, http_status: Some(403), info: String::new() } };
+        judge(&mut standing, &Verdict::Sent, "good");
+        let early = Instant::now();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        if class == Class::Credential {
+            assert_eq!(judge(&mut standing, &filtered, "bad"), Blame::UserSig);
+        }
+        assert_eq!(judge(&mut standing, &filtered, "bad"), Blame::App);
+        standing.judge(&Verdict::Sent, "good", early, Instant::now());
+        probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+        assert_eq!(judge(&mut standing, &filtered, "bad"), Blame::App, "what left before it says nothing");
+        probe(&mut standing, &failed(Class::Job, Some(10010))).await;
+        judge(&mut standing, &Verdict::Sent, "good");
+        for _ in 0..9 {
+            tokio::time::advance(Duration::from_secs(100)).await;
+            assert_eq!(judge(&mut standing, &filtered, "bad"), Blame::Group);
+            assert_eq!(*standing.condition(), Condition::Working);
+        }
+        if class == Class::Account {
+            assert_eq!(judge(&mut standing, &filtered, "worse"), Blame::AppOrBatch, "another group may be alone too");
+            assert_eq!(*standing.condition(), Condition::Working);
+            assert_eq!(judge(&mut standing, &filtered, "good"), Blame::AppOrBatch);
+            assert!(standing.condition().is_paused(), "but not the next one");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,7 +308,6 @@ async fn an_undocumented_refusal_is_the_groups_until_five_have_it() {
             assert_eq!(judge(&mut standing, &undocumented, group), Blame::Batch);
         }
         assert_eq!(judge(&mut standing, &undocumented, "e"), Blame::AppOrBatch);
-        probe(&mut standing, &failed(Class::Job, Some(10010))).await;
         judge(&mut standing, &Verdict::Sent, "a");
     }
 }

@@ -37,8 +37,7 @@ impl<A: Api> Dispatch<A> {
     /// In an outage no call comes back whose failure would end a batch that has been tried for long enough.
     fn may_be_tried_for(&self, job: &Sending, batch: u32) -> Option<Duration> {
         self.standing.outage_since()?;
-        let first_attempt_at = job.batch(batch).first_attempt_at?;
-        let since_first = clock::now().duration_since(first_attempt_at).try_into().unwrap_or_default();
+        let since_first = job.batch(batch).failing_for(&self.idle, clock::now())?;
         Some(self.tuning.borrow().retry.give_up_after.saturating_sub(since_first))
     }
 

@@ -74,6 +74,25 @@ impl FairQueue {
         None
     }
 
+    /// Takes the next batch of this job, whose turn it may not be.
+    pub fn take_of(&mut self, key: JobKey) -> Option<u32> {
+        let job = self.jobs.get_mut(&key)?;
+        let batch = job.batches.pop_front()?;
+        let lane = &mut self.lanes[job.priority as usize];
+        lane.newcomers.retain(|other| *other != key);
+        lane.begun.retain(|other| *other != key);
+        match job.batches.is_empty() {
+            true => self.ready -= 1,
+            false => lane.begun.push_back(key),
+        }
+        Some(batch)
+    }
+
+    /// Whether a batch of this job is ready.
+    pub fn has(&self, key: JobKey) -> bool {
+        self.jobs.get(&key).is_some_and(|job| !job.batches.is_empty())
+    }
+
     pub fn remove(&mut self, key: JobKey) {
         if self.jobs.remove(&key).is_some_and(|job| !job.batches.is_empty()) {
             self.ready -= 1;

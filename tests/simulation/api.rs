@@ -44,6 +44,8 @@ pub struct Facts {
     pub calls: u32,
     pub accepted: u32,
     pub refused: bool,
+    /// How often it met a fault of the account.
+    pub account_refusals: u32,
     /// A call had an outcome that the daemon could not know.
     pub in_doubt: bool,
     written_at: Option<Instant>,
@@ -105,6 +107,7 @@ impl crate::send::call::Api for SimulatedApi {
         let outcome = match episode {
             Some(EpisodeKind::Unreachable) => Outcome::LostUnheard,
             Some(EpisodeKind::Refused(code)) => Outcome::RefusedAll(code),
+            None if self.world.scenario().filtered.as_ref() == Some(&request.group) => Outcome::Account,
             None => self.outcome(),
         };
         if request.group.starts_with("groupcast-probe") {
@@ -169,7 +172,7 @@ impl SimulatedApi {
         };
         let members = request.members.clone().unwrap_or_default();
         self.world.note(format_args!("replica {} calls for {} {members:?}", self.life.replica, request.group));
-        self.check_batch(planned, request, &members);
+        self.check_batch(planned, &numbers, request, &members);
         self.check_time(planned);
         self.check_pace();
         self.check_unrecorded();
@@ -185,6 +188,7 @@ impl SimulatedApi {
         facts.in_doubt |= in_doubt;
         // Four groups may be taken for guilty before the fifth shows that they are not.
         facts.refused |= matches!(outcome, Outcome::Refused | Outcome::RefusedAll(10_007 | 60_099));
+        facts.account_refusals += u32::from(matches!(outcome, Outcome::Account | Outcome::RefusedAll(60_020 | 70_009 | 70_050)));
         facts.written_at = Some(Instant::now());
         if accepted || in_doubt {
             facts.doubtful_since = facts.written_at;
@@ -212,7 +216,7 @@ impl SimulatedApi {
     }
 
     /// A batch that needs no further call gets none.
-    fn check_batch(&self, planned: &Planned, request: &Request, members: &[String]) {
+    fn check_batch(&self, planned: &Planned, numbers: &[usize], request: &Request, members: &[String]) {
         let batches = planned.job.as_ref().map(super::scenario::Wanted::batches).unwrap_or_default();
         let Some(batch) = batches.iter().position(|batch| batch == members) else {
             return self.world.broken(format!("a call for {members:?} of {}, which is no batch of the job", request.group));
@@ -223,8 +227,12 @@ impl SimulatedApi {
         let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
             (None, _) => false,
             (Some(since), Some(_)) => world.last_failure.is_none_or(|failure| failure < since),
-            // Nobody recognises a job without an id when it comes again, and it can come more than once.
-            (Some(_), None) => world.last_interruption.is_none(),
+            // Nobody recognises a job without an id when it comes again, and it can come more than once. Parked, it has a record.
+            (Some(since), None) => {
+                let was_parked = numbers.iter().any(|&number| world.broker.fates[number].parkings > 0);
+                let has_failed = was_parked && world.last_failure.is_some_and(|failure| failure >= since);
+                world.last_interruption.is_none() && !has_failed
+            }
         };
         let repeated = facts.is_some_and(|facts| without_excuse(facts.told_of));
         let once = planned.promise == DeliveryPromise::AtMostOnce;
@@ -306,7 +314,7 @@ impl SimulatedApi {
         };
         let opening = Opening { key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 }, head, epoch: 0 };
         let progress =
-            BatchProgress { calls: 1, attempts: 1, first_attempt_at: None, state: BatchState::Ended(BatchOutcome::Sent) };
+            BatchProgress { calls: 1, attempts: 1, state: BatchState::Ended(BatchOutcome::Sent), ..BatchProgress::default() };
         self.world.lock().records.note(&opening, batch as u32, progress);
     }
 }

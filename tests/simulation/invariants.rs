@@ -122,7 +122,10 @@ fn of_job(
         let in_doubt = facts.is_some_and(|facts| facts.in_doubt) || state.last_failure.is_some();
         // Nobody recognises a job without an id when it comes again.
         let in_doubt = in_doubt || planned.id.is_none() && state.last_interruption.is_some();
-        let refused = facts.is_some_and(|facts| facts.refused);
+        let of_group = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
+        // Refused once more after a probe had passed or others were accepted.
+        let alone = of_group.map(|(_, facts)| facts.account_refusals).sum::<u32>() >= 2;
+        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && alone);
         let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
         match kinds.get(&index) {
             _ if lived => return Err(format!("message {number} has no deadline and expired")),
