@@ -82,10 +82,8 @@ pub trait Subscription: Send {
     fn acknowledgement_timeout(&mut self, _oldest_held_for: Duration) -> impl Future<Output = Option<Duration>> + Send {
         ready(None)
     }
-    /// Takes no more; a standby replica may begin.
-    fn cancel(&self) -> impl Future<Output = ()> + Send;
-    /// Takes no more, not even what is on its way. Everything unacknowledged goes back.
-    fn cut(&self);
+    /// Takes no more, so a standby replica may begin, and drops what is still on its way until `done`.
+    fn cancel<T: Send>(&mut self, done: impl Future<Output = T> + Send) -> impl Future<Output = T> + Send;
     /// Gives back what is unacknowledged.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -251,7 +249,6 @@ async fn hand_out<S: Subscription, W: Work>(
         }
         convoy.set_in_hand(jobs);
         if prefetch.adapt(jobs, bytes, Instant::now()) {
-            subscription.cut();
             break Ended::Resized { jobs, bytes };
         }
         tokio::select! {
@@ -299,21 +296,23 @@ async fn hand_out<S: Subscription, W: Work>(
             },
         }
     };
-    if let Ended::Resized { .. } | Ended::Lost(_) = ended {
+    if let Ended::Lost(_) = ended {
         lost.cancel();
     }
     // Before the broker hears of it: from then on a standby replica may call.
     calls_end.cancel();
     work.let_go().await;
-    if let Ended::Stopped | Ended::Paused(_) = ended {
-        subscription.cancel().await;
-    }
     if let (Ended::Lost(_), Some(oldest)) = (&ended, delivered_at.values().next())
         && let Some(timeout) = subscription.acknowledgement_timeout(oldest.elapsed()).await
     {
         work.acknowledge_within(timeout);
     }
-    if timeout(DRAIN_TIMEOUT, all_done(&mut tasks)).await.is_err() {
+    let drained = timeout(DRAIN_TIMEOUT, all_done(&mut tasks));
+    let drained = match ended {
+        Ended::Lost(_) => drained.await,
+        Ended::Stopped | Ended::Paused(_) | Ended::Resized { .. } => subscription.cancel(drained).await,
+    };
+    if drained.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
         lost.cancel();
         // A job can wait for its record as long as the store is away.

@@ -4,6 +4,7 @@
 //! What waits for the broker here is bounded; an error says that the subscription is gone.
 
 use std::{
+    future::pending,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -133,10 +134,25 @@ impl QueueConsumer {
         Ok(Self { channel, consumer })
     }
 
-    async fn cancel(&self) {
-        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        // If it cannot be cancelled, closing the connection does it.
-        let _ = bounded("cancel the subscription", cancelled).await;
+    async fn cancel<T: Send>(&mut self, done: impl Future<Output = T> + Send) -> T {
+        let Self { channel, consumer } = self;
+        let tag = consumer.tag();
+        let cancelled = async {
+            // If it cannot be cancelled, closing the connection does it.
+            let _ = bounded("cancel the subscription", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
+            pending().await
+        };
+        // The library keeps what it reads until it is asked for: up to the prefetch of the largest jobs.
+        let dropped = async {
+            while consumer.next().await.is_some() {}
+            pending().await
+        };
+        tokio::select! {
+            biased;
+            done = done => done,
+            () = cancelled => unreachable!("it is pending"),
+            () = dropped => unreachable!("it is pending"),
+        }
     }
 }
 
@@ -208,16 +224,22 @@ impl Subscription for Consuming {
         }
     }
 
-    async fn cancel(&self) {
-        tokio::join!(self.jobs.cancel(), self.undeliverable.cancel());
+    async fn cancel<T: Send>(&mut self, done: impl Future<Output = T> + Send) -> T {
+        self.jobs.cancel(self.undeliverable.cancel(done)).await
     }
 
-    fn cut(&self) {
+    async fn close(mut self) {
+        let Self { connection, jobs, .. } = &mut self;
+        let dropped = async {
+            while jobs.consumer.next().await.is_some() {}
+            pending().await
+        };
+        tokio::select! {
+            () = connection::close(connection) => {}
+            () = dropped => unreachable!("it is pending"),
+        }
+        // What is on its way and nobody reads would keep the connection from closing.
         self.socket.shut_down();
-    }
-
-    async fn close(self) {
-        connection::close(&self.connection).await;
     }
 }
 

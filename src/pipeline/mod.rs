@@ -164,10 +164,14 @@ impl Work for Pipeline {
             Err(Interrupted::LetGo) if !lease.allows_calls() => return Ok(()),
             // The subscription ends.
             Err(Interrupted::Store(error)) if error.scope == Scope::Displaced => return Ok(()),
+            Err(Interrupted::Store(error)) => return self.give_back(&lease, &error).await,
             worked => worked?,
         };
         let will_be_known_again = owed.is_recorded();
-        let tally = lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        let tally = match lease.unless_lost(settle(&self.publisher, &self.app, owed)).await? {
+            Ok(tally) => tally,
+            Err(error) => return self.give_back(&lease, &error).await,
+        };
         self.meter.count(&tally);
         if let Tally::Ended { result, .. } = tally {
             self.failures.note(&result);
@@ -287,6 +291,16 @@ impl Pipeline {
         Received { envelope, body, job }
     }
 
+    /// A job whose record fails comes again alone, when the store works: others may have no record to go on from.
+    async fn give_back(&self, lease: &Lease, error: &StoreLost) -> Result<(), Interrupted> {
+        warn!(app = self.app, %error, "a job could not be settled; it comes again");
+        match lease.while_calls_may_start(self.progress.health().until_it_works()).await {
+            Some(()) => Ok(lease.give_back().await?),
+            // It goes back with all the others.
+            None => Ok(()),
+        }
+    }
+
     /// Finds out what a message owes: looks its job up, and sends what is left of it, unless the broker has given it up.
     async fn work(&self, received: Received, properties: &BasicProperties, lease: &Lease) -> Result<Owed, Interrupted> {
         let Received { mut envelope, body, job } = received;
@@ -318,6 +332,8 @@ impl Pipeline {
                         properties,
                     ));
                 }
+                // The broker counts how often it has delivered a job, and gives it up in the end.
+                Err(_) if envelope.redeliveries >= RETURNED_AT_MOST => return Ok(self.park(body, &envelope, properties)),
                 Err(error) => return Err(error.into()),
                 // It may yet be rejected, with its original bytes.
                 Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties)),
@@ -350,13 +366,22 @@ impl Pipeline {
         properties: &BasicProperties,
     ) -> Result<Owed, Interrupted> {
         loop {
-            let ending = self.dispatcher.send(submission.clone()).await?;
-            let Submission { job, envelope, entry, .. } = &submission;
+            let sent = self.dispatcher.send(submission.clone()).await;
+            let Submission { job, envelope, entry, lease, .. } = &submission;
+            let ending = match sent {
+                Err(Unfinished::Store(_)) if envelope.redeliveries >= RETURNED_AT_MOST => {
+                    return Ok(self.park(job.body(), envelope, properties));
+                }
+                sent => sent?,
+            };
             match ending {
                 Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
                 Ending::Parked(touched) => {
                     match entry {
-                        None => self.progress.remember(&self.tenure, envelope, job, fingerprint, &touched).await?,
+                        None => {
+                            let remembered = self.progress.remember(&self.tenure, envelope, job, fingerprint, &touched);
+                            lease.unless_lost(remembered).await??;
+                        }
                         // The store may have waited for something to say.
                         Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
                         Some(_) => {}

@@ -39,6 +39,8 @@ use crate::{
     settle::result::{ErrorKind, JobResult, Status},
 };
 
+/// How long a daemon waits for what is under way before it gives the rest back.
+const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 /// No delivery is held longer: ten minutes, and what is under way then.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
 
@@ -65,7 +67,7 @@ impl Message {
 pub struct Fate {
     pub results: Vec<JobResult>,
     pub letters: Vec<Vec<u8>>,
-    parkings: usize,
+    pub parkings: usize,
     acknowledged: usize,
     /// Whether the broker gave it up.
     pub given_up: bool,
@@ -270,12 +272,13 @@ pub struct SimulatedSubscription {
     life: Arc<Life>,
     id: u64,
     gone: Arc<AtomicBool>,
+    prefetch: usize,
 }
 
 impl Queue for SimulatedQueue {
     type Subscription = SimulatedSubscription;
 
-    async fn subscribe(&self, _prefetch: u16) -> Result<SimulatedSubscription, BrokerLost> {
+    async fn subscribe(&self, prefetch: u16) -> Result<SimulatedSubscription, BrokerLost> {
         self.world.round_trip().await;
         self.life.goes_on().await;
         let gone = Arc::new(AtomicBool::new(false));
@@ -289,7 +292,8 @@ impl Queue for SimulatedQueue {
             cancelled: false,
             unacknowledged: BTreeMap::new(),
         });
-        Ok(SimulatedSubscription { world: self.world.clone(), life: self.life.clone(), id, gone })
+        let prefetch = usize::from(prefetch);
+        Ok(SimulatedSubscription { world: self.world.clone(), life: self.life.clone(), id, gone, prefetch })
     }
 }
 
@@ -298,7 +302,6 @@ impl SimulatedSubscription {
         if self.gone.load(Ordering::Relaxed) {
             return Some(Err(BrokerLost::new("consume", "disconnected")));
         }
-        let prefetch = self.world.scenario().prefetch;
         let broker = &mut self.world.lock().broker;
         let id = broker.next_id;
         let is_active = broker.consumers.iter().find(|consumer| !consumer.cancelled).is_some_and(|active| active.id == self.id);
@@ -307,7 +310,7 @@ impl SimulatedSubscription {
         let reads = !self.world.has(Defect::UndeliverableUnread);
         let (source, message) = match broker.undeliverable.pop_front_if(|_| reads) {
             Some(message) => (Source::Undeliverable, message),
-            None if is_active && consumer.unacknowledged.len() < prefetch => (Source::Jobs, broker.jobs.pop_front()?),
+            None if is_active && consumer.unacknowledged.len() < self.prefetch => (Source::Jobs, broker.jobs.pop_front()?),
             None => return None,
         };
         broker.next_id += 1;
@@ -357,15 +360,31 @@ impl Subscription for SimulatedSubscription {
         Ok(())
     }
 
-    async fn cancel(&self) {
-        self.world.round_trip().await;
-        let broker = &mut self.world.lock().broker;
-        broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id).for_each(|consumer| consumer.cancelled = true);
-        broker.changed.notify_waiters();
-    }
-
-    fn cut(&self) {
-        unreachable!("simulated jobs are small")
+    async fn cancel<T: Send>(&mut self, done: impl Future<Output = T> + Send) -> T {
+        if self.world.has(Defect::CutAtOnce) {
+            self.world.lock().broker.remove(|consumer| consumer.id == self.id);
+        }
+        let begun = Instant::now();
+        let cancelled = async {
+            self.world.round_trip().await;
+            {
+                let broker = &mut self.world.lock().broker;
+                let ours = broker.consumers.iter_mut().filter(|consumer| consumer.id == self.id);
+                ours.for_each(|consumer| consumer.cancelled = true);
+                broker.changed.notify_waiters();
+            }
+            std::future::pending().await
+        };
+        let done = tokio::select! {
+            biased;
+            done = done => done,
+            () = cancelled => unreachable!("it is pending"),
+        };
+        if begun.elapsed() >= DRAINED_WITHIN {
+            // What is not settled by then begins anew if it has no record.
+            self.world.interrupted();
+        }
+        done
     }
 
     async fn close(self) {
@@ -424,9 +443,16 @@ impl Acknowledge for SimulatedDelivery {
     }
 
     fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
-        // Only a panic does this, and none happens here.
-        self.world.broken("a delivery was given back");
-        Box::pin(async { Ok(()) })
+        Box::pin(async {
+            self.world.round_trip().await;
+            self.life.goes_on().await;
+            let broker = &mut self.world.lock().broker;
+            let lost = || BrokerLost::new("give back", "disconnected");
+            let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
+            let (message, _) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
+            broker.enqueue_job(Message { returns: message.returns + 1, ..message });
+            Ok(())
+        })
     }
 
     fn is_taken_away(&self) -> bool {

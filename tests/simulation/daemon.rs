@@ -110,11 +110,10 @@ impl Process {
         let pipeline = Pipeline::new(APP, &world.scenario().app, 1 << 20, api, Publisher::over(link), progress);
         let work = Arc::new(Flawed { pipeline, world: world.clone() });
         let queue = SimulatedQueue { world: world.clone(), life: life.clone() };
+        let prefetch = Prefetch::new(world.scenario().prefetch, world.scenario().hold_bytes);
         let stop = CancellationToken::new();
         let stopping = stop.clone();
-        let consuming = tokio::spawn(async move {
-            consume(APP, &queue, work, Prefetch::new(u16::MAX, u64::MAX), Subscribed::not_yet(), stopping).await
-        });
+        let consuming = tokio::spawn(async move { consume(APP, &queue, work, prefetch, Subscribed::not_yet(), stopping).await });
         Self { life, world: world.clone(), stop, consuming, publishing }
     }
 }
@@ -142,7 +141,6 @@ async fn keep_running(world: Shared, replica: usize) {
                 world.note(format_args!("replica {replica} is told to stop"));
                 process.stop.cancel();
                 let _ = (&mut process.consuming).await;
-                world.interrupted();
                 // What could not be recorded in the time that a stop has is lost with the process.
                 let last_store_failure = world.lock().last_store_failure;
                 if last_store_failure.is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE) {

@@ -49,10 +49,12 @@ pub enum Defect {
     ProbeIsProof,
     /// Nobody looks whether another replica has taken the jobs over.
     EpochNotChecked,
+    /// What is in hand goes back before it is parked, when a subscription ends in an orderly way.
+    CutAtOnce,
 }
 
 impl Defect {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -69,6 +71,7 @@ impl Defect {
         Self::CallsUnrecorded,
         Self::ProbeIsProof,
         Self::EpochNotChecked,
+        Self::CutAtOnce,
     ];
 }
 

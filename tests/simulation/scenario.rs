@@ -21,7 +21,9 @@ pub const MISSING: &str = "missing";
 
 pub struct Scenario {
     pub app: App,
-    pub prefetch: usize,
+    pub prefetch: u16,
+    /// Bytes of jobs in hand, at most. A job has about a hundred.
+    pub hold_bytes: u64,
     /// How often the broker takes a job back before it gives the job up.
     pub delivery_limit: u32,
     pub replicas: usize,
@@ -29,6 +31,8 @@ pub struct Scenario {
     pub faults: Faults,
     pub store: StoreTrouble,
     pub episode: Option<Episode>,
+    /// A group that something on the way refuses, and it alone.
+    pub filtered: Option<String>,
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
     pub messages: Vec<Planned>,
@@ -164,11 +168,13 @@ impl Scenario {
             app: app(&mut chance),
             prefetch: chance.random_range(1..=8),
             delivery_limit: delivery_limit(&mut SmallRng::seed_from_u64(seed ^ 0x11417)),
+            hold_bytes: hold_bytes(&mut SmallRng::seed_from_u64(seed.rotate_left(32))),
             replicas,
             sharing,
             faults: Faults::by_chance(&mut chance),
             store: if is_doubtful { StoreTrouble::default() } else { store },
             episode,
+            filtered: filtered(&mut SmallRng::seed_from_u64(!seed.rotate_left(32))),
             trouble: Duration::from_secs(chance.random_range(5..120)),
             messages,
             all_sent: false,
@@ -210,10 +216,20 @@ impl Scenario {
             store: StoreTrouble::default(),
             episode: Some(episode),
             all_sent: true,
+            filtered: None,
             delivery_limit: DELIVERY_LIMIT,
             ..self
         }
     }
+}
+
+/// Often less than the jobs of a scenario have together.
+fn hold_bytes(chance: &mut SmallRng) -> u64 {
+    if chance.random_bool(0.3) { chance.random_range(100..500) } else { u64::MAX }
+}
+
+fn filtered(chance: &mut SmallRng) -> Option<String> {
+    chance.random_bool(0.1).then(|| format!("job-{}", chance.random_range(0..4)))
 }
 
 fn app(chance: &mut SmallRng) -> App {
