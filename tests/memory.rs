@@ -17,9 +17,13 @@ use crate::support::{
 const MIB: usize = 1 << 20;
 
 async fn holding(hold_bytes: &str) -> Scene {
+    holding_with(hold_bytes, "").await
+}
+
+async fn holding_with(hold_bytes: &str, app_lines: &str) -> Scene {
     let (app, sandbox) = (unique_app(), sandbox().await);
     let url = Broker::shared().await.url();
-    let configuration = configuration(url, &app, &sandbox.endpoint(), "");
+    let configuration = configuration(url, &app, &sandbox.endpoint(), app_lines);
     let configuration = configuration.replace("[broker]\n", &format!("[broker]\nhold_bytes = \"{hold_bytes}\"\n"));
     let daemon = Daemon::start(&configuration).await;
     Scene::of(app, configuration, sandbox, daemon, Producer::connect(url).await).await
@@ -69,4 +73,33 @@ async fn jobs_that_are_taken_fewer_at_a_time_are_all_sent_once() {
     assert!(scene.daemon.log().contains("the size of held jobs changed"));
     let deliveries = scene.sandbox.stats().deliveries;
     assert_eq!((deliveries.distinct_deliveries, scene.sandbox.stats().calls), (40, 40), "none was sent twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
+    const LARGE: usize = 10;
+    let scene = holding_with("4MiB", "batch_size = 1\nretry.park = [\"1s\"]").await;
+    scene.daemon.signal("STOP");
+    for number in 0..LARGE {
+        let recipients: Vec<String> = (0..40).map(|recipient| format!("user-{number}-{recipient}")).collect();
+        let job = json!({ "GroupId": format!("g{number}"), "Content": "hello", "ToMembers_Account": recipients }).to_string();
+        // The first jobs are small: they have begun when the large ones come.
+        let padding = if number < 5 { 0 } else { MIB };
+        let padded = format!("{job}{}", " ".repeat(padding));
+        scene.producer.publish(&scene.app, padded.as_bytes(), scene.producer.properties()).await;
+        if number == 4 {
+            scene.daemon.signal("CONT");
+            eventually("calls", async || (scene.sandbox.stats().calls > 20).then_some(())).await;
+        }
+    }
+    let mut scene = scene;
+    let mut calls = 0;
+    for _ in 0..LARGE {
+        let result = scene.producer.result().await;
+        assert_eq!(result.status, Status::Sent, "{result:?}");
+        calls += result.calls;
+    }
+    assert!(scene.daemon.log().contains("the size of held jobs changed"), "{}", scene.daemon.log());
+    let stats = scene.sandbox.stats();
+    assert_eq!((stats.deliveries.repeated_recipients, stats.calls, calls), (0, 40 * LARGE as u64, 40 * LARGE as u64));
 }

@@ -21,7 +21,7 @@ use crate::support::{
     broker::Broker,
     daemon::Daemon,
     eventually,
-    producer::{Producer, text},
+    producer::{Producer, header, text},
     scene::{Scene, configuration, job, sandbox, settings, unique_app},
 };
 
@@ -332,4 +332,99 @@ async fn the_backup_is_used_while_the_first_address_cannot_be_reached() {
     publish(&scene, &ids(0..5)).await;
     all_are_sent(&mut scene, ids(0..5)).await;
     scene.daemon.until_logged("calls go to the backup").await;
+}
+
+fn forbidden(group: &str) -> FaultRule {
+    FaultRule { group: Some(group.to_owned()), ..FaultRule::from(Fault::HttpStatus(403)) }
+}
+
+/// Something on the way refuses one group as if the account were not allowed to call.
+#[tokio::test]
+async fn a_job_that_alone_is_refused_like_the_account_ends_and_pauses_the_app_once() {
+    let mut scene = Scene::with("pause.probe_first = \"500ms\"\nretry.park = [\"1s\"]").await;
+    scene.sandbox.add_fault(forbidden("filtered")).unwrap();
+    scene.publish_with_id(&job("filtered", 1), "filtered").await;
+    publish(&scene, &ids(0..50)).await;
+    let open = ids(0..50).into_iter().chain(["filtered".to_owned()]).collect();
+    for result in results(&mut scene, open).await {
+        let is_filtered = result.job_id == "filtered";
+        assert_eq!(result.status, if is_filtered { Status::Failed } else { Status::Sent }, "{result:?}");
+        assert!(!is_filtered || result.calls == 5 && result.errors[0].http_status == Some(403), "{result:?}");
+    }
+    assert_eq!(scene.daemon.times_logged(PAUSED), 1);
+    assert_eq!(header(&scene.dead_letter().await, "groupcast-job-id").as_deref(), Some("filtered"));
+}
+
+#[tokio::test]
+async fn a_job_that_is_refused_like_the_account_and_has_no_company_ends_by_give_up_after() {
+    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"2s\"\nretry.park = [\"1s\"]\nretry.give_up_after = \"8s\"";
+    let mut scene = Scene::with(lines).await;
+    scene.sandbox.add_fault(forbidden("filtered")).unwrap();
+    let result = scene.send(&job("filtered", 1)).await;
+    assert_eq!((result.status, result.errors[0].http_status), (Status::Failed, Some(403)), "{result:?}");
+    assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
+}
+
+/// With the default waits.
+#[tokio::test]
+async fn forty_bad_jobs_cost_three_hundred_good_ones_behind_them_seconds() {
+    let mut scene = Scene::start().await;
+    scene.daemon.terminate().await;
+    for number in 0..40 {
+        let group = format!("bad-{number}");
+        scene.sandbox.add_fault(FaultRule { group: Some(group.clone()), ..refusal(10007).into() }).unwrap();
+        scene.publish(&job(&group, 1)).await;
+    }
+    publish(&scene, &ids(0..300)).await;
+    let start = Instant::now();
+    scene.daemon.start_again().await;
+    let mut good = 0;
+    while good < 300 {
+        good += usize::from(scene.producer.result().await.status == Status::Sent);
+    }
+    let paused = scene.daemon.times_logged(PAUSED);
+    println!("300 good jobs behind 40 bad ones after {:.1?}, {paused} pauses", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn bad_jobs_alone_in_the_queue_hold_up_those_that_come_later_for_seconds() {
+    let mut scene = Scene::start().await;
+    for number in 0..10 {
+        let group = format!("bad-{number}");
+        scene.sandbox.add_fault(FaultRule { group: Some(group.clone()), ..refusal(11000).into() }).unwrap();
+        scene.publish(&job(&group, 1)).await;
+    }
+    scene.daemon.until_logged(PAUSED).await;
+    let start = Instant::now();
+    publish(&scene, &ids(0..50)).await;
+    let mut good = 0;
+    while good < 50 {
+        good += usize::from(scene.producer.result().await.status == Status::Sent);
+    }
+    println!("50 good jobs after {:.1?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_give_up_without_a_call() {
+    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"500ms\"\nretry.hold = \"1s\"\nretry.park = [\"1s\"]\n\
+                 retry.give_up_after = \"8s\"";
+    let mut scene = Scene::with(lines).await;
+    let failing = FaultRule { group: Some("failing".into()), ..FaultRule::from(Fault::HttpStatus(502)) };
+    scene.sandbox.add_fault(failing.clone()).unwrap();
+    scene.publish_with_id(&job("failing", 1), "failing").await;
+    eventually("it to fail", async || (scene.sandbox.stats().calls >= 2).then_some(())).await;
+    // Another job meets the fault of the account.
+    scene.sandbox.add_fault(for_all(refusal(60020))).unwrap();
+    scene.publish_with_id(&job("other", 1), "other").await;
+    scene.daemon.until_logged(PAUSED).await;
+    sleep(Duration::from_secs(10)).await;
+    scene.sandbox.clear_faults();
+    scene.daemon.until_logged("app goes on").await;
+    // The first call of a new subscription leaves a second later.
+    scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
+    scene.daemon.until_logged("single probes").await;
+    scene.sandbox.clear_faults();
+    all_are_sent(&mut scene, BTreeSet::from(["failing".to_owned(), "other".to_owned()])).await;
 }
