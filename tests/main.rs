@@ -30,6 +30,7 @@ mod state_stalls;
 mod state_store;
 mod status_page;
 mod support;
+mod two_at_once;
 mod undeliverable;
 mod unreadable;
 mod unrouted;

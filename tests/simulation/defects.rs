@@ -47,14 +47,12 @@ pub enum Defect {
     CallsUnrecorded,
     /// An outcome counts as recorded once the store answers a probe.
     ProbeIsProof,
-    /// Nobody looks whether another replica has taken the jobs over.
-    EpochNotChecked,
     /// What is in hand goes back before it is parked, when a subscription ends in an orderly way.
     CutAtOnce,
 }
 
 impl Defect {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -70,7 +68,6 @@ impl Defect {
         Self::OutcomesDropped,
         Self::CallsUnrecorded,
         Self::ProbeIsProof,
-        Self::EpochNotChecked,
         Self::CutAtOnce,
     ];
 }

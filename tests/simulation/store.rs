@@ -158,9 +158,8 @@ impl SimulatedStore {
         is_certain: bool,
         change: impl FnOnce(&mut Records, &Opening) -> T,
     ) -> Result<T, StoreLost> {
-        let defect = self.world.has(Defect::EpochNotChecked);
         let fenced = |records: &mut Records| {
-            let is_displaced = opening.epoch < records.epoch && !defect;
+            let is_displaced = opening.epoch < records.epoch;
             let done = (is_certain || !is_displaced).then(|| change(records, &opening));
             if is_displaced { None } else { done }
         };
@@ -250,7 +249,7 @@ impl Store for SimulatedStore {
     fn confirm(&self, _: String, epoch: i64) -> Answer<'_, ()> {
         Box::pin(async move {
             let is_newest = self.apply("confirm", Access::Looks, |records| records.confirm(epoch)).await?;
-            if is_newest || self.world.has(Defect::EpochNotChecked) { Ok(()) } else { Err(StoreLost::displaced("confirm")) }
+            if is_newest { Ok(()) } else { Err(StoreLost::displaced("confirm")) }
         })
     }
 

@@ -65,10 +65,20 @@ fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
     Ok(Certificates { ca: read(&state.ca_file)?, client: read(&state.cert_file)?.zip(read(&state.key_file)?) })
 }
 
-/// A record must outlive the longest wait of its job.
+/// How long the record of a job is kept that has not ended and does not come: it may wait in its queue while the app is paused or
+/// has a backlog. Each time the job comes, or is parked again until its time, the record is kept for as long anew.
+const UNFINISHED_KEPT_FOR: Duration = Duration::from_hours(24 * 90);
+
+/// `state.retention` is for jobs that have ended. A record must outlive any wait of a job that can still come back, whatever
+/// the configuration says.
 fn retention_of(config: &Config) -> Retention {
-    let longest_wait = config.apps.values().flat_map(|app| app.retry.park.iter().copied()).max().unwrap_or_default();
-    Retention { ended: config.state.retention, under_way: config.state.retention + 2 * longest_wait }
+    let retries = config.apps.values().map(|app| &app.retry);
+    let longest = retries.map(|retry| {
+        let longest_wait = retry.park.iter().max().copied().unwrap_or_default();
+        retry.give_up_after + retry.hold + 2 * longest_wait
+    });
+    let unfinished = UNFINISHED_KEPT_FOR + longest.max().unwrap_or_default();
+    Retention { ended: config.state.retention, under_way: unfinished.max(config.state.retention) }
 }
 
 /// The daemon's memory of jobs.

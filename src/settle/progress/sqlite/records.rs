@@ -17,6 +17,16 @@ use crate::outcome::BatchState;
 /// A record's life is prolonged when a write finds it this much shorter, not at each.
 const COARSE: Duration = Duration::from_hours(1);
 
+/// Records that are looked at together for their expiry.
+const LOOKED_AT: i64 = 5_000;
+
+/// What a look for expired records came to.
+pub struct Removed {
+    pub count: usize,
+    /// The last record that was looked at; `None` at the end of the table.
+    pub up_to: Option<i64>,
+}
+
 /// The records as they are at `now`, in Unix milliseconds.
 pub struct Records<'a> {
     connection: &'a Connection,
@@ -242,17 +252,16 @@ impl<'a> Records<'a> {
         Ok(Some(StoredRecord { key, batches: self.batches(&job)?, head: job.head, result: job.result }))
     }
 
-    /// Removes what has expired among the next `most` records after the one with the id `after`. Says where to go on; `None` if
-    /// none of them had: those behind came later.
-    pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Option<i64>> {
+    /// Looks at the records after the one with the id `after`, at most [`LOOKED_AT`], and removes up to `most` that have expired.
+    pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Removed> {
         let mut next = self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
         let looked_at: Vec<(i64, i64)> =
-            next.query_map([after, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
-        let mut expired = looked_at.iter().filter(|(_, expires_at)| *expires_at <= self.now).map(|(id, _)| *id).peekable();
-        let Some(&(last, _)) = expired.peek().and(looked_at.last()) else { return Ok(None) };
-        expired.try_for_each(|id| self.remove(id))?;
-        Ok(Some(last))
+            next.query_map([after, LOOKED_AT], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        let expired: Vec<i64> =
+            looked_at.iter().filter(|(_, expires_at)| *expires_at <= self.now).map(|(id, _)| *id).take(most).collect();
+        expired.iter().try_for_each(|id| self.remove(*id))?;
+        let last = if expired.len() == most { expired.last().copied() } else { looked_at.last().map(|(id, _)| *id) };
+        Ok(Removed { count: expired.len(), up_to: last })
     }
 
     fn remove(&self, job: i64) -> rusqlite::Result<()> {

@@ -230,6 +230,24 @@ fn expired_records_are_removed_in_portions() {
     }
 }
 
+#[test]
+fn records_that_are_kept_for_long_stop_no_removal_of_those_behind_them() {
+    let (_folder, path) = scratch();
+    let notes = |kind: &str, count: usize| (0..count).map(|number| note(&format!("{kind}-{number}"))).collect();
+    group(&mut writer(&path, LONG), notes("scheduled", 6_000)).unwrap();
+    group(&mut writer(&path, NO_TIME), notes("expired", 700)).unwrap();
+    let mut writer = writer(&path, LONG);
+    group(&mut writer, notes("fresh", 10)).unwrap();
+    let mut looks = 0;
+    while count(&path, "jobs") > 6_010 {
+        writer.next_removal = 0;
+        writer.remove_expired(true);
+        looks += 1;
+        assert!(looks < 10, "{} jobs are left", count(&path, "jobs"));
+    }
+    assert_eq!((count(&path, "jobs"), count(&path, "batches")), (6_010, 6_010));
+}
+
 fn opening_of_one_batch(job_id: &str) -> Arc<Opening> {
     let Opening { key, head, epoch } = (*opening(job_id)).clone();
     Arc::new(Opening { key, head: Head { batches: 1, ..head }, epoch })

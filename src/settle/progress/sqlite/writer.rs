@@ -15,7 +15,7 @@ use super::{
     super::store::{Opening, Retention, TakeOver, Taken},
     fault::Failure,
     file::{Access, Durability, StateFile},
-    records::Records,
+    records::{Records, Removed},
     stored::StoredRecord,
 };
 use crate::{
@@ -77,7 +77,7 @@ pub struct Writer {
     pub(super) file: StateFile,
     retention: Retention,
     /// When expired records are removed next, in Unix milliseconds.
-    next_removal: i64,
+    pub(super) next_removal: i64,
     more_to_remove: bool,
     /// The last record that was looked at.
     removed_up_to: i64,
@@ -150,9 +150,15 @@ impl Writer {
             return;
         }
         match self.remove_some(now) {
-            Ok(removed_up_to) => {
-                self.more_to_remove = removed_up_to.is_some();
-                self.removed_up_to = removed_up_to.unwrap_or(0);
+            // Those behind came later, and most of them expire later.
+            Ok(Removed { count: 0, .. }) if self.more_to_remove => {
+                self.more_to_remove = false;
+                self.removed_up_to = 0;
+            }
+            // Records that are kept for longer may stand before those that have expired: the next look goes on from here.
+            Ok(Removed { count, up_to }) => {
+                self.more_to_remove = count > 0;
+                self.removed_up_to = up_to.unwrap_or(0);
             }
             Err(error) => {
                 warn!(%error, "cannot remove expired records from the state file");
@@ -163,13 +169,13 @@ impl Writer {
         self.next_removal = now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
     }
 
-    fn remove_some(&mut self, now: i64) -> Result<Option<i64>, Failure> {
+    fn remove_some(&mut self, now: i64) -> Result<Removed, Failure> {
         let after = self.removed_up_to;
         let connection = self.file.connection(Durability::Process)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let removed_up_to = Records::new(&transaction, now, self.retention).remove_expired(after, MAX_REMOVED)?;
+        let removed = Records::new(&transaction, now, self.retention).remove_expired(after, MAX_REMOVED)?;
         transaction.commit()?;
-        Ok(removed_up_to)
+        Ok(removed)
     }
 }
 
