@@ -156,7 +156,7 @@ impl Progress {
         let Record { key, head, batches, result } = {
             let opening = opening.clone();
             let opened = self.0.insist(move |store| store.open(opening.clone())).await;
-            tenure.shared().heed(opened)?
+            tenure.shared().heed(epoch, opened)?
         };
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
@@ -263,9 +263,9 @@ impl Entry {
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
     {
-        let Place { inner, tenure, .. } = &*self.0;
+        let Place { inner, tenure, opening, .. } = &*self.0;
         let _unconfirmed = inner.pending.begin();
-        tenure.heed(inner.insist(operation).await)
+        tenure.heed(opening.epoch, inner.insist(operation).await)
     }
 }
 

@@ -173,7 +173,7 @@ impl Tenure {
         });
     }
 
-    /// The last epoch that this replica had; 0 before the first.
+    /// The last epoch that this replica had; 0 if another one has the jobs.
     pub(super) fn last_epoch(&self) -> i64 {
         match *self.0.stage.borrow() {
             Stage::Held(epoch) | Stage::Ended(epoch) => epoch,
@@ -226,15 +226,19 @@ impl Shared {
         }
     }
 
-    /// Takes note of what the store says about an operation.
-    pub(super) fn heed<T>(&self, answered: Result<(T, Moment), StoreLost>) -> Result<T, StoreLost> {
+    /// Takes note of what the store says about an operation with this epoch. What is recorded with an older one, of a
+    /// subscription before, says nothing about the present.
+    pub(super) fn heed<T>(&self, epoch: i64, answered: Result<(T, Moment), StoreLost>) -> Result<T, StoreLost> {
+        let is_present = *self.stage.borrow() == Stage::Held(epoch);
         match answered {
             Ok((value, at)) => {
-                self.confirmed(at);
+                if is_present {
+                    self.confirmed(at);
+                }
                 Ok(value)
             }
             Err(error) => {
-                if error.scope == Scope::Displaced {
+                if is_present && error.scope == Scope::Displaced {
                     self.displaced("the state store has a newer epoch");
                 }
                 Err(error)
@@ -286,7 +290,7 @@ async fn keep(shared: Arc<Shared>) {
         if let Ok((_, at)) = &asked {
             shared.lock().announced_at = *at;
         }
-        if let Err(error) = shared.heed(asked)
+        if let Err(error) = shared.heed(epoch, asked)
             && error.scope != Scope::Displaced
         {
             info!(app = shared.app, %error, "cannot confirm the epoch");
