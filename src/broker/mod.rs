@@ -6,6 +6,7 @@
 //! builds it anew, so that nobody believes in a delivery that the broker has long given to somebody else.
 
 pub mod connection;
+pub mod frame;
 pub mod jobs_queue;
 pub mod publisher;
 pub mod queues;
