@@ -12,6 +12,7 @@ pub mod publisher;
 pub mod queues;
 pub mod session;
 pub mod topology;
+pub mod troubles;
 
 use std::time::Duration;
 
