@@ -210,6 +210,8 @@ pub struct Envelope {
     pub parkings: u32,
     /// How often the message went back to the queue.
     pub redeliveries: u32,
+    /// Whether the job has ended before and only its result is still to be published.
+    pub owes_result: bool,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
     pub not_before: Option<jiff::Timestamp>,
@@ -236,8 +238,8 @@ pub enum ReplyTo {
     Named(String),
     /// The producer's direct reply-to address: it exists only while the producer is connected.
     Direct(String),
-    /// The producer named a queue that no producer may make the daemon write to.
-    Refused,
+    /// The producer named this queue, which no producer may make the daemon write to.
+    Refused(String),
 }
 
 /// What to do with a batch whose outcome is unknown.
@@ -263,6 +265,10 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";
+/// Header of a parked job that has ended and only owes its result: the value is `result`.
+pub const OWED_HEADER: &str = "groupcast-owed";
+/// Header of a result in `.unrouted`: the queue that it was meant for.
+pub const REPLY_TO_HEADER: &str = "groupcast-reply-to";
 /// Header of a job: after this moment no call is made for it.
 pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.

@@ -5,7 +5,10 @@
 //! unacknowledged, and the broker delivers it again.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use tokio::{
 use tracing::{Instrument, Span, debug, info, warn};
 
 pub use self::direct::deliver_directly;
-use self::reading::Received;
+use self::{owing::Left, reading::Received};
 use crate::{
     accept::{
         consume::{Delivery, Work},
@@ -36,24 +39,27 @@ use crate::{
     pace::{Pacer, send_window::SPAN},
     send::{call::Api, measured::Measured, retry::Supervision},
     settle::{
-        Owed, Tally, dead_letter, parking,
+        Content, Owed, Owing, Tally, dead_letter, parking,
         progress::{
             Earlier, Entry, Made, Opened, Progress,
             store::{Scope, Sharing, StoreLost},
         },
         reply,
         result::JobResult,
-        settle,
     },
     telemetry::{failures::Failures, meter::Meter, spans},
 };
 
 mod direct;
+mod owing;
 mod reading;
 mod steering;
 
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Jobs are held for so long while nothing can be published: no job is held for more than ten minutes.
+const CLOSED_AT_MOST: Duration = Duration::from_secs(8 * 60);
 
 /// One app's pipeline.
 pub struct Pipeline {
@@ -72,6 +78,8 @@ pub struct Pipeline {
     first_delivery_at: Mutex<Instant>,
     /// The most recipients of a batch, once the API has refused more.
     largest_batch: OnceLock<u32>,
+    /// Whether the subscription ended because nothing could be published.
+    was_closed_for_long: AtomicBool,
 }
 
 /// What the configuration says about jobs that are taken up; it can change while the pipeline works.
@@ -112,6 +120,9 @@ impl Work for Pipeline {
         // The sender lives as long as the dispatcher, and that as long as this.
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         let _ = self.halted.subscribe().wait_for(Option::is_none).await;
+        if self.was_closed_for_long.swap(false, Ordering::Relaxed) || self.publisher.is_forbidden() {
+            self.publisher.until_open().await;
+        }
         self.progress.health().until_it_works().await;
     }
 
@@ -120,6 +131,10 @@ impl Work for Pipeline {
         tokio::select! {
             _ = condition.wait_for(Condition::is_paused) => {}
             _ = halted.wait_for(Option::is_some) => {}
+            () = self.publisher.until_closed_for(CLOSED_AT_MOST) => {
+                warn!(app = self.app, "nothing could be published for {CLOSED_AT_MOST:?}; the jobs go back to the queue");
+                self.was_closed_for_long.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -132,6 +147,7 @@ impl Work for Pipeline {
     /// Carries one delivery from the broker to its acknowledgement.
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let _held = self.meter.holds_a_job();
+        let delivered_at = Instant::now();
         let Delivery { body, properties, .. } = delivery;
         let received = self.receive(body, &properties).await;
         let span = spans::of_job(&self.app, &received.envelope);
@@ -141,7 +157,11 @@ impl Work for Pipeline {
             worked => worked?,
         };
         let will_be_known_again = owed.is_recorded();
-        let tally = lease.unless_lost(settle(&self.publisher, &self.app, owed)).await??;
+        let tally = match lease.unless_lost(self.settle(owed, &properties, &lease, delivered_at)).await?? {
+            Left::Nothing(tally) => tally,
+            Left::Something => return Ok(lease.give_back().await?),
+            Left::SubscriptionEnds => return Ok(()),
+        };
         self.meter.count(&tally);
         if let Tally::Ended { result, .. } = tally {
             self.failures.note(&result);
@@ -196,6 +216,7 @@ impl Pipeline {
             halted,
             first_delivery_at: Mutex::new(Instant::now()),
             largest_batch: OnceLock::new(),
+            was_closed_for_long: AtomicBool::new(false),
         }
     }
 
@@ -225,6 +246,7 @@ impl Pipeline {
         let terms = self.terms();
         let (envelope, checked) =
             envelope::read(properties, &self.app, terms.results_queue.as_deref(), &terms.replies, clock::now());
+        let checked = checked.and_then(|()| envelope::check_headers_fit(properties, self.publisher.frame_max()));
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = reading::read(body, checked, rules).await;
@@ -243,10 +265,10 @@ impl Pipeline {
             let looking_up = self.look_up(&envelope, &job, &fingerprint);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
                 let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.standing().is_paused();
-                return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
+                return if returned_often { Ok(self.park(body, &envelope, properties, true)) } else { Err(Interrupted::LetGo) };
             };
             match looked_up {
-                Ok(Opened::Answered(result)) => return Ok(repeat(*result, &envelope)),
+                Ok(Opened::Answered(result)) => return Ok(repeat(*result, body, envelope)),
                 Ok(Opened::OtherContent) => {
                     let why = "belongs to an earlier job with other content; give each job an id of its own";
                     return Ok(self.reject(of_id(&job, why), body, &envelope, properties));
@@ -261,7 +283,7 @@ impl Pipeline {
                 }
                 Err(error) => return Err(error.into()),
                 // It may yet be rejected, with its original bytes.
-                Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties)),
+                Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties, true)),
                 Ok(Opened::Unfinished(earlier)) => {
                     job.resume(earlier.head.batch_size, earlier.head.duplicates);
                     envelope.received_at = earlier.head.received_at;
@@ -286,15 +308,18 @@ impl Pipeline {
             let ending = self.dispatcher.send(submission.clone()).await?;
             let Submission { job, envelope, entry, .. } = &submission;
             match ending {
-                Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
+                Ending::Finished(report) => {
+                    return Ok(self.answer(job, report, envelope, properties, entry.clone(), fingerprint));
+                }
                 Ending::Parked(touched) => {
+                    let may_go_back = entry.is_some() || touched.is_empty();
                     match entry {
-                        None => self.remember(job, envelope, fingerprint, touched).await?,
+                        None => drop(self.remember(job, envelope, fingerprint, touched).await?),
                         // The store may have waited for something to say.
                         Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
                         Some(_) => {}
                     }
-                    return Ok(self.park(job.body(), envelope, properties));
+                    return Ok(self.park(job.body(), envelope, properties, may_go_back));
                 }
                 Ending::TooLarge(touched) => submission = self.split_again(submission, &touched).await?,
             }
@@ -345,36 +370,42 @@ impl Pipeline {
         envelope: &Envelope,
         fingerprint: String,
         touched: Vec<(u32, BatchProgress)>,
-    ) -> Result<(), StoreLost> {
+    ) -> Result<Option<Entry>, StoreLost> {
         let opened = self.progress.open(&self.app, envelope, job, fingerprint, self.terms().hold).await?;
-        if let Opened::Unfinished(earlier) = opened {
-            let entry = &earlier.entry;
-            try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
-        }
-        Ok(())
+        let Opened::Unfinished(earlier) = opened else { return Ok(None) };
+        let entry = &earlier.entry;
+        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+        Ok(Some(earlier.entry))
     }
 
-    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let parked = parking::compose(&self.app, body, properties, envelope, &self.park);
-        info!(app = self.app, job_id = envelope.job_id, queue = ?parked.target, "job parked");
-        Owed::Parked(Box::new(parked))
+    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties, may_go_back: bool) -> Owed {
+        let parked = parking::compose(&self.app, body, properties, envelope, &self.park, parking::Left::Everything);
+        info!(app = self.app, job_id = envelope.job_id, queue = parked.target.queue(), "job parked");
+        Owed::Parked { job: Box::new(parked), may_go_back }
     }
 
     fn answer(
         &self,
-        job: &Job,
-        report: &Report,
-        envelope: &Envelope,
+        job: &Arc<Job>,
+        report: Report,
+        envelope: &Arc<Envelope>,
         properties: &BasicProperties,
         entry: Option<Entry>,
+        fingerprint: String,
     ) -> Owed {
         let finished_at = clock::now();
-        let result = JobResult::finished(&self.app, envelope, job, report, finished_at);
+        let result = JobResult::finished(&self.app, envelope, job, &report, finished_at);
         self.log(&result);
         let json = result.json();
         Owed::Answer {
-            dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
+            dead_letter: dead_letter::of_finished(job, &report, properties, envelope, &result).map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
+            job: Owing {
+                content: Content::Job(job.clone()),
+                envelope: envelope.clone(),
+                letter_is_confirmed: false,
+                unrecorded: entry.is_none().then_some((fingerprint, report)),
+            },
             record: entry.map(|entry| (entry, json)),
             tally: ended(result, envelope, finished_at),
         }
@@ -384,9 +415,13 @@ impl Pipeline {
         let finished_at = clock::now();
         let result = JobResult::rejected(&self.app, envelope, &rejection, finished_at);
         self.log(&result);
-        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
         let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
-        Owed::Answer { dead_letter, reply, record: None, tally: ended(result, envelope, finished_at) }
+        let letter_is_confirmed = envelope.owes_result;
+        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
+        let envelope = Arc::new(envelope.clone());
+        let tally = ended(result, &envelope, finished_at);
+        let job = Owing { content: Content::OfLetter, envelope, letter_is_confirmed, unrecorded: None };
+        Owed::Answer { dead_letter, reply, record: None, tally, job }
     }
 
     fn log(&self, result: &JobResult) {
@@ -402,12 +437,16 @@ impl Pipeline {
     }
 }
 
-/// The recorded result of an earlier copy, to whoever asked with this one.
-fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
-    let result = JobResult { duplicate: true, ..result };
+/// The recorded result of an earlier copy, to whoever asked with this one; or of this very message, if it was parked because
+/// its result could not be published.
+fn repeat(result: JobResult, body: Vec<u8>, envelope: Envelope) -> Owed {
+    let result = JobResult { duplicate: !envelope.owes_result, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
-    let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
-    Owed::Answer { dead_letter: None, reply, record: None, tally: Tally::Repeated }
+    let reply = reply::compose(&result, &result.json(), &envelope).map(Box::new);
+    let tally = if envelope.owes_result { ended(result, &envelope, clock::now()) } else { Tally::Repeated };
+    let envelope = Arc::new(envelope);
+    let job = Owing { content: Content::Original(body), envelope, letter_is_confirmed: true, unrecorded: None };
+    Owed::Answer { dead_letter: None, reply, record: None, tally, job }
 }
 
 fn ended(result: JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {

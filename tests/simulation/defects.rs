@@ -37,10 +37,16 @@ pub enum Defect {
     LetterWithoutConfirm,
     /// No intent is recorded before a call that must not be repeated.
     NoIntents,
+    /// When the broker closes a connection over a message, all that were under way on it are blamed.
+    BlameAllUnderWay,
+    /// A result waits until its full reply queue has room.
+    WaitForFullQueue,
+    /// A broker that does not confirm is taken for one that has no such queue.
+    SilenceIsMissing,
 }
 
 impl Defect {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -51,6 +57,9 @@ impl Defect {
         Self::NotCompleted,
         Self::LetterWithoutConfirm,
         Self::NoIntents,
+        Self::BlameAllUnderWay,
+        Self::WaitForFullQueue,
+        Self::SilenceIsMissing,
     ];
 }
 
