@@ -15,6 +15,7 @@ mod metrics;
 mod operations;
 mod pacing;
 mod parking;
+mod publishing;
 mod recovery;
 mod reload;
 mod replies;
