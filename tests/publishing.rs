@@ -311,6 +311,33 @@ async fn headers_that_no_result_could_carry_reject_the_job_and_concern_no_other_
 }
 
 #[tokio::test]
+async fn with_smaller_frames_less_goes_along_and_everything_fits() {
+    let broker = Broker::start("frame_max = 8192").await;
+    let mut scene = Scene::on(&broker, "").await;
+    let with_state = |bytes: usize| {
+        let headers = arguments(&[("tracestate", text(&"x".repeat(bytes)))]);
+        scene.producer.properties().with_headers(headers)
+    };
+    let (fitting, too_large) = (with_state(3900), with_state(5000));
+    scene.producer.publish(&scene.app, &body("g"), fitting.clone()).await;
+    let reply = scene.producer.reply().await;
+    assert_eq!(header(&reply, "tracestate").map(|state| state.len()), Some(3900));
+
+    scene.producer.publish(&scene.app, &body("g"), too_large).await;
+    let result = scene.producer.result().await;
+    assert!(result.errors[0].info.starts_with("tracestate: ") && result.errors[0].info.contains("4096"), "{result:?}");
+    assert_eq!(header(&scene.dead_letter().await, "groupcast-status").as_deref(), Some("rejected"));
+
+    // What is wrong takes 4,000 bytes to say.
+    let wrong = format!("{{\"{}\": 1}}", "é".repeat(3000)).into_bytes();
+    scene.producer.publish(&scene.app, &wrong, fitting).await;
+    assert_eq!(scene.producer.result().await.status, Status::Rejected);
+    let letter = scene.dead_letter().await;
+    assert_eq!(letter.data, wrong);
+    assert_eq!(scene.daemon.times_logged("the publishing connection is gone"), 0);
+}
+
+#[tokio::test]
 async fn a_message_that_the_broker_closes_connections_over_is_the_only_one_to_blame() {
     let mut apps = TwoApps::start().await;
     // The broker makes such addresses; this one it cannot read.

@@ -162,6 +162,8 @@ struct Tried {
     alone: bool,
     blamed: u32,
     lost: u32,
+    /// Whether it finds out if a queue in trouble works again.
+    finds_out: bool,
     /// What the queue met the last attempts with, since when, and how many they were.
     in_trouble: Option<(Trouble, Instant, u32)>,
 }
@@ -222,9 +224,13 @@ impl Publisher {
         let _permit = if is_own { None } else { Some(self.permit_for(queue).await) };
         for attempt in 1.. {
             let link = self.link().await;
-            let turn = self.troubles().turn(app, queue, Instant::now());
-            if let Turn::NotNow(trouble) = turn {
-                return self.not_taken(app, queue, trouble, false);
+            if !tried.finds_out {
+                let turn = self.troubles().turn(app, queue, Instant::now());
+                match turn {
+                    Turn::Publish => {}
+                    Turn::TryOnce => tried.finds_out = true,
+                    Turn::NotNow(trouble) => return self.not_taken(app, queue, trouble, false),
+                }
             }
             let fitting = self.fitting(app, message, &*link);
             let began = Instant::now();
@@ -304,13 +310,15 @@ impl Publisher {
                 }
             };
             if let Some(trouble) = trouble
-                && (tried.is_enough(trouble, began) || turn == Turn::TryOnce)
+                && (tried.is_enough(trouble, began) || tried.finds_out)
             {
                 return self.not_taken(app, queue, trouble, true);
             }
             if tried.blamed >= BLAMED_AT_MOST {
                 let job_id = job_id(message);
                 warn!(app, queue, job_id, "the broker refuses this message, or closes the connection over it");
+                // That says nothing about the queue: what is left of the message finds out.
+                self.troubles().not_found_out(app, queue, Instant::now());
                 return Published::Refused;
             }
             sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;

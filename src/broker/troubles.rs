@@ -141,6 +141,13 @@ impl Troubles {
         Told::Refused(std::mem::take(&mut known.untold))
     }
 
+    /// The message that was to find out whether the queue works did not: another one may.
+    pub fn not_found_out(&mut self, app: &str, queue: &str, now: Instant) {
+        if let Some(known) = self.known.get_mut(&key(app, queue)) {
+            known.next_try = now;
+        }
+    }
+
     /// The queue took a message. Says whether it was in trouble.
     pub fn taken(&mut self, app: &str, queue: &str) -> bool {
         !self.known.is_empty() && self.known.remove(&key(app, queue)).is_some()
@@ -199,6 +206,15 @@ mod tests {
         assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
         assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::NotNow(Trouble::Full));
         assert_eq!(troubles.turn("a", "q", start + seconds(10)), Turn::TryOnce, "the one before may have been lost");
+    }
+
+    #[test]
+    fn after_a_message_that_did_not_find_out_another_one_may() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
+        troubles.not_found_out("a", "q", start + seconds(6));
+        assert_eq!(troubles.turn("a", "q", start + seconds(6)), Turn::TryOnce);
     }
 
     #[test]
