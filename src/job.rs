@@ -257,6 +257,8 @@ pub struct Envelope {
     pub redeliveries: u32,
     /// Why the broker has given the job up, if it has.
     pub given_up: Option<String>,
+    /// Whether the job has ended before and only its result is still to be published.
+    pub owes_result: bool,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
     pub not_before: Option<jiff::Timestamp>,
@@ -283,8 +285,8 @@ pub enum ReplyTo {
     Named(String),
     /// The producer's direct reply-to address: it exists only while the producer is connected.
     Direct(String),
-    /// The producer named a queue that no producer may make the daemon write to.
-    Refused,
+    /// The producer named this queue, which no producer may make the daemon write to.
+    Refused(String),
 }
 
 /// What to do with a batch whose outcome is unknown.
@@ -312,13 +314,15 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 pub const PARKED_HEADER: &str = "groupcast-parked";
 /// Header of a job that the broker has given up, while it is passed on to the replica that has the app's jobs: why.
 pub const GIVEN_UP_HEADER: &str = "groupcast-given-up";
+/// Header of a parked job that has ended and only owes its result: the value is `result`.
+pub const OWED_HEADER: &str = "groupcast-owed";
+/// Header of a result in `.unrouted`: the queue that it was meant for.
+pub const REPLY_TO_HEADER: &str = "groupcast-reply-to";
 /// Header of a job: after this moment no call is made for it.
 pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.
 pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
 
-/// Header of a result that its reply queue did not take: the queue that it was meant for.
-pub const MEANT_FOR_HEADER: &str = "groupcast-reply-to";
 /// Header that this side of the connection adds to a message whose properties cannot all be read. It says what is missing.
 pub const UNREADABLE_HEADER: &str = "groupcast-unreadable";
 

@@ -18,6 +18,7 @@ mod metrics;
 mod operations;
 mod pacing;
 mod parking;
+mod publishing;
 mod recovery;
 mod reload;
 mod replies;

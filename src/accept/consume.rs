@@ -133,6 +133,7 @@ pub enum Pause {
     StoreAway,
     /// Another replica has the jobs too, and had them later.
     Displaced,
+    PublisherAway,
 }
 
 /// Why a subscription ended.
@@ -205,6 +206,7 @@ impl fmt::Display for Ended {
             Self::Stopped => out.write_str("it is told to stop"),
             Self::Paused(Pause::App) => out.write_str("the app is paused"),
             Self::Paused(Pause::StoreAway) => out.write_str("the state store has been away for too long"),
+            Self::Paused(Pause::PublisherAway) => out.write_str("nothing could be published for too long"),
             Self::Paused(Pause::Displaced) => {
                 out.write_str("another replica has the app's jobs too; this one consumes anew after a pause")
             }

@@ -8,11 +8,13 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use crate::broker::frame;
 use crate::config::Replies;
 use crate::job::{
-    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, PARKED_HEADER,
-    Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
+    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, OWED_HEADER,
+    PARKED_HEADER, Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
 };
+use crate::settle::kept;
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const DEFAULT_PRIORITY: u8 = 4;
@@ -51,6 +53,7 @@ pub fn read(
         parkings: 0,
         redeliveries: 0,
         given_up: None,
+        owes_result: false,
         delivery: DeliveryPromise::default(),
         deadline: None,
         not_before: None,
@@ -59,7 +62,7 @@ pub fn read(
     };
     let readable = check_readable(properties);
     if readable.as_ref().is_err_and(|rejection| rejection.hides_reply_to()) {
-        envelope.reply_to = ReplyTo::Refused;
+        envelope.reply_to = ReplyTo::Refused(String::new());
     }
     let problems = [
         readable,
@@ -70,6 +73,23 @@ pub fn read(
         envelope.read_headers(properties),
     ];
     (envelope, problems.into_iter().collect())
+}
+
+/// Whether what has to go out again with the job's result, its dead letter or its parked copy fits into frames of this size.
+pub fn check_headers_fit(properties: &BasicProperties, frame_max: usize) -> Result<(), Rejection> {
+    let going_out_again = |(name, value)| kept::goes_along(name).then(|| (frame::header_bytes(name, value), name));
+    let headers = || properties.headers().iter().flat_map(FieldTable::inner).filter_map(going_out_again);
+    let (total, room) = (headers().map(|(bytes, _)| bytes).sum::<usize>(), frame::room_for_headers(frame_max));
+    match headers().max() {
+        Some((bytes, name)) if total > room => Err(rejection(
+            name.as_str(),
+            format!(
+                "has {bytes} bytes, and all headers together {total}; at most {room} are allowed, or the job's result could not \
+                 be published: the broker's frames have {frame_max} bytes"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn rejection(field: &str, reason: impl Into<String>) -> Rejection {
@@ -123,10 +143,10 @@ impl Envelope {
         self.reply_to = match queue {
             _ if queue.starts_with(DIRECT_REPLY_TO) => direct_address(queue),
             _ if replies.allow(queue, app) => ReplyTo::Named(queue.to_owned()),
-            _ => ReplyTo::Refused,
+            _ => ReplyTo::Refused(queue.to_owned()),
         };
         match self.reply_to {
-            ReplyTo::Refused => Err(rejection(
+            ReplyTo::Refused(_) => Err(rejection(
                 "reply_to",
                 format!("results may not go to `{queue}`; name a queue of your own that replies.allow matches"),
             )),
@@ -165,6 +185,8 @@ impl Envelope {
             ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,
             PARKED_HEADER => self.parkings = times(value, "parked")?,
             GIVEN_UP_HEADER => self.given_up = Some(text(value)?.to_owned()),
+            OWED_HEADER if text(value)? == "result" => self.owes_result = true,
+            OWED_HEADER => return Err("must be `result`".into()),
             // The broker's own count.
             "x-delivery-count" => {
                 self.redeliveries = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
@@ -190,7 +212,7 @@ fn direct_address(queue: &str) -> ReplyTo {
     let parts = queue.strip_prefix(DIRECT_REPLY_TO).and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
     match parts {
         Some((process, key)) if base64(process) && base64(key) => ReplyTo::Direct(queue.to_owned()),
-        _ => ReplyTo::Refused,
+        _ => ReplyTo::Refused(queue.to_owned()),
     }
 }
 

@@ -74,7 +74,7 @@ fn a_reply_queue_is_the_producers_own_or_the_apps_results() {
         "amq.rabbitmq.reply-to.g1h2",
         "amq.rabbitmq.reply-to.!!!.x",
     ] {
-        assert_eq!(reply_to(refused), ReplyTo::Refused, "{refused}");
+        assert_eq!(reply_to(refused), ReplyTo::Refused(refused.to_owned()), "{refused}");
     }
     assert_eq!(reply_to(""), ReplyTo::Nowhere);
 }
@@ -107,5 +107,32 @@ fn a_dead_letter_that_was_moved_back_counts_its_deaths() {
 fn headers_of_others_are_none_of_our_business() {
     for name in ["x-death", "baggage", "my-groupcast-deadline", "Groupcast"] {
         assert_eq!(read_with(with_header(name, AMQPValue::Void)).1, Ok(()), "{name}");
+    }
+}
+
+#[test]
+fn headers_that_cannot_go_out_again_reject_the_job_by_the_name_of_the_largest() {
+    let with = |headers: &[(&str, usize)]| {
+        let mut table = FieldTable::default();
+        for (name, bytes) in headers {
+            table.insert((*name).into(), AMQPValue::LongString("x".repeat(*bytes).as_str().into()));
+        }
+        BasicProperties::default().with_headers(table)
+    };
+    for (headers, frame_max, named) in [
+        (vec![("tracestate", 130_980)], 131_072, Some("tracestate")),
+        (vec![("traceparent", 60_000), ("x-other", 60_010), ("small", 1)], 131_072, Some("x-other")),
+        (vec![("tracestate", 5000)], 8192, Some("tracestate")),
+        (vec![("tracestate", 3000)], 8192, None),
+        (vec![("tracestate", 114_000)], 131_072, None),
+        // They do not go out again.
+        (vec![("x-death", 120_000), ("groupcast-parked", 8000), ("groupcast-owed", 8000), ("CC", 8000)], 131_072, None),
+    ] {
+        let rejection = check_headers_fit(&with(&headers), frame_max).err();
+        assert_eq!(rejection.as_ref().map(|rejection| rejection.field.as_str()), named, "{headers:?}");
+        if let Some(rejection) = rejection {
+            let (bytes, room) = (rejection.reason.contains("bytes"), frame::room_for_headers(frame_max).to_string());
+            assert!(bytes && rejection.reason.contains(&room), "{rejection}");
+        }
     }
 }

@@ -15,6 +15,8 @@ use crate::{
 pub struct Readiness {
     pub ready: bool,
     publisher: Part,
+    /// The daemon's own queues.
+    queues: Part,
     state_store: Part,
     apps: BTreeMap<String, AppState>,
 }
@@ -50,10 +52,16 @@ struct Wrong {
 }
 
 pub fn of(shown: &Shown) -> Readiness {
-    let publisher = if shown.publisher.is_open() {
+    let publisher = match shown.publisher.why_closed() {
+        None => Part::Works,
+        Some(reason) => Part::Down { reason },
+    };
+    let troubles = shown.publisher.queues_in_trouble();
+    let queues = if troubles.is_empty() {
         Part::Works
     } else {
-        Part::Down { reason: "not connected to the broker, or the broker blocks publishing".into() }
+        let told = troubles.iter().map(|(queue, trouble)| format!("{queue}: {trouble}; {}", trouble.advice()));
+        Part::Down { reason: told.collect::<Vec<_>>().join(". ") }
     };
     let state_store = match shown.progress.health().condition() {
         health::Condition::Works => Part::Works,
@@ -63,8 +71,8 @@ pub fn of(shown: &Shown) -> Readiness {
     let apps: BTreeMap<String, AppState> = shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
     let works = |part: &Part| matches!(part, Part::Works);
     let consumes = |app: &AppState| matches!(app, AppState::Consuming | AppState::Outage(_));
-    let ready = works(&publisher) && works(&state_store) && apps.values().all(consumes);
-    Readiness { ready, publisher, state_store, apps }
+    let ready = works(&publisher) && works(&queues) && works(&state_store) && apps.values().all(consumes);
+    Readiness { ready, publisher, queues, state_store, apps }
 }
 
 impl AppState {

@@ -8,12 +8,14 @@
 pub mod browse;
 pub mod connection;
 mod dial;
+pub mod frame;
 pub mod jobs_queue;
 mod nodes;
 pub mod publisher;
 pub mod queues;
 pub mod session;
 pub mod topology;
+pub mod troubles;
 pub mod wire;
 
 use std::time::Duration;
@@ -27,6 +29,9 @@ pub struct Outgoing {
     pub target: Target,
     pub body: Vec<u8>,
     pub properties: BasicProperties,
+    /// Whether the broker has closed a connection while this message was under way on it. Then it is published on a
+    /// connection of its own.
+    pub suspect: bool,
 }
 
 /// Where a message goes, by the default exchange.
@@ -39,6 +44,14 @@ pub enum Target {
     /// A producer's direct reply-to address. Not `mandatory`: brokers up to 4.1 return such messages although they deliver
     /// them, later ones accept them although nobody is there. So the address is asked for beforehand.
     Direct(String),
+}
+
+impl Target {
+    pub fn queue(&self) -> &str {
+        match self {
+            Self::Own(queue) | Self::Producer(queue) | Self::Direct(queue) => queue,
+        }
+    }
 }
 
 /// What became of a confirmed publish.

@@ -1,23 +1,50 @@
 //! Publishes persistent messages with confirms, whatever happens to the connection.
 //!
-//! A publish is tried until the broker has confirmed it; who loses interest drops the future. What a producer chose (its
-//! reply queue, its headers) can make the broker refuse or go silent; that ends in an answer, so that no producer holds up
-//! the others.
+//! While the broker is away a publish waits; to stop it, drop the future. What a producer chose (its reply queue, its
+//! headers) can make the broker refuse messages, say nothing, or close the connection. Each of these ends in an answer in
+//! bounded time, so that no producer holds up the others:
+//!
+//! - A queue that refuses or says nothing is tried for a few seconds, and then remembered ([`troubles`](super::troubles)).
+//! - Headers that do not fit into a frame are left out before the message is sent ([`frame`](super::frame)).
+//! - When the broker closes the connection over a message, every message under way is a suspect. Each suspect is published
+//!   on a connection of its own, where it can harm no other; only a message that fails there is to blame.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use lapin::{BasicProperties, types::FieldTable};
-use tokio::{sync::watch, time::sleep};
-use tracing::warn;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep},
+};
+use tracing::{debug, info, warn};
 
-use super::{BrokerLost, Outgoing, Routing, Target};
+use super::{
+    BrokerLost, Outgoing, Routing, Target, frame,
+    troubles::{Told, Trouble, Troubles, Turn},
+};
 use crate::delay;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-/// Closing the connection or the channel over the same message so often is the message's doing.
+/// How long a queue is tried that refuses messages or says nothing.
+const QUEUE_TRIED_FOR: Duration = Duration::from_secs(5);
+/// A message that has failed alone so often is to blame.
 const BLAMED_AT_MOST: u32 = 3;
+/// A message whose connection was lost so often in a row, for whatever reason, is published on one of its own.
+const LOST_AT_MOST: u32 = 3;
+/// Suspects published at a time.
+const SUSPECTS: usize = 4;
+/// Messages under way for one queue that a producer named, so that a queue which says nothing leaves room for others.
+const UNDER_WAY_FOR_A_QUEUE: usize = 16;
 
 /// A connection to publish on, while it lives: the broker's, or in tests one in memory.
 pub trait Link: Send + Sync + 'static {
@@ -29,15 +56,34 @@ pub trait Link: Send + Sync + 'static {
         mandatory: Mandatory,
         message: &'a Outgoing,
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
+    /// One attempt on a connection that is opened for this message alone.
+    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
+    /// Whether the broker's user has the right to publish. A confirmed answer also shows that the connection works.
+    fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
     fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
     /// Declares our own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    /// The largest frame that the broker and this connection have agreed on, in bytes.
+    fn frame_max(&self) -> usize;
     fn is_alive(&self) -> bool;
     fn is_blocked(&self) -> bool;
     /// Gives the connection up: another one is made.
     fn give_up(&self);
+}
+
+/// Whether there is a connection to publish on.
+#[derive(Clone)]
+pub enum Linked {
+    Yes(Arc<dyn Link>),
+    No {
+        reason: String,
+    },
+    /// Connected, without the right to publish.
+    Forbidden {
+        reason: String,
+    },
 }
 
 /// What a queue shows of itself.
@@ -67,7 +113,7 @@ pub enum Unconfirmed {
     /// The broker took the message and could not keep it, as a full queue cannot.
     Nacked,
     /// The channel is closed because the broker refused; the connection lives on.
-    Refused(BrokerLost),
+    Refused(Refusal, BrokerLost),
     /// No confirm came, and the connection lives on.
     Silent(BrokerLost),
     /// The broker closed the connection over something that it was sent.
@@ -75,66 +121,205 @@ pub enum Unconfirmed {
     Lost(BrokerLost),
 }
 
+/// Why the broker closes a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The user lacks a right.
+    Forbidden,
+    NoSuchQueue,
+    Other,
+}
+
+/// What became of a message in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Published {
+    Routed,
+    /// The broker says that there is no such queue, or that it is not for us to write to.
+    NoSuchQueue,
+    /// The broker refuses this very message, or closes the connection over it.
+    Refused,
+    /// The queue takes no messages at present.
+    NotTaken(Trouble),
+}
+
 #[derive(Clone)]
 pub struct Publisher {
-    link: watch::Receiver<Option<Arc<dyn Link>>>,
+    link: watch::Receiver<Linked>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    troubles: Mutex<Troubles>,
+    suspects: Semaphore,
+    under_way: Mutex<HashMap<String, Arc<Semaphore>>>,
+    frame_max: AtomicUsize,
+}
+
+/// What one message has met so far.
+#[derive(Default)]
+struct Tried {
+    alone: bool,
+    blamed: u32,
+    lost: u32,
+    /// Whether it finds out if a queue in trouble works again.
+    finds_out: bool,
+    /// What the queue met the last attempts with, since when, and how many they were.
+    in_trouble: Option<(Trouble, Instant, u32)>,
+}
+
+impl Tried {
+    /// A lost connection says nothing about the queue.
+    fn start_over(&mut self) {
+        self.in_trouble = None;
+    }
+
+    /// Whether the queue was tried for long enough: for some seconds, and at least twice.
+    fn is_enough(&mut self, trouble: Trouble, began: Instant) -> bool {
+        let same = self.in_trouble.filter(|(before, ..)| *before == trouble);
+        let (_, since, attempts) = same.unwrap_or((trouble, began, 0));
+        self.in_trouble = Some((trouble, since, attempts + 1));
+        since.elapsed() >= QUEUE_TRIED_FOR && attempts >= 1
+    }
 }
 
 impl Publisher {
-    /// Publishes on whatever link there is; whoever holds the sender keeps one alive.
-    pub fn over(link: watch::Receiver<Option<Arc<dyn Link>>>) -> Self {
-        Self { link }
+    /// Publishes on whatever link there is; the holder of the sender keeps one alive.
+    pub fn over(link: watch::Receiver<Linked>) -> Self {
+        let shared = Shared {
+            troubles: Mutex::default(),
+            suspects: Semaphore::new(SUSPECTS),
+            under_way: Mutex::default(),
+            frame_max: AtomicUsize::new(frame::DEFAULT_FRAME_MAX),
+        };
+        Self { link, shared: Arc::new(shared) }
     }
 
-    /// Publishes a message to a queue of our own. Waits as long as the broker is away, the queue is gone or full.
-    pub async fn publish_to_own(&self, mut message: Outgoing) {
-        for kept in [Kept::Properties, Kept::Id].into_iter().chain(std::iter::repeat(Kept::Id)) {
-            if self.publish(&message).await == Routing::Routed {
-                return;
+    /// Publishes a message to a queue of our own. Without what its producer added, if the broker does not take it with that.
+    pub async fn publish_to_own(&self, app: &str, message: &Outgoing) -> Result<(), Trouble> {
+        let mut message = Cow::Borrowed(message);
+        for kept in [Some(Kept::Properties), Some(Kept::Id), None] {
+            match (self.publish(app, &message).await, kept) {
+                (Published::Routed, _) => return Ok(()),
+                (Published::NotTaken(trouble), _) => return Err(trouble),
+                (Published::NoSuchQueue | Published::Refused, Some(kept)) => {
+                    let (queue, job_id) = (message.target.queue(), job_id(&message));
+                    warn!(app, queue, job_id, "the broker takes a message only without what its producer added");
+                    let properties = without_producers_additions(&message.properties, kept);
+                    message = Cow::Owned(Outgoing { properties, suspect: true, ..message.into_owned() });
+                }
+                (Published::NoSuchQueue | Published::Refused, None) => break,
             }
-            warn!(target = ?message.target, "the broker takes a message only without what its producer added");
-            message.properties = without_producers_additions(&message.properties, kept);
         }
+        let (queue, job_id) = (message.target.queue(), job_id(&message));
+        warn!(app, queue, job_id, "the broker refuses a message, whatever is left out of it");
+        Err(Trouble::Refused)
     }
 
-    /// Publishes a message. Says that a producer's queue does not exist also if the broker refuses it or does not confirm,
-    /// and of a queue of our own if the broker closes on this very message.
-    pub async fn publish(&self, message: &Outgoing) -> Routing {
-        let mut blamed = 0;
+    /// Publishes a message. Tries for a few seconds while the queue takes none, and for as long as the broker is away.
+    pub async fn publish(&self, app: &str, message: &Outgoing) -> Published {
+        let queue = message.target.queue();
+        let is_own = matches!(message.target, Target::Own(_));
+        let mut tried = Tried { alone: message.suspect, ..Default::default() };
+        let _permit = if is_own { None } else { Some(self.permit_for(queue).await) };
         for attempt in 1.. {
             let link = self.link().await;
-            let unconfirmed = match attempt_on(&*link, message).await {
-                Ok(Routing::NoSuchQueue) if matches!(message.target, Target::Own(_)) => {
-                    restore_queues(&*link).await;
-                    None
-                }
-                Ok(routing) => return routing,
-                Err(unconfirmed) => Some(unconfirmed),
-            };
-            match (unconfirmed, &message.target) {
-                (None | Some(Unconfirmed::Nacked), _) => {
-                    warn!(target = ?message.target, "the queue is gone or full; trying again")
-                }
-                (Some(Unconfirmed::Refused(error) | Unconfirmed::Silent(error)), Target::Producer(_) | Target::Direct(_)) => {
-                    warn!(%error, target = ?message.target, "a reply queue was refused");
-                    return Routing::NoSuchQueue;
-                }
-                (Some(Unconfirmed::Refused(error)), Target::Own(_)) => {
-                    warn!(%error, target = ?message.target, "the broker refused a message");
-                    blamed += u32::from(error.reason.contains("PRECONDITION_FAILED"));
-                }
-                (Some(Unconfirmed::Fatal(error)), _) => {
-                    warn!(%error, "the broker closed the publishing connection");
-                    link.give_up();
-                    blamed += 1;
-                }
-                (Some(Unconfirmed::Lost(error) | Unconfirmed::Silent(error)), _) => {
-                    warn!(%error, "lost the publishing connection");
-                    link.give_up();
+            if !tried.finds_out {
+                let turn = self.troubles().turn(app, queue, Instant::now());
+                match turn {
+                    Turn::Publish => {}
+                    Turn::TryOnce => tried.finds_out = true,
+                    Turn::NotNow(trouble) => return self.not_taken(app, queue, trouble, false),
                 }
             }
-            if blamed >= BLAMED_AT_MOST {
-                return Routing::NoSuchQueue;
+            let fitting = self.fitting(app, message, &*link);
+            let began = Instant::now();
+            let outcome = match tried.alone {
+                false => attempt_on(&*link, &fitting).await,
+                true => {
+                    let _turn = self.shared.suspects.acquire().await.expect("never closed");
+                    link.publish_alone(&fitting).await
+                }
+            };
+            let trouble = match outcome {
+                Ok(Routing::Routed) => {
+                    if self.troubles().taken(app, queue) {
+                        info!(app, queue, "the queue takes messages again");
+                    }
+                    return Published::Routed;
+                }
+                Ok(Routing::NoSuchQueue) if is_own => {
+                    restore_queues(&*link).await;
+                    Some(Trouble::Missing)
+                }
+                Ok(Routing::NoSuchQueue) => return Published::NoSuchQueue,
+                Err(Unconfirmed::Nacked) => Some(Trouble::Full),
+                Err(Unconfirmed::Silent(error)) => {
+                    // Only the queue, or the whole connection?
+                    let works = tried.alone || link.may_publish().await.is_ok();
+                    if !works {
+                        warn!(%error, "the publishing connection says nothing; connecting anew");
+                        link.give_up();
+                    }
+                    works.then_some(Trouble::Silent)
+                }
+                Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => match link.may_publish().await {
+                    // A missing right is no fault of the message. The next link comes when the right is there.
+                    Ok(false) => {
+                        link.give_up();
+                        None
+                    }
+                    Ok(true) if !is_own => {
+                        debug!(app, queue, %error, "the broker does not let the daemon write to a reply queue");
+                        return Published::NoSuchQueue;
+                    }
+                    Ok(true) => {
+                        tried.blamed += 1;
+                        None
+                    }
+                    Err(_) => None,
+                },
+                Err(Unconfirmed::Refused(Refusal::NoSuchQueue, _)) if !is_own => return Published::NoSuchQueue,
+                Err(Unconfirmed::Refused(_, error)) => {
+                    debug!(app, queue, %error, "the broker refused a message");
+                    if !is_own {
+                        return Published::Refused;
+                    }
+                    tried.blamed += 1;
+                    None
+                }
+                Err(Unconfirmed::Fatal(error)) => {
+                    debug!(app, queue, %error, alone = tried.alone, "the broker closed the connection of a message");
+                    if tried.alone {
+                        tried.blamed += 1;
+                    } else {
+                        link.give_up();
+                        tried.alone = true;
+                    }
+                    None
+                }
+                Err(Unconfirmed::Lost(error)) => {
+                    debug!(app, queue, %error, "the connection of a message was lost");
+                    tried.start_over();
+                    if !tried.alone {
+                        link.give_up();
+                        tried.lost += 1;
+                        tried.alone = tried.lost >= LOST_AT_MOST;
+                    }
+                    None
+                }
+            };
+            if let Some(trouble) = trouble
+                && (tried.is_enough(trouble, began) || tried.finds_out)
+            {
+                return self.not_taken(app, queue, trouble, true);
+            }
+            if tried.blamed >= BLAMED_AT_MOST {
+                let job_id = job_id(message);
+                warn!(app, queue, job_id, "the broker refuses this message, or closes the connection over it");
+                // That says nothing about the queue: what is left of the message finds out.
+                self.troubles().not_found_out(app, queue, Instant::now());
+                return Published::Refused;
             }
             sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
         }
@@ -149,7 +334,64 @@ impl Publisher {
 
     /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
     pub fn is_open(&self) -> bool {
-        self.link.borrow().as_ref().is_some_and(|link| link.is_alive() && !link.is_blocked())
+        matches!(&*self.link.borrow(), Linked::Yes(link) if link.is_alive() && !link.is_blocked())
+    }
+
+    /// Whether the right to publish is missing.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(&*self.link.borrow(), Linked::Forbidden { .. })
+    }
+
+    /// Returns when messages can be published.
+    pub async fn until_open(&self) {
+        while !self.is_open() {
+            let mut link = self.link.clone();
+            // A block of the broker ends without a change of the link.
+            let _ = tokio::time::timeout(LOOK_AGAIN, link.changed()).await;
+        }
+    }
+
+    /// Returns when nothing could be published for so long.
+    pub async fn until_closed_for(&self, bound: Duration) {
+        let mut since = Instant::now();
+        while since.elapsed() < bound {
+            sleep(LOOK_AGAIN).await;
+            if self.is_open() {
+                since = Instant::now();
+            }
+        }
+    }
+
+    /// Why nothing can be published at present.
+    pub fn why_closed(&self) -> Option<String> {
+        match &*self.link.borrow() {
+            Linked::No { reason } | Linked::Forbidden { reason } => Some(reason.clone()),
+            Linked::Yes(link) if !link.is_alive() => Some("the connection was lost".into()),
+            Linked::Yes(link) if link.is_blocked() => {
+                Some("the broker blocks publishing; free its memory or disk, or raise its limits".into())
+            }
+            Linked::Yes(_) => None,
+        }
+    }
+
+    /// The daemon's own queues that take no messages, and why.
+    pub fn queues_in_trouble(&self) -> Vec<(String, Trouble)> {
+        self.troubles().own(Instant::now()).into_iter().map(|(_, queue, trouble)| (queue, trouble)).collect()
+    }
+
+    /// Looks whether our own queues in trouble have been emptied since.
+    pub async fn look_at_queues_in_trouble(&self) {
+        let in_trouble = self.troubles().own(Instant::now());
+        for (app, queue, _) in in_trouble {
+            if let Some(seen) = self.look_at(&queue).await {
+                self.troubles().counted(&app, &queue, seen.messages);
+            }
+        }
+    }
+
+    /// The largest frame that the broker takes, in bytes, as far as is known.
+    pub fn frame_max(&self) -> usize {
+        self.shared.frame_max.load(Ordering::Relaxed)
     }
 
     /// Whether somebody is known to consume from a queue now.
@@ -159,26 +401,73 @@ impl Publisher {
 
     /// A queue as it is now, if the broker lets itself be asked.
     pub async fn look_at(&self, queue: &str) -> Option<Seen> {
-        let link = self.link.borrow().clone()?;
+        let link = match &*self.link.borrow() {
+            Linked::Yes(link) => link.clone(),
+            Linked::No { .. } | Linked::Forbidden { .. } => return None,
+        };
         link.look_at(queue).await.ok()
     }
 
     async fn link(&self) -> Arc<dyn Link> {
         let mut receiver = self.link.clone();
         loop {
-            let current = receiver.borrow_and_update().clone();
-            if let Some(link) = current.filter(|link| link.is_alive()) {
-                return link;
+            if let Linked::Yes(link) = &*receiver.borrow_and_update()
+                && link.is_alive()
+            {
+                self.shared.frame_max.store(link.frame_max(), Ordering::Relaxed);
+                return link.clone();
             }
             if receiver.changed().await.is_err() {
-                // The process is stopping: whoever still waits is dropped with the runtime.
+                // The process is stopping: the runtime drops what still waits.
                 std::future::pending::<()>().await;
             }
         }
     }
+
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.shared.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_taken(&self, app: &str, queue: &str, trouble: Trouble, was_tried: bool) -> Published {
+        let told = self.troubles().not_taken(app, queue, trouble, was_tried, Instant::now());
+        if let Told::Refused(messages) = told {
+            warn!(app, queue, messages, reason = %trouble, "a queue takes no messages at present");
+        }
+        Published::NotTaken(trouble)
+    }
+
+    /// A message whose headers fit into a frame of the link.
+    fn fitting<'a>(&self, app: &str, message: &'a Outgoing, link: &dyn Link) -> Cow<'a, Outgoing> {
+        let Some((properties, left_out)) = frame::fit(&message.properties, link.frame_max()) else {
+            return Cow::Borrowed(message);
+        };
+        let left_out: Vec<String> = left_out.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)")).collect();
+        let (queue, job_id, left_out) = (message.target.queue(), job_id(message), left_out.join(", "));
+        warn!(app, queue, job_id, left_out, "left out or shortened headers that do not fit into a frame of the broker");
+        Cow::Owned(Outgoing { properties, ..message.clone() })
+    }
+
+    /// Waits until few enough messages are under way for a producer's queue.
+    async fn permit_for(&self, queue: &str) -> OwnedSemaphorePermit {
+        let semaphore = {
+            let mut under_way = self.shared.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            if under_way.len() >= MOST_SEMAPHORES {
+                under_way.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+            }
+            let new = || Arc::new(Semaphore::new(UNDER_WAY_FOR_A_QUEUE));
+            under_way.entry(queue.to_owned()).or_insert_with(new).clone()
+        };
+        semaphore.acquire_owned().await.expect("never closed")
+    }
 }
 
-async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+/// Above this many, those of queues with nothing under way are forgotten.
+const MOST_SEMAPHORES: usize = 1000;
+/// How often to look whether the broker still blocks publishers.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// One attempt on a link.
+pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
     match &message.target {
         Target::Own(queue) => link.publish(Lane::Own, queue, Mandatory::Yes, message).await,
         Target::Producer(queue) => link.publish(Lane::Producers, queue, Mandatory::Yes, message).await,
@@ -191,8 +480,13 @@ async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unco
 
 async fn restore_queues(link: &dyn Link) {
     if let Err(error) = link.restore_queues().await {
-        warn!(%error, "a queue of ours is missing");
+        debug!(%error, "a queue of ours is missing");
     }
+}
+
+/// The job that a message is about.
+fn job_id(message: &Outgoing) -> &str {
+    message.properties.message_id().as_ref().map_or("", |id| id.as_str())
 }
 
 /// What is left of a message that the broker does not take as it is.

@@ -10,9 +10,9 @@ use std::{
 
 use futures_util::{StreamExt, future::BoxFuture};
 use lapin::{
-    Channel, Confirmation, Connection, ErrorKind, Event, Queue,
+    BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event, Queue,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    protocol::{AMQPErrorKind, AMQPHardError},
+    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -24,15 +24,21 @@ use tracing::{info, warn};
 use super::{
     BrokerLost, Outgoing, Routing,
     connection::{self, Connector},
-    publisher::{Lane, Link, Mandatory, Publisher, Seen, Unconfirmed},
+    frame,
+    publisher::{Lane, Link, Linked, Mandatory, Publisher, Refusal, Seen, Unconfirmed, attempt_on},
     topology::{self, QueueSpec},
 };
 use crate::delay;
 
 /// Publishes in flight on a connection, for queues of ours and for those of producers.
 const CHANNELS: usize = 64;
-/// How long a confirm may take, unless the broker says that it blocks publishers.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a confirm may take, unless the broker says that it blocks publishers. Silence costs another attempt, or the job
+/// waits and its result is tried again; so it need not be longer than an election of a quorum queue takes.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to look whether the right to publish has been granted.
+const RIGHT_LOOKED_FOR_EVERY: Duration = Duration::from_secs(2);
+/// How often to look whether our own queues in trouble have been emptied.
+const TROUBLES_LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
@@ -49,6 +55,8 @@ struct Session {
     producers: Pool,
     lost: CancellationToken,
     queues: Arc<OwnQueues>,
+    /// Opens the connections of suspects.
+    connector: Arc<Connector>,
 }
 
 struct Pool {
@@ -58,30 +66,51 @@ struct Pool {
 
 /// A publisher over a connection that is kept alive in the background until `stop`.
 pub fn publisher(connector: Arc<Connector>, queues: OwnQueues, stop: CancellationToken) -> Publisher {
-    let (sender, link) = watch::channel(None);
+    let (sender, link) = watch::channel(Linked::No { reason: "not connected to the broker yet".into() });
     let queues = Arc::new(queues);
-    tokio::spawn(async move { stop.run_until_cancelled(keep_connected(&connector, &queues, &sender)).await });
-    Publisher::over(link)
+    let publisher = Publisher::over(link);
+    let looking = publisher.clone();
+    let work = async move {
+        tokio::select! {
+            () = keep_connected(&connector, &queues, &sender) => {}
+            () = keep_looking(&looking) => {}
+        }
+    };
+    tokio::spawn(async move { stop.run_until_cancelled(work).await });
+    publisher
+}
+
+async fn keep_looking(publisher: &Publisher) {
+    loop {
+        sleep(TROUBLES_LOOKED_AT_EVERY).await;
+        publisher.look_at_queues_in_trouble().await;
+    }
 }
 
 /// Connects, announces the session, and does so again whenever it is lost.
-async fn keep_connected(connector: &Connector, queues: &Arc<OwnQueues>, sender: &watch::Sender<Option<Arc<dyn Link>>>) {
+async fn keep_connected(connector: &Arc<Connector>, queues: &Arc<OwnQueues>, sender: &watch::Sender<Linked>) {
     let mut failures = 0;
+    let away = |reason: &str| {
+        sender.send_replace(Linked::No { reason: reason.to_owned() });
+    };
     loop {
         match connector.connect("publisher").await {
             Ok(connection) => {
                 failures = 0;
-                info!("connected to publish");
-                let session = Arc::new(Session::new(connection, queues.clone()));
-                sender.send_replace(Some(session.clone()));
-                let reason = session.until_lost().await;
-                sender.send_replace(None);
-                warn!(reason, "the publishing connection is gone");
+                let session = Arc::new(Session::new(connection, queues.clone(), connector.clone()));
+                if session.until_allowed(sender).await {
+                    info!("connected to publish");
+                    sender.send_replace(Linked::Yes(session.clone()));
+                    let reason = session.until_lost().await;
+                    away(&format!("not connected to the broker: {reason}"));
+                    warn!(reason, "the publishing connection is gone");
+                }
                 connection::close(&session.connection).await;
             }
             Err(error) => {
                 failures += 1;
                 warn!(%error, "cannot publish yet; trying again");
+                away(&format!("not connected to the broker: {error}"));
             }
         }
         sleep(delay::after_attempt(failures, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
@@ -89,15 +118,73 @@ async fn keep_connected(connector: &Connector, queues: &Arc<OwnQueues>, sender: 
 }
 
 impl Session {
-    fn new(connection: Connection, queues: Arc<OwnQueues>) -> Self {
-        Self { connection, own: Pool::new(), producers: Pool::new(), lost: CancellationToken::new(), queues }
+    fn new(connection: Connection, queues: Arc<OwnQueues>, connector: Arc<Connector>) -> Self {
+        Self { connection, own: Pool::new(), producers: Pool::new(), lost: CancellationToken::new(), queues, connector }
+    }
+
+    /// Waits for the right to publish; `false` if the connection is lost before. Without it no result could be told, and each
+    /// refusal would look like a missing reply queue.
+    async fn until_allowed(&self, sender: &watch::Sender<Linked>) -> bool {
+        let mut told = false;
+        while self.connection.status().connected() {
+            let mut asking = std::pin::pin!(self.ask_for_the_right());
+            let asked = loop {
+                tokio::select! {
+                    asked = &mut asking => break asked,
+                    // The broker says that it blocks publishing at the first publish, which this is.
+                    () = sleep(Duration::from_secs(1)) => if self.connection.status().blocked() {
+                        sender.send_replace(Linked::No { reason: "the broker blocks publishing".into() });
+                    },
+                }
+            };
+            match asked {
+                Ok(true) => return true,
+                Ok(false) => {
+                    let reason = "the broker's user may not write to the default exchange; grant the write permission on \
+                                  amq.default, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE '^(groupcast\\..*|amq\\.default)$' READ`";
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(reason, "results cannot be published; no call starts");
+                    }
+                    sender.send_replace(Linked::Forbidden { reason: reason.to_owned() });
+                }
+                Err(_) => return false,
+            }
+            sleep(RIGHT_LOOKED_FOR_EVERY).await;
+        }
+        false
+    }
+
+    /// Publishes what no queue takes. A broker that says so has looked at the right to publish before.
+    async fn ask_for_the_right(&self) -> Result<bool, Unconfirmed> {
+        let asked = async {
+            let channel = self.connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
+            let written = channel.basic_publish("".into(), queue.into(), options, &[], BasicProperties::default()).await?;
+            written.await
+        };
+        match self.while_blocked_or_soon(asked).await {
+            Ok(_) => Ok(true),
+            Err(Unconfirmed::Refused(Refusal::Forbidden, _)) => Ok(false),
+            Err(unconfirmed) => Err(unconfirmed),
+        }
+    }
+
+    async fn attempt_alone(&self, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+        let connection = self.connector.connect("publisher of one message").await.map_err(Unconfirmed::Lost)?;
+        let alone = Session::new(connection, self.queues.clone(), self.connector.clone());
+        let attempted = attempt_on(&alone, message).await;
+        connection::close(&alone.connection).await;
+        attempted
     }
 
     async fn until_lost(&self) -> String {
         let mut events = self.connection.events_listener();
         loop {
             tokio::select! {
-                () = self.lost.cancelled() => return "a publish was not confirmed".into(),
+                () = self.lost.cancelled() => return "a publish failed, or the broker closed the connection over a message".into(),
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks publishing; no new calls start"),
                     Some(Event::ConnectionUnblocked) => info!("the broker takes messages again"),
@@ -138,10 +225,9 @@ impl Session {
         let routing = match confirmation {
             Confirmation::Ack(None) => Routing::Routed,
             Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
-            Confirmation::Nack(_) | Confirmation::NotRequested => {
-                pool.put_back(channel);
-                return Err(Unconfirmed::Nacked);
-            }
+            // The channel does not go back: for a queue whose limit was raised, an old channel goes on refusing
+            // (rabbitmq-server #12206).
+            Confirmation::Nack(_) | Confirmation::NotRequested => return Err(Unconfirmed::Nacked),
         };
         // Only a channel with nothing under way goes back: a publish that was dropped half-way takes its channel with it.
         pool.put_back(channel);
@@ -174,8 +260,8 @@ impl Session {
     async fn ask_for(&self, address: &str) -> Result<bool, Unconfirmed> {
         match self.ask_about(address).await {
             Ok(_) => Ok(true),
-            // RabbitMQ 4.3.0 asks for the configure permission even to look: then nobody knows.
-            Err(Unconfirmed::Refused(error)) => Ok(error.reason.contains("ACCESS_REFUSED")),
+            // RabbitMQ 4.3.0 asks for the configure permission even to look: then it is not known.
+            Err(Unconfirmed::Refused(refusal, _)) => Ok(refusal == Refusal::Forbidden),
             Err(unconfirmed) => Err(unconfirmed),
         }
     }
@@ -187,7 +273,7 @@ impl Session {
             match timeout(CONFIRM_TIMEOUT, answer.as_mut()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) if error.is_amqp_soft_error() => {
-                    return Err(Unconfirmed::Refused(BrokerLost::new("publish", error)));
+                    return Err(Unconfirmed::Refused(refusal(&error), BrokerLost::new("publish", error)));
                 }
                 Ok(Err(error)) if closed_over_a_message(&error) => {
                     return Err(Unconfirmed::Fatal(BrokerLost::new("publish", error)));
@@ -214,6 +300,14 @@ impl Link for Session {
         Box::pin(self.publish_on(lane, queue, mandatory, message))
     }
 
+    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
+        Box::pin(self.attempt_alone(message))
+    }
+
+    fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>> {
+        Box::pin(self.ask_for_the_right())
+    }
+
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
         Box::pin(self.ask_for(address))
     }
@@ -229,6 +323,13 @@ impl Link for Session {
         Box::pin(topology::ensure(&self.connection, &self.queues.specs, self.queues.declare))
     }
 
+    fn frame_max(&self) -> usize {
+        match self.connection.configuration().frame_max() {
+            0 => frame::DEFAULT_FRAME_MAX,
+            bytes => bytes as usize,
+        }
+    }
+
     fn is_alive(&self) -> bool {
         !self.lost.is_cancelled() && self.connection.status().connected()
     }
@@ -239,6 +340,18 @@ impl Link for Session {
 
     fn give_up(&self) {
         self.lost.cancel();
+    }
+}
+
+fn refusal(error: &lapin::Error) -> Refusal {
+    let kind = match error.kind() {
+        ErrorKind::ProtocolError(error) => error.kind(),
+        _ => return Refusal::Other,
+    };
+    match kind {
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Refusal::Forbidden,
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Refusal::NoSuchQueue,
+        AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Refusal::Other,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
         queues,
     },
     config::{App, Config},
-    job::MEANT_FOR_HEADER,
+    job::REPLY_TO_HEADER,
 };
 
 /// Look through the results that their reply queue did not take: list, redrive, purge.
@@ -85,7 +85,8 @@ impl Unrouted {
         let result: Value = serde_json::from_slice(message.body()).unwrap_or_default();
         let text = |name: &str| result[name].as_str().map(str::to_owned);
         let headers = message.properties().headers().as_ref();
-        let meant_for = headers.and_then(|headers| as_text(headers.inner().get(MEANT_FOR_HEADER)?));
+        let meant_for =
+            headers.and_then(|headers| as_text(headers.inner().get(REPLY_TO_HEADER)?)).filter(|queue| !queue.is_empty());
         Self { job_id: text("job_id"), status: text("status"), finished_at: text("finished_at"), meant_for, result }
     }
 

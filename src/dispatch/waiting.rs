@@ -27,6 +27,8 @@ impl<A: Api> Dispatch<A> {
     }
 
     pub(super) fn begin(&mut self, key: JobKey, now: Instant) {
+        // Before anything is given up: a job that comes again after its deadline has to end as it did before.
+        self.expire_if_overdue(key, now);
         let Some(job) = self.jobs.get(&key) else { return };
         let (waited_enough, unsent): (Vec<u32>, Vec<u32>) =
             job.unsent().partition(|batch| self.may_be_tried_for(job, *batch) == Some(Duration::ZERO));

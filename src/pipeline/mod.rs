@@ -5,7 +5,10 @@
 //! unacknowledged, and the broker delivers it again.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use tokio::{
 use tracing::{Instrument, Span, debug, info, warn};
 
 pub use self::direct::deliver_directly;
-use self::reading::Received;
+use self::{owing::Left, reading::Received};
 use crate::{
     accept::{
         consume::{Delivery, FROZEN_AFTER, Pause, Source, Work},
@@ -36,7 +39,7 @@ use crate::{
     pace::{Pacer, send_window::SPAN},
     send::{call::Api, measured::Measured, retry::Supervision},
     settle::{
-        Owed, Tally, dead_letter, parking,
+        Content, Owed, Owing, Tally, dead_letter, parking,
         progress::{
             Earlier, Entry, Made, Opened, Progress,
             store::{Scope, Sharing, StoreLost},
@@ -44,12 +47,13 @@ use crate::{
         },
         reply,
         result::JobResult,
-        settle, undeliverable,
+        undeliverable,
     },
     telemetry::{failures::Failures, meter::Meter, spans},
 };
 
 mod direct;
+mod owing;
 mod reading;
 mod steering;
 
@@ -61,6 +65,8 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 /// A store that is away for longer has the jobs go back to the queue, where another replica may have a store that works. What
 /// is known of them by then is recorded before this process works on them again.
 const STORE_AWAY_AT_MOST: Duration = Duration::from_secs(10 * 60);
+/// Jobs are held for so long while nothing can be published: no job is held for more than ten minutes.
+const CLOSED_AT_MOST: Duration = Duration::from_secs(8 * 60);
 
 /// One app's pipeline.
 pub struct Pipeline {
@@ -82,6 +88,8 @@ pub struct Pipeline {
     subscribed_at: Arc<Mutex<Moment>>,
     /// The most recipients of a batch, once the API has refused more.
     largest_batch: OnceLock<u32>,
+    /// Whether the subscription ended because nothing could be published.
+    was_closed_for_long: AtomicBool,
 }
 
 /// What the configuration says about jobs that are taken up; it can change while the pipeline works.
@@ -122,6 +130,9 @@ impl Work for Pipeline {
         // The sender lives as long as the dispatcher, and that as long as this.
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         let _ = self.halted.subscribe().wait_for(Option::is_none).await;
+        if self.was_closed_for_long.swap(false, Ordering::Relaxed) || self.publisher.is_forbidden() {
+            self.publisher.until_open().await;
+        }
         self.progress.health().until_it_works().await;
         self.tenure.until_pause_ends().await;
     }
@@ -134,6 +145,11 @@ impl Work for Pipeline {
             _ = halted.wait_for(Option::is_some) => Pause::App,
             () = self.tenure.until_displaced() => Pause::Displaced,
             () = self.progress.health().until_away_for(STORE_AWAY_AT_MOST) => Pause::StoreAway,
+            () = self.publisher.until_closed_for(CLOSED_AT_MOST) => {
+                warn!(app = self.app, "nothing could be published for {CLOSED_AT_MOST:?}; the jobs go back to the queue");
+                self.was_closed_for_long.store(true, Ordering::Relaxed);
+                Pause::PublisherAway
+            }
         }
     }
 
@@ -156,6 +172,7 @@ impl Work for Pipeline {
     /// Carries one delivery from the broker to its acknowledgement.
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let _held = self.meter.holds_a_job();
+        let delivered_at = Instant::now();
         let Delivery { source, body, properties, .. } = delivery;
         let received = self.receive(body, &properties, source).await;
         let span = spans::of_job(&self.app, &received.envelope);
@@ -168,9 +185,12 @@ impl Work for Pipeline {
             worked => worked?,
         };
         let will_be_known_again = owed.is_recorded();
-        let tally = match lease.unless_lost(settle(&self.publisher, &self.app, owed)).await? {
-            Ok(tally) => tally,
-            Err(error) => return self.give_back(&lease, &error).await,
+        let tally = match lease.unless_lost(self.settle(owed, &properties, &lease, delivered_at)).await? {
+            Ok(Left::Nothing(tally)) => tally,
+            Ok(Left::Something) => return Ok(lease.give_back().await?),
+            Ok(Left::SubscriptionEnds) => return Ok(()),
+            Err(Interrupted::Store(error)) => return self.give_back(&lease, &error).await,
+            Err(error) => return Err(error),
         };
         self.meter.count(&tally);
         if let Tally::Ended { result, .. } = tally {
@@ -248,6 +268,7 @@ impl Pipeline {
             taken_over_at: Arc::new(Mutex::new(Instant::now())),
             subscribed_at,
             largest_batch: OnceLock::new(),
+            was_closed_for_long: AtomicBool::new(false),
         }
     }
 
@@ -285,6 +306,7 @@ impl Pipeline {
         if source == Source::Undeliverable {
             envelope.given_up.get_or_insert_with(|| undeliverable::reason(properties));
         }
+        let checked = checked.and_then(|()| envelope::check_headers_fit(properties, self.publisher.frame_max()));
         let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = reading::read(body, checked, rules).await;
@@ -316,10 +338,10 @@ impl Pipeline {
             let looking_up = self.look_up(&envelope, &job, &fingerprint);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
                 let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.standing().is_paused();
-                return if returned_often { Ok(self.park(body, &envelope, properties)) } else { Err(Interrupted::LetGo) };
+                return if returned_often { Ok(self.park(body, &envelope, properties, true)) } else { Err(Interrupted::LetGo) };
             };
             match looked_up {
-                Ok(Opened::Answered(result)) => return Ok(repeat(*result, &envelope)),
+                Ok(Opened::Answered(result)) => return Ok(repeat(*result, body, envelope)),
                 Ok(Opened::OtherContent) => {
                     let why = "belongs to an earlier job with other content; give each job an id of its own";
                     return Ok(self.reject(of_id(&job, why), body, &envelope, properties));
@@ -333,10 +355,10 @@ impl Pipeline {
                     ));
                 }
                 // The broker counts how often it has delivered a job, and gives it up in the end.
-                Err(_) if envelope.redeliveries >= RETURNED_AT_MOST => return Ok(self.park(body, &envelope, properties)),
+                Err(_) if envelope.redeliveries >= RETURNED_AT_MOST => return Ok(self.park(body, &envelope, properties, true)),
                 Err(error) => return Err(error.into()),
                 // It may yet be rejected, with its original bytes.
-                Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties)),
+                Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties, true)),
                 Ok(Opened::Unfinished(earlier)) => {
                     job.resume(earlier.head.cut(), earlier.head.duplicates);
                     envelope.received_at = earlier.head.received_at;
@@ -351,7 +373,8 @@ impl Pipeline {
                 // Before the answer, or the next delivery could be answered otherwise.
                 try_join_all((0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress))).await?;
             }
-            return Ok(self.answer(&job, &Report::of(batches), &envelope, properties, entry));
+            let (job, envelope) = (Arc::new(job), Arc::new(envelope));
+            return Ok(self.answer(&job, Report::of(batches), &envelope, properties, entry, fingerprint));
         }
         let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
         let submission = Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
@@ -370,13 +393,16 @@ impl Pipeline {
             let Submission { job, envelope, entry, lease, .. } = &submission;
             let ending = match sent {
                 Err(Unfinished::Store(_)) if envelope.redeliveries >= RETURNED_AT_MOST => {
-                    return Ok(self.park(job.body(), envelope, properties));
+                    return Ok(self.park(job.body(), envelope, properties, true));
                 }
                 sent => sent?,
             };
             match ending {
-                Ending::Finished(report) => return Ok(self.answer(job, &report, envelope, properties, entry.clone())),
+                Ending::Finished(report) => {
+                    return Ok(self.answer(job, report, envelope, properties, entry.clone(), fingerprint));
+                }
                 Ending::Parked(touched) => {
+                    let may_go_back = entry.is_some() || touched.is_empty();
                     match entry {
                         None => {
                             let remembered = self.progress.remember(&self.tenure, envelope, job, fingerprint, &touched);
@@ -386,7 +412,7 @@ impl Pipeline {
                         Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
                         Some(_) => {}
                     }
-                    return Ok(self.park(job.body(), envelope, properties));
+                    return Ok(self.park(job.body(), envelope, properties, may_go_back));
                 }
                 Ending::TooLarge(touched) => submission = self.split_again(submission, &touched).await?,
             }
@@ -432,35 +458,42 @@ impl Pipeline {
 
     /// Each replica reads what the broker has given up, and only the one that has the jobs knows what is under way for them.
     fn pass_on(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let mut passed_on = parking::compose(&self.app, body, properties, envelope, &self.park);
+        let mut passed_on = parking::compose(&self.app, body, properties, envelope, &self.park, parking::Left::Everything);
         let came_back = properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key(GIVEN_UP_HEADER));
         if !came_back {
             passed_on.target = Target::Own(queues::jobs(&self.app));
         }
-        Owed::Parked(Box::new(passed_on))
+        Owed::Parked { job: Box::new(passed_on), may_go_back: true }
     }
 
-    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let parked = parking::compose(&self.app, body, properties, envelope, &self.park);
-        info!(app = self.app, job_id = envelope.job_id, queue = ?parked.target, "job parked");
-        Owed::Parked(Box::new(parked))
+    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties, may_go_back: bool) -> Owed {
+        let parked = parking::compose(&self.app, body, properties, envelope, &self.park, parking::Left::Everything);
+        info!(app = self.app, job_id = envelope.job_id, queue = parked.target.queue(), "job parked");
+        Owed::Parked { job: Box::new(parked), may_go_back }
     }
 
     fn answer(
         &self,
-        job: &Job,
-        report: &Report,
-        envelope: &Envelope,
+        job: &Arc<Job>,
+        report: Report,
+        envelope: &Arc<Envelope>,
         properties: &BasicProperties,
         entry: Option<Entry>,
+        fingerprint: String,
     ) -> Owed {
         let finished_at = clock::now();
-        let result = JobResult::finished(&self.app, envelope, job, report, finished_at);
+        let result = JobResult::finished(&self.app, envelope, job, &report, finished_at);
         self.log(&result);
         let json = result.json();
         Owed::Answer {
-            dead_letter: dead_letter::of_finished(job, report, properties, envelope, &result).map(Box::new),
+            dead_letter: dead_letter::of_finished(job, &report, properties, envelope, &result).map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
+            job: Owing {
+                content: Content::Job(job.clone()),
+                envelope: envelope.clone(),
+                letter_is_confirmed: false,
+                unrecorded: entry.is_none().then_some((fingerprint, report)),
+            },
             record: entry.map(|entry| (entry, json)),
             tally: ended(result, envelope, finished_at),
         }
@@ -470,9 +503,13 @@ impl Pipeline {
         let finished_at = clock::now();
         let result = JobResult::rejected(&self.app, envelope, &rejection, finished_at);
         self.log(&result);
-        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
         let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
-        Owed::Answer { dead_letter, reply, record: None, tally: ended(result, envelope, finished_at) }
+        let letter_is_confirmed = envelope.owes_result;
+        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
+        let envelope = Arc::new(envelope.clone());
+        let tally = ended(result, &envelope, finished_at);
+        let job = Owing { content: Content::OfLetter, envelope, letter_is_confirmed, unrecorded: None };
+        Owed::Answer { dead_letter, reply, record: None, tally, job }
     }
 
     fn log(&self, result: &JobResult) {
@@ -488,12 +525,16 @@ impl Pipeline {
     }
 }
 
-/// The recorded result of an earlier copy, to whoever asked with this one.
-fn repeat(result: JobResult, envelope: &Envelope) -> Owed {
-    let result = JobResult { duplicate: true, ..result };
+/// The recorded result of an earlier copy, to whoever asked with this one; or of this very message, if it was parked because
+/// its result could not be published.
+fn repeat(result: JobResult, body: Vec<u8>, envelope: Envelope) -> Owed {
+    let result = JobResult { duplicate: !envelope.owes_result, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
-    let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
-    Owed::Answer { dead_letter: None, reply, record: None, tally: Tally::Repeated }
+    let reply = reply::compose(&result, &result.json(), &envelope).map(Box::new);
+    let tally = if envelope.owes_result { ended(result, &envelope, clock::now()) } else { Tally::Repeated };
+    let envelope = Arc::new(envelope);
+    let job = Owing { content: Content::Original(body), envelope, letter_is_confirmed: true, unrecorded: None };
+    Owed::Answer { dead_letter: None, reply, record: None, tally, job }
 }
 
 fn ended(result: JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {

@@ -56,5 +56,6 @@ fn letter(body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, resu
         target: Target::Own(queues::dead(&result.app)),
         body,
         properties: kept_properties(properties).with_headers(headers).with_delivery_mode(2),
+        suspect: false,
     }
 }

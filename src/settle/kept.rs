@@ -1,8 +1,11 @@
 //! What of a job's message goes along when the job is published again, as a dead letter or to a wait queue.
 
-use lapin::{BasicProperties, types::FieldTable};
+use lapin::{
+    BasicProperties,
+    types::{FieldTable, ShortString},
+};
 
-use crate::job::{ALTERED_HEADER, ATTEMPT_HEADER, DEAD_LETTER_HEADERS, GIVEN_UP_HEADER, PARKED_HEADER};
+use crate::job::{ALTERED_HEADER, ATTEMPT_HEADER, DEAD_LETTER_HEADERS, GIVEN_UP_HEADER, OWED_HEADER, PARKED_HEADER};
 
 /// Headers that the broker made, or that only mean something on this side of the connection.
 const BROKERS_PREFIXES: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", ALTERED_HEADER];
@@ -12,15 +15,20 @@ const BROKERS_PREFIXES: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-
 pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-        let name_text = name.as_str();
-        let copies = ["CC", "BCC"].contains(&name_text);
-        let stale =
-            DEAD_LETTER_HEADERS.contains(&name_text) || [ATTEMPT_HEADER, GIVEN_UP_HEADER, PARKED_HEADER].contains(&name_text);
-        if !copies && !stale && !BROKERS_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix)) {
+        if goes_along(name) {
             kept.insert(name.clone(), value.clone());
         }
     }
     kept
+}
+
+/// Whether a header goes along.
+pub fn goes_along(name: &ShortString) -> bool {
+    let name = name.as_str();
+    let copies = ["CC", "BCC"].contains(&name);
+    let stale =
+        DEAD_LETTER_HEADERS.contains(&name) || [ATTEMPT_HEADER, GIVEN_UP_HEADER, PARKED_HEADER, OWED_HEADER].contains(&name);
+    !copies && !stale && !BROKERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// All but `expiration`, which would delete the letter, and `user_id`, which the broker checks against our own user. A bare

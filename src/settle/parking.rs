@@ -8,14 +8,29 @@ use lapin::{BasicProperties, types::AMQPValue};
 
 use super::kept::{kept_headers, kept_properties};
 use crate::{
-    broker::{Outgoing, Target, queues},
+    broker::{Outgoing, Target, publisher::Publisher, queues, troubles::Trouble},
     clock,
-    job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, PARKED_HEADER},
+    job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, OWED_HEADER, PARKED_HEADER},
 };
 
+/// What a parked job has still to come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    Everything,
+    /// Only its result: its dead letter is confirmed, or it needs none.
+    Result,
+}
+
 /// The job's message for the wait queue that fits. `park` is never empty.
-pub fn compose(app: &str, body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, park: &[Duration]) -> Outgoing {
-    let until = |moment: Option<Timestamp>| moment.and_then(|moment| left(moment, clock::now()));
+pub fn compose(
+    app: &str,
+    body: Vec<u8>,
+    properties: &BasicProperties,
+    envelope: &Envelope,
+    park: &[Duration],
+    left: Left,
+) -> Outgoing {
+    let until = |moment: Option<Timestamp>| moment.and_then(|moment| time_left(moment, clock::now()));
     let (not_before, deadline) = (until(envelope.not_before), until(envelope.deadline));
     let wait = wait(park, envelope.parkings, not_before, deadline);
     // Waiting for its time is no failure that the next wait should be longer for.
@@ -30,15 +45,33 @@ pub fn compose(app: &str, body: Vec<u8>, properties: &BasicProperties, envelope:
     if let Some(reason) = &envelope.given_up {
         headers.insert(GIVEN_UP_HEADER.into(), AMQPValue::LongString(reason.as_str().into()));
     }
+    if left == Left::Result {
+        headers.insert(OWED_HEADER.into(), AMQPValue::LongString("result".into()));
+    }
     let properties = kept_properties(properties)
         // A job without an id has got one, or its progress could not be found again.
         .with_message_id(envelope.job_id.as_str().into())
         .with_headers(headers)
         .with_delivery_mode(2);
-    Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties }
+    Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties, suspect: false }
 }
 
-fn left(moment: Timestamp, now: Timestamp) -> Option<Duration> {
+/// Publishes a parked job to its wait queue, or if that takes no messages to another, the shortest wait first.
+pub async fn publish(publisher: &Publisher, app: &str, job: &Outgoing, park: &[Duration]) -> Result<(), Trouble> {
+    let Err(mut trouble) = publisher.publish_to_own(app, job).await else { return Ok(()) };
+    let mut waits = park.to_vec();
+    waits.sort();
+    for queue in waits.into_iter().map(|wait| queues::wait(app, wait)).filter(|queue| queue != job.target.queue()) {
+        let elsewhere = Outgoing { target: Target::Own(queue), ..job.clone() };
+        match publisher.publish_to_own(app, &elsewhere).await {
+            Ok(()) => return Ok(()),
+            Err(also) => trouble = also,
+        }
+    }
+    Err(trouble)
+}
+
+fn time_left(moment: Timestamp, now: Timestamp) -> Option<Duration> {
     moment.duration_since(now).try_into().ok().filter(|left: &Duration| !left.is_zero())
 }
 
@@ -87,7 +120,7 @@ mod tests {
         let properties = BasicProperties::default().with_headers(headers);
         let read =
             |properties: &BasicProperties| envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
-        let parked = compose("a", Vec::new(), &properties, &read(&properties).0, &PARK);
+        let parked = compose("a", Vec::new(), &properties, &read(&properties).0, &PARK, Left::Everything);
         let (envelope, checked) = read(&parked.properties);
         assert_eq!((checked, envelope.parkings, envelope.earlier_deaths), (Ok(()), u32::MAX, u32::MAX));
     }

@@ -8,7 +8,7 @@ use lapin::{
 use super::result::JobResult;
 use crate::{
     broker::{Outgoing, Target, queues},
-    job::{Envelope, ReplyTo},
+    job::{Envelope, REPLY_TO_HEADER, ReplyTo},
 };
 
 /// What is appended to a job's id to make the `message_id` of its result.
@@ -20,9 +20,12 @@ pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Ou
         ReplyTo::Nowhere => return None,
         ReplyTo::Configured(queue) | ReplyTo::Named(queue) => Target::Producer(queue.clone()),
         ReplyTo::Direct(address) => Target::Direct(address.clone()),
-        ReplyTo::Refused => Target::Own(queues::unrouted(&result.app)),
+        ReplyTo::Refused(_) => Target::Own(queues::unrouted(&result.app)),
     };
     let mut headers = FieldTable::default();
+    if let ReplyTo::Refused(queue) = &envelope.reply_to {
+        headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(queue.as_str().into()));
+    }
     headers.insert("groupcast-status".into(), AMQPValue::LongString(result.status.as_str().into()));
     for (name, value) in [("traceparent", &envelope.trace.traceparent), ("tracestate", &envelope.trace.tracestate)] {
         if let Some(value) = value {
@@ -41,5 +44,13 @@ pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Ou
     if let Some(id) = envelope.correlation_id.as_deref().and_then(|id| ShortString::try_new(id).ok()) {
         properties = properties.with_correlation_id(id);
     }
-    Some(Outgoing { target, body: json.as_bytes().to_vec(), properties })
+    Some(Outgoing { target, body: json.as_bytes().to_vec(), properties, suspect: false })
+}
+
+/// The same message for `.unrouted`, with the queue that it was meant for.
+pub fn unrouted(app: &str, reply: &Outgoing, suspect: bool) -> Outgoing {
+    let mut headers = reply.properties.headers().clone().unwrap_or_default();
+    headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(reply.target.queue().into()));
+    let properties = reply.properties.clone().with_headers(headers);
+    Outgoing { target: Target::Own(queues::unrouted(app)), body: reply.body.clone(), properties, suspect }
 }

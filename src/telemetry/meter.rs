@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::metrics::{
     APP_PAUSED, CALL_SECONDS, CALLS, CALLS_IN_FLIGHT, CALLS_MAX_1S, CALLS_PER_SECOND_LIMIT, JOB_SECONDS, JOBS, JOBS_HELD,
-    JOBS_PARKED, RECIPIENTS,
+    JOBS_PARKED, RECIPIENTS, start_counting_unrouted,
 };
 use crate::{
     dispatch::condition::Condition,
@@ -120,6 +120,7 @@ impl Meter {
         let recipients = |outcome: Outcome| RECIPIENTS.counter(&[app, outcome.as_str()]);
         // So that it is there before the first pause.
         APP_PAUSED.gauge(&[app, NOT_PAUSED]).set(0.0);
+        start_counting_unrouted(app);
         Self {
             app: app.to_owned(),
             jobs: Jobs {

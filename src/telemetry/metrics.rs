@@ -72,6 +72,13 @@ pub static JOBS_PARKED: Metric = Metric {
     unit: "jobs",
     meaning: "times that a job was put into a wait queue",
 };
+pub static RESULTS_UNROUTED: Metric = Metric {
+    name: "groupcast_results_unrouted_total",
+    kind: Kind::Counter,
+    labels: &["app", "reason"],
+    unit: "results",
+    meaning: "results put into .unrouted because their reply queue was missing, full or refused",
+};
 pub static JOBS_HELD: Metric = Metric {
     name: "groupcast_jobs_held",
     kind: Kind::Gauge,
@@ -143,11 +150,12 @@ pub static BUILD_INFO: Metric = Metric {
     meaning: "always 1; tells the version",
 };
 
-pub static ALL: [&Metric; 14] = [
+pub static ALL: [&Metric; 15] = [
     &JOBS,
     &JOB_SECONDS,
     &RECIPIENTS,
     &JOBS_PARKED,
+    &RESULTS_UNROUTED,
     &JOBS_HELD,
     &CALLS,
     &CALL_SECONDS,
@@ -196,6 +204,37 @@ pub fn set_broker_connected(connected: bool) {
 /// A line of the log was not written.
 pub fn count_dropped_line() {
     LOG_LINES_DROPPED.counter(&[]).increment(1);
+}
+
+/// Why a result did not go to its reply queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrouted {
+    Missing,
+    Full,
+    /// The job may not name that queue, or the broker refuses the message for it.
+    Refused,
+}
+
+impl Unrouted {
+    pub const ALL: [Self; 3] = [Self::Missing, Self::Full, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Full => "full",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// A result was put into `.unrouted`.
+pub fn count_unrouted(app: &str, why: Unrouted) {
+    RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(1);
+}
+
+/// So that the series are there before the first such result.
+pub(super) fn start_counting_unrouted(app: &str) {
+    Unrouted::ALL.iter().for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
 }
 
 /// The recorder of this process, and its text form.

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     defects::Defect,
-    scenario::{APP, MISSING, REPLIES},
+    scenario::{APP, FULL, MISSING, REPLIES, SILENT, Span},
     world::{Life, Shared},
 };
 use crate::{
@@ -32,10 +32,11 @@ use crate::{
         lease::Acknowledge,
     },
     broker::{
-        BrokerLost, Outgoing, Routing,
-        publisher::{Lane, Link, Mandatory, Seen, Unconfirmed},
+        BrokerLost, Outgoing, Routing, Target, frame,
+        publisher::{Lane, Link, Linked, Mandatory, Seen, Unconfirmed, attempt_on},
         wire,
     },
+    job::REPLY_TO_HEADER,
     settle::result::{ErrorKind, JobResult, Status},
 };
 
@@ -43,6 +44,10 @@ use crate::{
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 /// No delivery is held longer: ten minutes, and what is under way then.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
+/// A result is tried for so long for a full queue: for seconds, and while the connection is away or blocked.
+const TRIED_AT_MOST: Duration = Duration::from_secs(120);
+/// How long a publisher waits for a confirm.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Message {
@@ -71,6 +76,10 @@ pub struct Fate {
     acknowledged: usize,
     /// Whether the broker gave it up.
     pub given_up: bool,
+    /// Since when this delivery's result is refused by a full queue.
+    refused_since: Option<Instant>,
+    /// Whether the last publish was refused in passing.
+    refused_in_passing: bool,
 }
 
 impl Fate {
@@ -214,6 +223,10 @@ impl Shared {
         if queue.starts_with(&format!("groupcast.{APP}.wait.")) {
             return self.accept_parked(queue, number, message);
         }
+        let unrouted = format!("groupcast.{APP}.unrouted");
+        if queue == unrouted {
+            self.check_unrouted(number, message);
+        }
         let mut world = self.lock();
         if queue == format!("groupcast.{APP}.jobs") {
             // Given up, and passed on to the replica that has the jobs.
@@ -222,7 +235,8 @@ impl Shared {
             return world.broker.enqueue_job(Message { body, properties, unreadable: None, returns: 0 });
         }
         let fate = &mut world.broker.fates[number];
-        if queue == REPLIES || queue == format!("groupcast.{APP}.unrouted") {
+        if [REPLIES, FULL, SILENT].contains(&queue) || queue == unrouted {
+            fate.refused_since = None;
             fate.results.push(serde_json::from_slice(&message.body).expect("a result"));
             let complete = fate.has_its_letter();
             drop(world);
@@ -237,6 +251,51 @@ impl Shared {
         }
     }
 
+    /// Only a result whose reply queue is missing or full, or over which the broker closes connections, belongs there.
+    fn check_unrouted(&self, number: usize, message: &Outgoing) {
+        let planned = &self.scenario().messages[number];
+        let was_full = planned.reply_to == FULL && self.scenario().full.is_some_and(|full| self.elapsed() >= full.span.from);
+        if !(planned.reply_to == MISSING || was_full || planned.poison) {
+            self.broken(format!("the result of message {number} is in .unrouted although its reply queue takes results"));
+        }
+        let headers = message.properties.headers().clone().unwrap_or_default();
+        if headers.inner().get(REPLY_TO_HEADER) != Some(&AMQPValue::LongString(planned.reply_to.into())) {
+            self.broken(format!("the result of message {number} in .unrouted does not say where it was meant for"));
+        }
+    }
+
+    fn is_in(&self, span: Span) -> bool {
+        (span.from..span.until).contains(&self.elapsed())
+    }
+
+    fn is_full(&self, queue: &str) -> bool {
+        self.scenario().full.is_some_and(|full| {
+            let is_meant =
+                queue == FULL || full.dead_too && queue.ends_with(".dead") || full.unrouted_too && queue.ends_with(".unrouted");
+            is_meant && self.is_in(full.span)
+        })
+    }
+
+    /// A queue that is full refuses a message.
+    fn refuse(&self, queue: &str, number: usize) {
+        self.note(format_args!("{queue} is full and refuses message {number}"));
+        if queue != FULL {
+            return;
+        }
+        let since = *self.lock().broker.fates[number].refused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > TRIED_AT_MOST {
+            self.broken(format!("message {number} has waited {:?} for a full reply queue", since.elapsed()));
+        }
+    }
+
+    /// Whether a publish is refused although the queue has room. That does not happen to a message twice in a row.
+    fn is_refused_in_passing(&self, number: usize) -> bool {
+        let happens = self.happens(self.scenario().faults.publish_nacked);
+        let fate = &mut self.lock().broker.fates[number];
+        fate.refused_in_passing = happens && !fate.refused_in_passing;
+        fate.refused_in_passing
+    }
+
     fn accept_parked(&self, queue: &str, number: usize, message: &Outgoing) {
         if message.properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key("x-death")) {
             self.broken(format!("message {number} takes its x-death to {queue}, where a broker would drop it"));
@@ -248,6 +307,7 @@ impl Shared {
         let returned = Message { body: message.body.clone(), properties, unreadable: None, returns: 0 };
         let mut world = self.lock();
         world.broker.fates[number].parkings += 1;
+        world.broker.fates[number].refused_since = None;
         world.broker.waiting += 1;
         drop(world);
         let shared = self.clone();
@@ -314,6 +374,9 @@ impl SimulatedSubscription {
             None => return None,
         };
         broker.next_id += 1;
+        if let Some(number) = number(&message.properties) {
+            broker.fates[number].refused_since = None;
+        }
         consumer.unacknowledged.insert(id, (message.clone(), Instant::now()));
         let acknowledge = SimulatedDelivery {
             world: self.world.clone(),
@@ -465,41 +528,64 @@ pub struct SimulatedLink {
     world: Shared,
     life: Arc<Life>,
     alive: AtomicBool,
+    /// Whether the broker closed it over a message.
+    killed: AtomicBool,
     ended: Notify,
 }
 
 /// Keeps a link alive for a process.
-pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<Option<Arc<dyn Link>>>) {
+pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<Linked>) {
     loop {
         world.round_trip().await;
-        let link = Arc::new(SimulatedLink {
-            world: world.clone(),
-            life: life.clone(),
-            alive: AtomicBool::new(true),
-            ended: Notify::new(),
-        });
-        sender.send_replace(Some(link.clone()));
+        let link = Arc::new(SimulatedLink::new(world.clone(), life.clone()));
+        sender.send_replace(Linked::Yes(link.clone()));
         link.ended.notified().await;
-        sender.send_replace(None);
+        sender.send_replace(Linked::No { reason: "lost".into() });
         sleep(world.up_to(Duration::from_secs(1))).await;
     }
 }
 
 impl SimulatedLink {
+    fn new(world: Shared, life: Arc<Life>) -> Self {
+        Self { world, life, alive: AtomicBool::new(true), killed: AtomicBool::new(false), ended: Notify::new() }
+    }
+
+    fn lost(&self) -> Unconfirmed {
+        let error = BrokerLost::new("publish", "disconnected");
+        if self.killed.load(Ordering::Relaxed) { Unconfirmed::Fatal(error) } else { Unconfirmed::Lost(error) }
+    }
+
     async fn attempt(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Result<Routing, Unconfirmed> {
         let faults = &self.world.scenario().faults;
-        let lost = || Unconfirmed::Lost(BrokerLost::new("publish", "disconnected"));
+        let number = number(&message.properties).expect("the daemon keeps correlation ids");
         self.until_unblocked().await;
         self.world.round_trip().await;
         self.life.goes_on().await;
         if !self.is_alive() {
-            return Err(lost());
+            return Err(self.lost());
         }
         if self.world.happens(faults.publish_lost / 2.0) {
             self.give_up();
-            return Err(lost());
+            return Err(self.lost());
         }
-        if self.world.happens(faults.publish_nacked) {
+        let headers = message.properties.headers().clone().unwrap_or_default();
+        if headers.inner().contains_key("tracestate") {
+            self.world.note(format_args!("the broker closes a connection over message {number}"));
+            self.killed.store(true, Ordering::Relaxed);
+            self.give_up();
+            return Err(self.lost());
+        }
+        if queue == SILENT && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span)) {
+            return self.say_nothing(queue, message).await;
+        }
+        while self.world.is_full(queue) {
+            self.world.refuse(queue, number);
+            if !self.world.has(Defect::WaitForFullQueue) || self.world.is_broken() {
+                return Err(Unconfirmed::Nacked);
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        if self.world.is_refused_in_passing(number) {
             return Err(Unconfirmed::Nacked);
         }
         let own = queue.starts_with("groupcast.");
@@ -517,7 +603,21 @@ impl SimulatedLink {
         if self.world.happens(faults.publish_lost / 2.0) {
             self.give_up();
         }
-        if self.is_alive() { Ok(Routing::Routed) } else { Err(lost()) }
+        if self.is_alive() { Ok(Routing::Routed) } else { Err(self.lost()) }
+    }
+
+    /// The queue takes the message or not, and the broker does not say which.
+    async fn say_nothing(&self, queue: &str, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+        if self.world.coin() {
+            self.world.accept(queue, message);
+        }
+        sleep(CONFIRM_TIMEOUT).await;
+        self.life.goes_on().await;
+        match self.is_alive() {
+            true if self.world.has(Defect::SilenceIsMissing) => Ok(Routing::NoSuchQueue),
+            true => Err(Unconfirmed::Silent(BrokerLost::new("publish", "no confirm"))),
+            false => Err(self.lost()),
+        }
     }
 
     async fn until_unblocked(&self) {
@@ -537,7 +637,7 @@ impl SimulatedLink {
         let (world, life) = (self.world.clone(), self.life.clone());
         let (queue, message) = (queue.to_owned(), message.clone());
         tokio::spawn(async move {
-            let link = SimulatedLink { world, life, alive: AtomicBool::new(true), ended: Notify::new() };
+            let link = SimulatedLink::new(world, life);
             let _ = link.attempt(&queue, mandatory, &message).await;
         });
         Routing::Routed
@@ -564,6 +664,28 @@ impl Link for SimulatedLink {
             }
             self.attempt(queue, mandatory, message).await
         })
+    }
+
+    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
+        Box::pin(async {
+            if self.world.has(Defect::BlameAllUnderWay) && !matches!(message.target, Target::Own(_)) {
+                return Err(Unconfirmed::Fatal(BrokerLost::new("publish", "it was under way then")));
+            }
+            self.world.round_trip().await;
+            attempt_on(&SimulatedLink::new(self.world.clone(), self.life.clone()), message).await
+        })
+    }
+
+    fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>> {
+        Box::pin(async {
+            self.world.round_trip().await;
+            self.life.goes_on().await;
+            if self.is_alive() { Ok(true) } else { Err(self.lost()) }
+        })
+    }
+
+    fn frame_max(&self) -> usize {
+        frame::DEFAULT_FRAME_MAX
     }
 
     fn somebody_is_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {

@@ -26,7 +26,7 @@ use crate::{
         consume::{Subscribed, consume},
         prefetch::Prefetch,
     },
-    broker::publisher::Publisher,
+    broker::publisher::{Linked, Publisher},
     clock,
     job::DeliveryPromise,
     pipeline::Pipeline,
@@ -88,6 +88,9 @@ fn properties(number: usize, planned: &Planned, start: jiff::Timestamp) -> Basic
     if planned.promise == DeliveryPromise::AtMostOnce {
         headers.insert("groupcast-delivery".into(), text("at-most-once".into()));
     }
+    if planned.poison {
+        headers.insert("tracestate".into(), text("the broker closes the connection over this".into()));
+    }
     let properties = BasicProperties::default()
         .with_correlation_id(number.to_string().into())
         .with_reply_to(planned.reply_to.into())
@@ -103,7 +106,7 @@ impl Process {
     fn start(world: &Shared, replica: usize) -> Self {
         world.note(format_args!("replica {replica} starts"));
         let life = Life::new(replica);
-        let (sender, link) = watch::channel(None);
+        let (sender, link) = watch::channel(Linked::No { reason: "not yet".into() });
         let publishing = tokio::spawn(keep_linked(world.clone(), life.clone(), sender));
         let progress = Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));
         let api = Arc::new(SimulatedApi { world: world.clone(), life: life.clone() });

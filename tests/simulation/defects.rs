@@ -49,10 +49,16 @@ pub enum Defect {
     ProbeIsProof,
     /// What is in hand goes back before it is parked, when a subscription ends in an orderly way.
     CutAtOnce,
+    /// When the broker closes a connection over a message, all that were under way on it are blamed.
+    BlameAllUnderWay,
+    /// A result waits until its full reply queue has room.
+    WaitForFullQueue,
+    /// A broker that does not confirm is taken for one that has no such queue.
+    SilenceIsMissing,
 }
 
 impl Defect {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -69,6 +75,9 @@ impl Defect {
         Self::CallsUnrecorded,
         Self::ProbeIsProof,
         Self::CutAtOnce,
+        Self::BlameAllUnderWay,
+        Self::WaitForFullQueue,
+        Self::SilenceIsMissing,
     ];
 }
 

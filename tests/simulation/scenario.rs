@@ -18,6 +18,10 @@ pub const REPLIES: &str = "replies";
 pub const DELIVERY_LIMIT: u32 = 50;
 /// A reply queue that nobody declared.
 pub const MISSING: &str = "missing";
+/// A reply queue that is full at times.
+pub const FULL: &str = "full";
+/// A reply queue for which the broker confirms nothing at times.
+pub const SILENT: &str = "silent";
 
 pub struct Scenario {
     pub app: App,
@@ -33,6 +37,9 @@ pub struct Scenario {
     pub episode: Option<Episode>,
     /// A group that something on the way refuses, and it alone.
     pub filtered: Option<String>,
+    pub full: Option<Full>,
+    /// When the broker confirms nothing for [`SILENT`].
+    pub silent: Option<Span>,
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
     pub messages: Vec<Planned>,
@@ -69,6 +76,28 @@ impl Episode {
         let longest = if chance.random_bool(0.03) { 7200 } else { 120 };
         Some(Self { kind, from, until: from + Duration::from_secs(chance.random_range(1..longest)) })
     }
+}
+
+/// A time from the start of the run. It may outlast the trouble by minutes.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub from: Duration,
+    pub until: Duration,
+}
+
+impl Span {
+    fn by_chance(chance: &mut SmallRng) -> Self {
+        let from = Duration::from_secs(chance.random_range(0..20));
+        Self { from, until: from + Duration::from_secs(chance.random_range(1..400)) }
+    }
+}
+
+/// When [`FULL`] is full, and with it perhaps queues of the daemon.
+#[derive(Clone, Copy, Debug)]
+pub struct Full {
+    pub span: Span,
+    pub dead_too: bool,
+    pub unrouted_too: bool,
 }
 
 /// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens by itself.
@@ -115,6 +144,8 @@ pub struct Planned {
     /// What it asks for, if it is valid.
     pub job: Option<Wanted>,
     pub reply_to: &'static str,
+    /// Whether the broker closes a connection over its headers.
+    pub poison: bool,
     pub priority: u8,
     pub promise: DeliveryPromise,
     /// After the start of the run.
@@ -164,6 +195,25 @@ impl Scenario {
         // the trouble, where calls count as in vain.
         let is_doubtful = episode.is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
         let store = StoreTrouble::by_chance(&mut SmallRng::seed_from_u64(seed ^ 0x57_0e));
+        let mut queues = SmallRng::seed_from_u64(seed.rotate_left(32) ^ !seed);
+        let full = queues.random_bool(0.15).then(|| Full {
+            span: Span::by_chance(&mut queues),
+            dead_too: queues.random_bool(0.4),
+            unrouted_too: queues.random_bool(0.2),
+        });
+        let silent = queues.random_bool(0.1).then(|| Span::by_chance(&mut queues));
+        let poisoned = queues.random_bool(0.1);
+        for message in &mut messages {
+            message.poison = poisoned && queues.random_bool(0.4);
+            if message.reply_to == REPLIES && queues.random_bool(0.5) {
+                message.reply_to = match (full.is_some(), silent.is_some()) {
+                    (true, true) if queues.random_bool(0.5) => SILENT,
+                    (true, _) => FULL,
+                    (false, true) => SILENT,
+                    (false, false) => REPLIES,
+                };
+            }
+        }
         Self {
             app: app(&mut chance),
             prefetch: chance.random_range(1..=8),
@@ -175,6 +225,8 @@ impl Scenario {
             store: if is_doubtful { StoreTrouble::default() } else { store },
             episode,
             filtered: filtered(&mut SmallRng::seed_from_u64(!seed.rotate_left(32))),
+            full,
+            silent,
             trouble: Duration::from_secs(chance.random_range(5..120)),
             messages,
             all_sent: false,
@@ -327,6 +379,7 @@ impl Planned {
             body: body.to_string().into_bytes(),
             job: (!invalid).then_some(Wanted { group, members }),
             reply_to: if chance.random_bool(0.1) { MISSING } else { REPLIES },
+            poison: false,
             priority: chance.random_range(0..10),
             promise: if chance.random_bool(0.3) { DeliveryPromise::AtMostOnce } else { DeliveryPromise::AtLeastOnce },
             deadline: seconds(chance, 0.15, 60),

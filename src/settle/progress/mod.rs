@@ -180,14 +180,15 @@ impl Progress {
         job: &Job,
         fingerprint: String,
         touched: &[(u32, BatchProgress)],
-    ) -> Result<(), StoreLost> {
+    ) -> Result<Entry, StoreLost> {
         let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
         let claim = Arc::new(self.0.claims.claim(opening.key.clone()).await);
         let entry = Entry(Arc::new(Place { inner: self.0.clone(), tenure: tenure.shared(), opening, claim }));
         if touched.is_empty() {
-            return entry.note(0, &BatchProgress::default()).await;
+            entry.note(0, &BatchProgress::default()).await?;
         }
-        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await.map(drop)
+        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+        Ok(entry)
     }
 
     /// For one app of this process.

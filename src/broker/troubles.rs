@@ -1,0 +1,271 @@
+//! What the publisher remembers of queues that do not take messages, so that one of them does not cost every message the same
+//! wait. Pure: `now` is given.
+//!
+//! A queue is in trouble once a message for it has been tried for a bounded time. From then on further messages for it are
+//! not tried, but for one now and then that finds out whether the queue works again. The first confirm ends the trouble.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use tokio::time::Instant;
+
+/// How often one message may find out whether a queue works again.
+const TRIED_EVERY: Duration = Duration::from_secs(5);
+/// How often the log tells of the same queue.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// A queue that no message was meant for since then is as good as unknown.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+const SWEPT_EVERY: Duration = Duration::from_secs(10);
+/// Producers can name any number of queues.
+const MOST_QUEUES: usize = 10_000;
+
+/// Why a queue does not take messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The broker refuses messages for it, as for a queue that is full.
+    Full,
+    /// The broker neither confirms nor refuses, as for a quorum queue that has lost its majority.
+    Silent,
+    /// A queue of ours that is not there and cannot be declared.
+    Missing,
+    /// The broker refuses this message, whatever is left out of it. Says nothing about other messages.
+    Refused,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Full => "it is full: the broker refuses messages for it",
+            Self::Silent => "the broker does not confirm messages for it: it may have lost the majority of its members",
+            Self::Missing => "it does not exist and could not be declared",
+            Self::Refused => "the broker refuses this message for it",
+        })
+    }
+}
+
+impl Trouble {
+    /// What an operator can do.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Full => "take messages out of it, or raise its limit",
+            Self::Silent => "look at its members with `rabbitmq-diagnostics quorum_status`, or restart its node",
+            Self::Missing => "declare it with `groupcast topology`, or set broker.declare = true",
+            Self::Refused => "read the log of the broker",
+        }
+    }
+}
+
+/// What is to be done with a message for a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing is known against the queue.
+    Publish,
+    /// The queue is in trouble; this message finds out whether it still is.
+    TryOnce,
+    /// The queue is in trouble.
+    NotNow(Trouble),
+}
+
+/// What the log has to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Nothing,
+    /// So many messages were not taken since the log last told of this queue.
+    Refused(u64),
+}
+
+#[derive(Debug)]
+struct Known {
+    trouble: Trouble,
+    next_try: Instant,
+    last_refusal: Instant,
+    /// Messages not taken since the log was last told.
+    untold: u64,
+    told_at: Option<Instant>,
+    /// How many messages waited in it when it last refused one, if that is known.
+    messages: Option<u32>,
+}
+
+/// The queues in trouble, by app and name: each app finds out for itself.
+#[derive(Debug, Default)]
+pub struct Troubles {
+    known: HashMap<(String, String), Known>,
+    /// When to look next for queues to forget.
+    next_sweep: Option<Instant>,
+}
+
+impl Troubles {
+    pub fn turn(&mut self, app: &str, queue: &str, now: Instant) -> Turn {
+        // The common case costs no allocation.
+        if self.known.is_empty() {
+            return Turn::Publish;
+        }
+        self.forget(now);
+        match self.known.get_mut(&key(app, queue)) {
+            None => Turn::Publish,
+            Some(known) if now >= known.next_try => {
+                known.next_try = now + TRIED_EVERY;
+                Turn::TryOnce
+            }
+            Some(known) => Turn::NotNow(known.trouble),
+        }
+    }
+
+    /// What is known against a queue.
+    pub fn of(&self, app: &str, queue: &str) -> Option<Trouble> {
+        if self.known.is_empty() { None } else { self.known.get(&key(app, queue)).map(|known| known.trouble) }
+    }
+
+    /// A message was tried for long enough, or not tried because of what is known.
+    pub fn not_taken(&mut self, app: &str, queue: &str, trouble: Trouble, was_tried: bool, now: Instant) -> Told {
+        if self.known.len() >= MOST_QUEUES && !self.known.contains_key(&key(app, queue)) {
+            return Told::Refused(1);
+        }
+        let known = self.known.entry(key(app, queue)).or_insert(Known {
+            trouble,
+            next_try: now + TRIED_EVERY,
+            last_refusal: now,
+            untold: 0,
+            told_at: None,
+            messages: None,
+        });
+        known.untold += 1;
+        known.last_refusal = now;
+        if was_tried {
+            known.trouble = trouble;
+            known.next_try = now + TRIED_EVERY;
+        }
+        if known.told_at.is_some_and(|told_at| now < told_at + TOLD_EVERY) {
+            return Told::Nothing;
+        }
+        known.told_at = Some(now);
+        Told::Refused(std::mem::take(&mut known.untold))
+    }
+
+    /// The message that was to find out whether the queue works did not: another one may.
+    pub fn not_found_out(&mut self, app: &str, queue: &str, now: Instant) {
+        if let Some(known) = self.known.get_mut(&key(app, queue)) {
+            known.next_try = now;
+        }
+    }
+
+    /// The queue took a message. Says whether it was in trouble.
+    pub fn taken(&mut self, app: &str, queue: &str) -> bool {
+        !self.known.is_empty() && self.known.remove(&key(app, queue)).is_some()
+    }
+
+    /// So many messages wait in a queue. Fewer than when it refused one: there is room again.
+    pub fn counted(&mut self, app: &str, queue: &str, messages: u32) {
+        let Some(known) = self.known.get_mut(&key(app, queue)) else { return };
+        match known.messages {
+            Some(before) if messages < before => {
+                self.known.remove(&key(app, queue));
+            }
+            Some(_) => {}
+            None => known.messages = Some(messages),
+        }
+    }
+
+    /// The queues in trouble that are the daemon's own, with their apps.
+    pub fn own(&self, now: Instant) -> Vec<(String, String, Trouble)> {
+        let own = |((app, queue), known): (&(String, String), &Known)| {
+            let is_own = queue.starts_with(&format!("groupcast.{app}.")) && now < known.last_refusal + FORGOTTEN_AFTER;
+            is_own.then(|| (app.clone(), queue.clone(), known.trouble))
+        };
+        let mut own: Vec<_> = self.known.iter().filter_map(own).collect();
+        own.sort_by(|(_, one, _), (_, other, _)| one.cmp(other));
+        own
+    }
+
+    fn forget(&mut self, now: Instant) {
+        if self.next_sweep.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_sweep = Some(now + SWEPT_EVERY);
+        self.known.retain(|_, known| now < known.last_refusal + FORGOTTEN_AFTER);
+    }
+}
+
+fn key(app: &str, queue: &str) -> (String, String) {
+    (app.to_owned(), queue.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_queue_in_trouble_is_tried_by_one_message_now_and_then() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        assert_eq!(troubles.turn("a", "q", start), Turn::Publish);
+        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "q", start + seconds(4)), Turn::NotNow(Trouble::Full));
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::NotNow(Trouble::Full));
+        assert_eq!(troubles.turn("a", "q", start + seconds(10)), Turn::TryOnce, "the one before may have been lost");
+    }
+
+    #[test]
+    fn after_a_message_that_did_not_find_out_another_one_may() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
+        troubles.not_found_out("a", "q", start + seconds(6));
+        assert_eq!(troubles.turn("a", "q", start + seconds(6)), Turn::TryOnce);
+    }
+
+    #[test]
+    fn other_queues_and_other_apps_are_not_concerned() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "r", start), Turn::Publish);
+        assert_eq!(troubles.turn("b", "q", start), Turn::Publish);
+    }
+
+    #[test]
+    fn the_first_confirm_ends_it() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        assert!(!troubles.taken("a", "q"));
+        troubles.not_taken("a", "q", Trouble::Silent, true, start);
+        assert!(troubles.taken("a", "q"));
+        assert_eq!(troubles.turn("a", "q", start), Turn::Publish);
+    }
+
+    #[test]
+    fn the_log_is_told_once_a_minute_with_the_number_of_messages() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        let mut told = Vec::new();
+        for second in 0..130 {
+            let was_tried = second % 5 == 0;
+            if let Told::Refused(messages) = troubles.not_taken("a", "q", Trouble::Full, was_tried, start + seconds(second)) {
+                told.push((second, messages));
+            }
+        }
+        assert_eq!(told, [(0, 1), (60, 60), (120, 60)]);
+    }
+
+    #[test]
+    fn a_queue_is_forgotten_that_nothing_was_meant_for_in_ten_minutes() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        troubles.not_taken("a", "groupcast.a.dead", Trouble::Full, true, start);
+        let of_the_daemon = troubles.own(start);
+        assert_eq!(of_the_daemon, [("a".to_owned(), "groupcast.a.dead".to_owned(), Trouble::Full)]);
+        assert_eq!(troubles.own(start + FORGOTTEN_AFTER), []);
+        assert_eq!(troubles.turn("a", "groupcast.a.dead", start + FORGOTTEN_AFTER), Turn::Publish);
+    }
+
+    #[test]
+    fn a_queue_with_fewer_messages_than_when_it_was_full_has_room() {
+        let (start, mut troubles) = (Instant::now(), Troubles::default());
+        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        for messages in [7, 7, 8] {
+            troubles.counted("a", "q", messages);
+            assert_eq!(troubles.of("a", "q"), Some(Trouble::Full));
+        }
+        troubles.counted("a", "q", 6);
+        assert_eq!(troubles.of("a", "q"), None);
+    }
+}
