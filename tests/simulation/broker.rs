@@ -233,8 +233,13 @@ impl Shared {
 
     fn is_full(&self, queue: &str) -> bool {
         self.scenario().full.is_some_and(|full| {
-            let is_meant =
-                queue == FULL || full.dead_too && queue.ends_with(".dead") || full.unrouted_too && queue.ends_with(".unrouted");
+            let is_meant = match queue.rsplit_once('.') {
+                _ if queue == FULL => true,
+                Some((_, "dead")) => full.dead_too,
+                Some((_, "unrouted")) => full.unrouted_too,
+                Some((before, _)) if before.ends_with(".wait") => full.waits_too,
+                _ => false,
+            };
             is_meant && self.is_in(full.span)
         })
     }
@@ -242,7 +247,8 @@ impl Shared {
     /// A queue that is full refuses a message.
     fn refuse(&self, queue: &str, number: usize) {
         self.note(format_args!("{queue} is full and refuses message {number}"));
-        if queue != FULL {
+        let has_nowhere_to_go = self.scenario().full.is_some_and(|full| full.unrouted_too && full.waits_too);
+        if queue != FULL || has_nowhere_to_go {
             return;
         }
         let since = *self.lock().broker.fates[number].refused_since.get_or_insert_with(Instant::now);
@@ -392,6 +398,10 @@ impl Subscription for SimulatedSubscription {
             });
             returns.max() > Some(DELIVERY_LIMIT)
         };
+        // What had to be parked and could not goes back; a job without an id begins anew.
+        if self.world.scenario().full.is_some_and(|full| full.waits_too) {
+            self.world.interrupted();
+        }
         if dead {
             self.world.broken("a job went back to the queue so often that the broker gave it up");
         }
@@ -450,9 +460,20 @@ impl Acknowledge for SimulatedDelivery {
     }
 
     fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
-        // Only a panic does this, and none happens here.
-        self.world.broken("a delivery was given back");
-        Box::pin(async { Ok(()) })
+        Box::pin(async {
+            if !self.world.scenario().full.is_some_and(|full| full.waits_too) {
+                self.world.broken("a delivery was given back although a wait queue takes it");
+            }
+            self.world.round_trip().await;
+            self.life.goes_on().await;
+            let lost = || BrokerLost::new("give back", "disconnected");
+            let broker = &mut self.world.lock().broker;
+            let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
+            let (message, _) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
+            broker.jobs.push_front(Message { returns: message.returns + 1, ..message });
+            broker.changed.notify_waiters();
+            Ok(())
+        })
     }
 
     fn is_taken_away(&self) -> bool {
