@@ -270,8 +270,13 @@ impl Shared {
 
     fn is_full(&self, queue: &str) -> bool {
         self.scenario().full.is_some_and(|full| {
-            let is_meant =
-                queue == FULL || full.dead_too && queue.ends_with(".dead") || full.unrouted_too && queue.ends_with(".unrouted");
+            let is_meant = match queue.rsplit_once('.') {
+                _ if queue == FULL => true,
+                Some((_, "dead")) => full.dead_too,
+                Some((_, "unrouted")) => full.unrouted_too,
+                Some((before, _)) if before.ends_with(".wait") => full.waits_too,
+                _ => false,
+            };
             is_meant && self.is_in(full.span)
         })
     }
@@ -279,7 +284,8 @@ impl Shared {
     /// A queue that is full refuses a message.
     fn refuse(&self, queue: &str, number: usize) {
         self.note(format_args!("{queue} is full and refuses message {number}"));
-        if queue != FULL {
+        let has_nowhere_to_go = self.scenario().full.is_some_and(|full| full.unrouted_too && full.waits_too);
+        if queue != FULL || has_nowhere_to_go {
             return;
         }
         let since = *self.lock().broker.fates[number].refused_since.get_or_insert_with(Instant::now);
@@ -451,6 +457,10 @@ impl Subscription for SimulatedSubscription {
     }
 
     async fn close(self) {
+        // What had to be parked and could not goes back; a job without an id begins anew.
+        if self.world.scenario().full.is_some_and(|full| full.waits_too) {
+            self.world.interrupted();
+        }
         self.world.lock().broker.remove(|consumer| consumer.id == self.id);
     }
 }
@@ -509,11 +519,17 @@ impl Acknowledge for SimulatedDelivery {
         Box::pin(async {
             self.world.round_trip().await;
             self.life.goes_on().await;
-            let broker = &mut self.world.lock().broker;
             let lost = || BrokerLost::new("give back", "disconnected");
+            let broker = &mut self.world.lock().broker;
             let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
             let (message, _) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
-            broker.enqueue_job(Message { returns: message.returns + 1, ..message });
+            let message = Message { returns: message.returns + 1, ..message };
+            if message.returns > broker.delivery_limit {
+                broker.give_up(message);
+            } else {
+                broker.jobs.push_front(message);
+            }
+            broker.changed.notify_waiters();
             Ok(())
         })
     }

@@ -14,8 +14,9 @@ use crate::{
     settle::result::{AudienceKind, ErrorKind, JobResult, Status},
 };
 
-/// Calls before the first probe of an episode, and probes before their wait has grown to its longest.
-const GROWING_WAITS: u32 = 30;
+/// Calls before the first probe of an episode, which four groups may be retried with, and probes before their wait has grown to
+/// its longest.
+const GROWING_WAITS: u32 = 40;
 
 #[derive(Deserialize)]
 struct Letter {

@@ -98,6 +98,20 @@ pub struct Full {
     pub span: Span,
     pub dead_too: bool,
     pub unrouted_too: bool,
+    /// Then a job that owes something has nowhere to wait.
+    pub waits_too: bool,
+}
+
+impl Full {
+    /// Longer than a job is held before it goes back, but not for longer than a job without a record may be held.
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn by_chance(chance: &mut SmallRng) -> Self {
+        let (span, dead_too, unrouted_too) = (Span::by_chance(chance), chance.random_bool(0.4), chance.random_bool(0.2));
+        let waits_too = chance.random_bool(0.15);
+        let until = if waits_too && chance.random_bool(0.3) { Self::LONG } else { span.until };
+        Self { span: Span { until, ..span }, dead_too, unrouted_too, waits_too }
+    }
 }
 
 /// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens by itself.
@@ -196,11 +210,7 @@ impl Scenario {
         let is_doubtful = episode.is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
         let store = StoreTrouble::by_chance(&mut SmallRng::seed_from_u64(seed ^ 0x57_0e));
         let mut queues = SmallRng::seed_from_u64(seed.rotate_left(32) ^ !seed);
-        let full = queues.random_bool(0.15).then(|| Full {
-            span: Span::by_chance(&mut queues),
-            dead_too: queues.random_bool(0.4),
-            unrouted_too: queues.random_bool(0.2),
-        });
+        let full = queues.random_bool(0.15).then(|| Full::by_chance(&mut queues));
         let silent = queues.random_bool(0.1).then(|| Span::by_chance(&mut queues));
         let poisoned = queues.random_bool(0.1);
         for message in &mut messages {
