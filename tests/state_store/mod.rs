@@ -9,7 +9,7 @@ use groupcast::{
     settle::progress::{
         redis::RedisStore,
         sqlite::SqliteStore,
-        store::{Head, Key, Opening, Retention, Store},
+        store::{Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken},
     },
 };
 use tempfile::TempDir;
@@ -67,6 +67,7 @@ kept_by_both! {
     a_write_to_a_record_that_is_lost_makes_it_again
     two_processes_see_what_the_other_wrote
     many_jobs_at_once_are_all_recorded
+    a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept
     it_says_that_it_works
 }
 
@@ -286,6 +287,30 @@ async fn many_jobs_at_once_are_all_recorded(place: Place) {
     for number in 0..1000 {
         assert_eq!(store.open(job(number)).await.unwrap().result, Some(number.to_string()));
     }
+}
+
+async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(place: Place) {
+    let store = place.store(LONG);
+    let take = async |leave_active: bool| {
+        let take_over = TakeOver { app: "chat".to_owned(), at_least: "2026-01-01T00:00:00Z".parse().unwrap(), leave_active };
+        store.take_over(take_over).await.unwrap()
+    };
+    let Taken::Epoch(older) = take(false).await else { panic!("nobody has the app") };
+    let Taken::Epoch(newer) = take(false).await else { panic!("an app is taken over") };
+    assert!(older < newer);
+    assert_eq!(take(true).await, Taken::LeftToAnother);
+    let of = |epoch: i64| Arc::new(Opening { epoch, ..(*opening("job", 0)).clone() });
+    let is_displaced = |answered: Result<(), StoreLost>| answered.is_err_and(|error| error.scope == Scope::Displaced);
+    store.open(of(newer)).await.unwrap();
+    store.note(of(newer), 0, progress(1, BatchState::Intended)).await.unwrap();
+
+    assert!(is_displaced(store.open(of(older)).await.map(drop)));
+    assert!(is_displaced(store.confirm("chat".to_owned(), older).await));
+    assert!(is_displaced(store.note(of(older), 0, progress(2, BatchState::Open)).await));
+    assert!(is_displaced(store.note(of(older), 1, progress(1, BatchState::Intended)).await));
+    assert!(is_displaced(store.note(of(older), 2, ended(1)).await));
+    store.confirm("chat".to_owned(), newer).await.unwrap();
+    assert_eq!(batches(&*store, &of(newer)).await, [(0, progress(1, BatchState::Intended)), (2, ended(1))]);
 }
 
 async fn it_says_that_it_works(place: Place) {
