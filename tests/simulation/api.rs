@@ -24,6 +24,9 @@ use crate::{
     settle::progress::store::{Head, Key, Opening},
 };
 
+/// After a failure of the store, a replica tries again so soon to record what it knows.
+const RECORDED_LATE: Duration = Duration::from_secs(20);
+
 /// The clocks of the daemon and of this file round differently.
 const ROUNDING: Duration = Duration::from_millis(3);
 /// After that no call may leave.
@@ -223,6 +226,9 @@ impl SimulatedApi {
         };
         let world = self.world.lock();
         let recorded = planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
+        // When the store works again, a replica may read a record before the one that had the job has written what it knows.
+        let failed_lately = world.last_store_failure.is_some_and(|failure| failure.elapsed() < RECORDED_LATE);
+        let recorded = recorded && !(failed_lately && self.world.scenario().replicas > 1);
         let facts = world.api.batches.get(&key(request));
         let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
             (None, _) => false,

@@ -1,6 +1,6 @@
 //! What must hold when everything has come to rest: each message has its answer, and the answers are true.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
@@ -126,7 +126,10 @@ fn of_job(
         let of_group = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
         // Refused once more after a probe had passed or others were accepted.
         let alone = of_group.map(|(_, facts)| facts.account_refusals).sum::<u32>() >= 2;
-        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && alone);
+        // A batch that was failing before is given up in time, whatever the last answer is.
+        let is_given_up_soon = world.scenario().app.retry.give_up_after < Duration::from_secs(60);
+        let may_end = alone || is_given_up_soon;
+        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && may_end);
         let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
         match kinds.get(&index) {
             _ if lived => return Err(format!("message {number} has no deadline and expired")),

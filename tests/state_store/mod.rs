@@ -179,7 +179,7 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
     // Of the same size, and cut at other borders.
     let other = Opening { head: Head { within: Some(499), ..split(&job).head.clone() }, ..(*job).clone() };
     let other = Arc::new(other);
-    store.note(other.clone(), 1, ended(1)).await.unwrap();
+    store.note(other.clone(), 3, ended(1)).await.unwrap();
     assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
     store.split_again(other.clone(), vec![(2, progress(1, BatchState::Open))]).await.unwrap();
     store.note(split(&job), 2, ended(1)).await.unwrap();
