@@ -56,7 +56,7 @@ fn calls_in_vain(state: &World, world: &Shared) -> Option<String> {
 fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> Result<(), String> {
     let Some(first) = fate.results.first() else { return Err(format!("message {number} was never answered")) };
     for other in &fate.results {
-        if told(first) != told(other) && planned.id.is_some() {
+        if told(first, state) != told(other, state) && planned.id.is_some() {
             return Err(format!("message {number} was answered twice and differently: {first:?} {other:?}"));
         }
     }
@@ -81,10 +81,16 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
 }
 
 /// What an answer says, without what may differ between two of the same.
-fn told(result: &JobResult) -> JobResult {
+fn told(result: &JobResult, state: &World) -> JobResult {
     // A rejected job has no record that could remember when it first came.
     let received_at = if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
-    JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() }
+    let mut told = JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() };
+    if state.last_store_failure.is_some() {
+        // An attempt that the store did not record is not counted by the process that comes after.
+        told.errors.iter_mut().for_each(|error| error.attempts = 0);
+        told.calls = 0;
+    }
+    told
 }
 
 /// Whether another message has the same id and another content.
