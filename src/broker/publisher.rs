@@ -5,7 +5,7 @@
 //! bounded time, so that no producer holds up the others:
 //!
 //! - A queue that refuses or says nothing is tried for a few seconds, and then remembered ([`troubles`](super::troubles)).
-//! - Headers that do not fit into a frame are left out before the message is sent ([`frame`](super::frame)).
+//! - Headers that do not fit into a frame are left out before the message is sent ([`frame`]).
 //! - When the broker closes the connection over a message, every message under way is a suspect. Each suspect is published
 //!   on a connection of its own, where it can harm no other; only a message that fails there is to blame.
 

@@ -6,7 +6,7 @@
 //!
 //! A producer can publish a message that the broker delivers and the library cannot read. The library then closes the
 //! connection with all jobs on it, again and again: the message stays first in its queue. [`Wire`] looks at each frame and
-//! makes such a message [readable](content_header); `accept` rejects it by name. Message bodies pass untouched and, when they
+//! makes such a message readable; `accept` rejects it by name. Message bodies pass untouched and, when they
 //! are large, uncopied.
 
 mod content_header;

@@ -6,7 +6,7 @@
 //!
 //! While the store is [away](health), no call starts. What is known by then is kept and recorded when the store works again:
 //! an operation has no time limit, and the claim on its job is held until it has succeeded. No call starts either while a write
-//! has [waited](pending) for a second, so a crash repeats no more than that.
+//! has waited for a second, so a crash repeats no more than that.
 
 mod claims;
 pub mod health;
