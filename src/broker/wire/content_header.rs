@@ -93,8 +93,11 @@ impl<'a> Message<'a> {
             }
             if message.read_property(&mut input, index, name, kind).is_none() {
                 message.problems.push(format!("{name}: ends early; no property behind it can be read"));
-                break;
+                return Some(message);
             }
+        }
+        if !input.0.is_empty() {
+            message.problems.push(format!("properties: {} bytes behind them belong to none", input.0.len()));
         }
         Some(message)
     }

@@ -109,6 +109,14 @@ fn what_the_broker_added_goes_first_when_a_header_is_too_large_for_a_frame() {
 }
 
 #[test]
+fn bytes_behind_the_last_property_are_left_out() {
+    let whole = [header(&[("content_type", short(b"json"))]), vec![0, 1]].concat();
+    let properties = parsed(&readable(&whole, FRAME).unwrap());
+    assert_eq!(problem(&properties), "properties: 2 bytes behind them belong to none");
+    assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "json");
+}
+
+#[test]
 fn what_ends_early_leaves_what_was_before_it() {
     let whole = header(&[("content_type", short(b"json")), ("correlation_id", short(b"1234"))]);
     let properties = parsed(&readable(&whole[..whole.len() - 1], FRAME).unwrap());
