@@ -45,7 +45,7 @@ pub fn compose(
     if let Some(reason) = &envelope.given_up {
         headers.insert(GIVEN_UP_HEADER.into(), AMQPValue::LongString(reason.as_str().into()));
     }
-    if left == Left::Result {
+    if left == Left::Result || envelope.owes_result {
         headers.insert(OWED_HEADER.into(), AMQPValue::LongString("result".into()));
     }
     let properties = kept_properties(properties)

@@ -75,6 +75,8 @@ struct Confirmed {
     subscriptions: u64,
     /// How often in a row another replica has taken the jobs.
     displaced: u32,
+    /// Whether the last subscription ended so. Only then the jobs are left to a replica that makes calls: otherwise that is this one.
+    was_displaced: bool,
     /// When the next delivery may be taken.
     pause_ends_at: Instant,
 }
@@ -83,8 +85,15 @@ impl Tenure {
     pub(super) fn new(app: &str, inner: Arc<Inner>) -> Self {
         let now = Instant::now();
         let never = Moment::long_ago();
-        let confirmed =
-            Confirmed { at: never, announced_at: never, held_since: now, subscriptions: 0, displaced: 0, pause_ends_at: now };
+        let confirmed = Confirmed {
+            at: never,
+            announced_at: never,
+            held_since: now,
+            subscriptions: 0,
+            displaced: 0,
+            was_displaced: false,
+            pause_ends_at: now,
+        };
         let shared = Arc::new(Shared {
             app: app.to_owned(),
             inner,
@@ -99,14 +108,14 @@ impl Tenure {
     /// The first delivery of a subscription is here: takes the app's jobs over. `taken` is called when that is done.
     pub fn begin(&self, taken: impl FnOnce() + Send + 'static) {
         let shared = self.0.clone();
-        let (number, displaced) = {
+        let (number, leave_active) = {
             let mut confirmed = shared.lock();
             confirmed.subscriptions += 1;
-            (confirmed.subscriptions, confirmed.displaced)
+            (confirmed.subscriptions, confirmed.was_displaced)
         };
         shared.stage.send_replace(Stage::Taking(number));
         tokio::spawn(async move {
-            let take_over = TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active: displaced > 0 };
+            let take_over = TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active };
             let asked = shared.inner.insist(move |store| store.take_over(take_over.clone())).await;
             shared.took_over(number, asked, taken);
         });
@@ -203,6 +212,7 @@ impl Shared {
                     confirmed.at = at;
                     confirmed.announced_at = at;
                     confirmed.held_since = Instant::now();
+                    confirmed.was_displaced = false;
                 }
                 taken();
                 self.stage.send_if_modified(|stage| {
@@ -261,6 +271,7 @@ impl Shared {
         }
         let mut confirmed = self.lock();
         let held_for_long = matches!(was, Stage::Held(_)) && confirmed.held_since.elapsed() > TRUSTED_AFTER;
+        confirmed.was_displaced = true;
         confirmed.displaced = if held_for_long { 1 } else { confirmed.displaced + 1 };
         let pause = delay::after_attempt(confirmed.displaced, FIRST_PAUSE, LONGEST_PAUSE, delay::jitter());
         confirmed.pause_ends_at = Instant::now() + pause;
