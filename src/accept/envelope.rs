@@ -71,7 +71,6 @@ pub fn read(
         envelope.read_priority(*properties.priority()),
         check_encoding(properties.content_encoding()),
         envelope.read_headers(properties),
-        envelope.check_owed(),
     ];
     (envelope, problems.into_iter().collect())
 }
@@ -176,13 +175,6 @@ impl Envelope {
             first_problem = first_problem.and(read);
         }
         first_problem
-    }
-
-    /// Only a job that was parked can owe its result: the header of a producer must not take the job's dead letter away.
-    fn check_owed(&mut self) -> Result<(), Rejection> {
-        let is_ours = !self.owes_result || self.parkings > 0;
-        self.owes_result &= is_ours;
-        if is_ours { Ok(()) } else { Err(rejection(OWED_HEADER, "is for parked jobs; leave it out")) }
     }
 
     fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
