@@ -16,7 +16,7 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// A moment of two clocks: one that nobody sets, and one that goes on while the machine is suspended.
+/// A moment of two clocks: a monotonic one, and the wall clock, which goes on while the machine is suspended.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     instant: Instant,

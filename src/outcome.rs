@@ -83,7 +83,7 @@ pub enum BatchState {
 }
 
 impl BatchProgress {
-    /// A call that must not be repeated was about to be made when the daemon ended: nobody knows whether it was.
+    /// The daemon ended before it recorded whether it had made a call that must not be repeated: the outcome is unknown.
     pub fn conclude_intent(&mut self) {
         if self.state == BatchState::Intended {
             let fault = Fault { code: None, http_status: None, info: "the daemon ended during the call".into() };

@@ -238,7 +238,7 @@ impl Subscription for Consuming {
             () = connection::close(connection) => {}
             () = dropped => unreachable!("it is pending"),
         }
-        // What is on its way and nobody reads would keep the connection from closing.
+        // Deliveries that the daemon no longer reads would keep the connection from closing.
         self.socket.shut_down();
     }
 }

@@ -165,7 +165,7 @@ async fn redrive(queue: &mut Browser, which: &Which, name: &str, app: &App) -> R
     Ok(Verdict::Good)
 }
 
-/// Brokers from 4.2 on accept a message for a direct reply-to address also when nobody is there any more.
+/// Brokers from 4.2 on accept a message for a direct reply-to address also after its requester has left.
 fn may_get_results(queue: &str, name: &str, app: &App) -> bool {
     let is_direct = queue.starts_with("amq.rabbitmq.reply-to");
     !is_direct && (app.results_queue.as_deref() == Some(queue) || app.replies.allow(queue, name))
