@@ -10,6 +10,7 @@
 //! not displace each other in turn.
 
 use std::{
+    future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -116,7 +117,13 @@ impl Tenure {
         shared.stage.send_replace(Stage::Taking(number));
         tokio::spawn(async move {
             let take_over = TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active };
-            let asked = shared.inner.insist(move |store| store.take_over(take_over.clone())).await;
+            let asking = shared.clone();
+            // Not once the subscription has ended: that would take the jobs away from the replica that has them then.
+            let asked = shared.inner.insist(move |store| match asking.is_taking(number) {
+                true => store.take_over(take_over.clone()),
+                false => Box::pin(ready(Err(StoreLost::displaced("take the app's jobs over")))),
+            });
+            let asked = asked.await;
             shared.took_over(number, asked, taken);
         });
     }
@@ -200,13 +207,17 @@ impl Tenure {
 }
 
 impl Shared {
+    fn is_taking(&self, number: u64) -> bool {
+        *self.stage.borrow() == Stage::Taking(number)
+    }
+
     fn took_over(&self, number: u64, asked: Result<(Taken, Moment), StoreLost>, taken: impl FnOnce()) {
+        // A later subscription asks for itself.
+        if !self.is_taking(number) {
+            return;
+        }
         match asked {
             Ok((Taken::Epoch(epoch), at)) => {
-                // A later subscription asks for itself.
-                if *self.stage.borrow() != Stage::Taking(number) {
-                    return;
-                }
                 {
                     let mut confirmed = self.lock();
                     confirmed.at = at;
@@ -223,8 +234,8 @@ impl Shared {
                     is_present
                 });
             }
-            Ok((Taken::LeftToAnother, _)) => self.displaced("another replica makes calls"),
-            Err(error) => self.displaced(&error.to_string()),
+            Ok((Taken::LeftToAnother, _)) => self.displaced(Stage::Taking(number), "another replica makes calls"),
+            Err(error) => self.displaced(Stage::Taking(number), &error.to_string()),
         }
     }
 
@@ -239,7 +250,8 @@ impl Shared {
     /// Takes note of what the store says about an operation with this epoch. What is recorded with an older one, of a
     /// subscription before, says nothing about the present.
     pub(super) fn heed<T>(&self, epoch: i64, answered: Result<(T, Moment), StoreLost>) -> Result<T, StoreLost> {
-        let is_present = *self.stage.borrow() == Stage::Held(epoch);
+        let present = Stage::Held(epoch);
+        let is_present = *self.stage.borrow() == present;
         match answered {
             Ok((value, at)) => {
                 if is_present {
@@ -249,22 +261,21 @@ impl Shared {
             }
             Err(error) => {
                 if is_present && error.scope == Scope::Displaced {
-                    self.displaced("the state store has a newer epoch");
+                    self.displaced(present, "the state store has a newer epoch");
                 }
                 Err(error)
             }
         }
     }
 
-    fn displaced(&self, reason: &str) {
-        let mut was = Stage::NoDelivery;
+    /// Another replica has taken the jobs, of which this one was at that stage.
+    fn displaced(&self, was: Stage, reason: &str) {
         let is_new = self.stage.send_if_modified(|stage| {
-            was = *stage;
-            let has_begun = matches!(stage, Stage::Held(_) | Stage::Taking(_));
-            if has_begun {
+            let is_present = *stage == was;
+            if is_present {
                 *stage = Stage::Displaced;
             }
-            has_begun
+            is_present
         });
         if !is_new {
             return;
