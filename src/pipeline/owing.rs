@@ -15,7 +15,7 @@ use crate::{
     accept::lease::Lease,
     job::Envelope,
     outcome::{BatchOutcome, BatchProgress, BatchState, Report},
-    settle::{Content, Owed, Settled, Tally, parking, settle},
+    settle::{Content, Owed, Settled, Tally, parking, progress::store::Completion, settle},
 };
 
 /// No delivery is held for more than ten minutes and the calls in flight then.
@@ -99,7 +99,7 @@ impl Pipeline {
         if let Some((entry, result)) = record
             && only_result
         {
-            entry.complete(result).await?;
+            entry.complete(Completion { result: result.clone(), owes_result: true }).await?;
         }
         Ok(true)
     }

@@ -18,7 +18,10 @@ pub mod undeliverable;
 use std::{sync::Arc, time::Duration};
 
 use self::{
-    progress::{Entry, store::StoreLost},
+    progress::{
+        Entry,
+        store::{Completion, StoreLost},
+    },
     result::JobResult,
 };
 use crate::{
@@ -131,7 +134,7 @@ pub async fn settle(publisher: &Publisher, app: &str, park: &[Duration], owed: &
                 }
             }
             if let Some((entry, result)) = record {
-                entry.complete(result).await?;
+                entry.complete(Completion { result: result.clone(), owes_result: false }).await?;
             }
             Ok(Settled::All)
         }

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     outcome::{BatchProgress, BatchState},
-    settle::progress::store::{ACTIVE_FOR, Answer, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken},
+    settle::progress::store::{
+        ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken,
+    },
 };
 
 /// How long a real store takes to say that there is no answer.
@@ -224,14 +226,14 @@ impl Store for SimulatedStore {
         }))
     }
 
-    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
         Box::pin(async move {
             if self.world.has(Defect::NotCompleted) {
                 return Ok(());
             }
             self.apply_fenced("complete", Access::Records, opening, true, |records, opening| {
                 let stored = records.stored(opening);
-                stored.result = Some(result);
+                stored.result = Some(completion.result);
                 stored.batches.clear();
             })
             .await

@@ -9,7 +9,7 @@ use groupcast::{
     settle::progress::{
         redis::RedisStore,
         sqlite::SqliteStore,
-        store::{Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken},
+        store::{Completion, Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken},
     },
 };
 use tempfile::TempDir;
@@ -18,6 +18,10 @@ use crate::support::{eventually, redis::Redis};
 
 const LONG: Retention = Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(2) };
 const BRIEF: Retention = Retention { ended: Duration::from_millis(300), under_way: Duration::from_millis(300) };
+
+fn answered(result: &str) -> Completion {
+    Completion { result: result.to_owned(), owes_result: false }
+}
 
 /// Where records are, whoever opens them.
 enum Place {
@@ -62,6 +66,8 @@ kept_by_both! {
     a_late_split_takes_nothing_from_a_completed_job
     a_completed_job_has_its_result_and_no_batches_even_after_a_late_note
     a_record_whose_time_is_over_is_absent
+    a_result_that_is_still_owed_is_kept_like_a_job_under_way
+    a_record_that_has_ended_lives_no_longer_for_what_comes_later
     the_latest_record_of_a_job_is_found_whatever_its_id
     records_survive_the_store_that_wrote_them
     a_write_to_a_record_that_is_lost_makes_it_again
@@ -162,7 +168,7 @@ async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
     let expected = vec![(0, ended(1)), (1, ended(1)), (10, ended(2)), (24, ended(1))];
     assert_eq!((found.head, batches(&*store, &job).await), (split(&job).head.clone(), expected));
 
-    store.complete(split(&job), "{}".to_owned()).await.unwrap();
+    store.complete(split(&job), answered("{}")).await.unwrap();
     let completed = store.open(job).await.unwrap();
     assert_eq!((completed.batches.len(), completed.result.as_deref()), (0, Some("{}")));
 }
@@ -191,7 +197,7 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
 async fn a_late_split_takes_nothing_from_a_completed_job(place: Place) {
     let store = place.store(LONG);
     let job = opening("job", 0);
-    store.complete(job.clone(), "{\"a\":1}".to_owned()).await.unwrap();
+    store.complete(job.clone(), answered("{\"a\":1}")).await.unwrap();
     store.split_again(split(&job), vec![(0, progress(1, BatchState::Open))]).await.unwrap();
     let opened = store.open(job).await.unwrap();
     assert_eq!((opened.batches.len(), opened.result.as_deref()), (0, Some("{\"a\":1}")));
@@ -201,7 +207,7 @@ async fn a_completed_job_has_its_result_and_no_batches_even_after_a_late_note(pl
     let store = place.store(LONG);
     let job = opening("job", 0);
     store.note(job.clone(), 0, ended(1)).await.unwrap();
-    store.complete(job.clone(), "{\"a\":1}".to_owned()).await.unwrap();
+    store.complete(job.clone(), answered("{\"a\":1}")).await.unwrap();
     store.note(job.clone(), 1, ended(1)).await.unwrap();
 
     let opened = store.open(job.clone()).await.unwrap();
@@ -213,13 +219,34 @@ async fn a_record_whose_time_is_over_is_absent(place: Place) {
     let store = place.store(BRIEF);
     let [ended_job, under_way] = [opening("ended", 0), opening("under way", 0)];
     store.note(under_way.clone(), 0, ended(1)).await.unwrap();
-    store.complete(ended_job.clone(), "{}".to_owned()).await.unwrap();
+    store.complete(ended_job.clone(), answered("{}")).await.unwrap();
     for job in [&ended_job, &under_way] {
         let find = async || store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap();
         eventually("the record to expire", async || find().await.is_none().then_some(())).await;
         let anew = store.open(job.clone()).await.unwrap();
         assert_eq!((anew.batches.len(), anew.result), (0, None));
     }
+}
+
+async fn a_result_that_is_still_owed_is_kept_like_a_job_under_way(place: Place) {
+    let store = place.store(Retention { ended: BRIEF.ended, ..LONG });
+    let [answered_job, owing] = [opening("answered", 0), opening("owing", 0)];
+    store.complete(owing.clone(), Completion { owes_result: true, ..answered("{}") }).await.unwrap();
+    store.complete(answered_job.clone(), answered("{}")).await.unwrap();
+    let find = async |job_id: &str| store.find("chat".to_owned(), job_id.to_owned()).await.unwrap();
+    eventually("the answered one to expire", async || find("answered").await.is_none().then_some(())).await;
+    assert_eq!(store.open(owing).await.unwrap().result.as_deref(), Some("{}"));
+}
+
+async fn a_record_that_has_ended_lives_no_longer_for_what_comes_later(place: Place) {
+    let store = place.store(Retention { ended: BRIEF.ended, ..LONG });
+    let job = opening("job", 0);
+    store.complete(job.clone(), answered("{}")).await.unwrap();
+    store.note(job.clone(), 1, ended(1)).await.unwrap();
+    store.split_again(job.clone(), vec![(0, ended(1))]).await.unwrap();
+    assert_eq!(store.open(job.clone()).await.unwrap().result.as_deref(), Some("{}"));
+    let find = async || store.find("chat".to_owned(), "job".to_owned()).await.unwrap();
+    eventually("the record to expire", async || find().await.is_none().then_some(())).await;
 }
 
 async fn the_latest_record_of_a_job_is_found_whatever_its_id(place: Place) {
@@ -239,7 +266,7 @@ async fn records_survive_the_store_that_wrote_them(place: Place) {
     let [job, finished] = [opening("job", 0), opening("finished", 0)];
     let store = place.store(LONG);
     store.note(job.clone(), 0, ended(1)).await.unwrap();
-    store.complete(finished.clone(), "{}".to_owned()).await.unwrap();
+    store.complete(finished.clone(), answered("{}")).await.unwrap();
     drop(store);
 
     let store = place.store(LONG);
@@ -251,7 +278,7 @@ async fn a_write_to_a_record_that_is_lost_makes_it_again(place: Place) {
     let store = place.store(LONG);
     let [noted, completed] = [opening("noted", 1), opening("completed", 1)];
     store.note(noted.clone(), 1, ended(1)).await.unwrap();
-    store.complete(completed.clone(), "{}".to_owned()).await.unwrap();
+    store.complete(completed.clone(), answered("{}")).await.unwrap();
     for job in [noted, completed] {
         let found = store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap().expect("a record");
         assert_eq!((found.key, found.head), (job.key.clone(), job.head.clone()));
@@ -278,7 +305,7 @@ async fn many_jobs_at_once_are_all_recorded(place: Place) {
         tokio::spawn(async move {
             store.open(job.clone()).await.unwrap();
             store.note(job.clone(), 0, progress(1, BatchState::Ended(BatchOutcome::Sent))).await.unwrap();
-            store.complete(job, number.to_string()).await.unwrap();
+            store.complete(job, answered(&number.to_string())).await.unwrap();
         })
     });
     for done in work.collect::<Vec<_>>() {

@@ -27,7 +27,7 @@ use self::{
     pending::Pending,
     redis::{Certificates, RedisStore},
     sqlite::SqliteStore,
-    store::{Answer, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
+    store::{Answer, Completion, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
     tenure::Tenure,
 };
 use super::result::JobResult;
@@ -249,10 +249,10 @@ impl Entry {
         Ok(Self(Arc::new(Place { inner, tenure, opening, claim })))
     }
 
-    /// Records the result, as JSON. From then on the job is answered from it.
-    pub async fn complete(&self, result: &str) -> Result<(), StoreLost> {
-        let (opening, result) = (self.0.opening.clone(), result.to_owned());
-        match self.record(move |store| store.complete(opening.clone(), result.clone())).await {
+    /// Records how the job has ended. From then on it is answered from that.
+    pub async fn complete(&self, completion: Completion) -> Result<(), StoreLost> {
+        let opening = self.0.opening.clone();
+        match self.record(move |store| store.complete(opening.clone(), completion.clone())).await {
             // It is recorded all the same.
             Err(error) if error.scope == Scope::Displaced => Ok(()),
             completed => completed,

@@ -92,6 +92,23 @@ pub struct Retention {
     pub under_way: Duration,
 }
 
+impl Retention {
+    /// How long the record of a job that has ended is kept.
+    pub fn of(&self, completion: &Completion) -> Duration {
+        if completion.owes_result { self.under_way } else { self.ended }
+    }
+}
+
+/// How a job has ended.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// Its result as JSON.
+    pub result: String,
+    /// The job waits until its result can be published. Its record is kept like that of a job under way: without it, the job
+    /// would be sent again when it comes back.
+    pub owes_result: bool,
+}
+
 /// Whether other processes may write to the same records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
@@ -147,7 +164,7 @@ pub trait Store: Send + Sync + 'static {
     /// note of the batches before is of no account.
     fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()>;
     /// Remembers the result, and forgets the batches.
-    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()>;
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()>;
     /// The latest record of a job: the one with the most earlier deaths.
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>>;
     /// Gives out the app's next epoch.

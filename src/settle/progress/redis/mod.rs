@@ -19,7 +19,7 @@ use self::{
     records::{Fields, deaths_key, record_key},
     scripts::Script,
 };
-use super::store::{ACTIVE_FOR, Answer, Key, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
+use super::store::{ACTIVE_FOR, Answer, Completion, Key, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
 use crate::outcome::{BatchProgress, BatchState};
 
 pub struct RedisStore {
@@ -133,10 +133,10 @@ impl Store for RedisStore {
         })
     }
 
-    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
         Box::pin(async move {
-            let kept_for = self.retention.ended;
-            self.change("record a job's result", Script::Complete, &opening, kept_for, &[&result]).await
+            let kept_for = self.retention.of(&completion);
+            self.change("record a job's result", Script::Complete, &opening, kept_for, &[&completion.result]).await
         })
     }
 

@@ -40,10 +40,11 @@ local displaced = newest > own
 if newest < own then redis.call('set', KEYS[1], ARGV[1]) end
 ";
 
-/// Keeps a record, and with it the number of deaths of a redriven job.
+/// Keeps a record, and with it the number of deaths of a redriven job. One that has ended is kept as its completion said.
 /// `KEYS[2]`: the record. `KEYS[3]`: the numbers. `ARGV[2]`: the head. `ARGV[3]`: how long, in ms. `ARGV[4]`: the number.
 /// `ARGV[5]`: how long the numbers are kept, in ms.
 const KEEP: &str = "
+local function has_ended() return redis.call('hexists', KEYS[2], 'result') == 1 end
 local function keep()
   redis.call('pexpire', KEYS[2], ARGV[3])
   if ARGV[4] ~= '0' then
@@ -57,7 +58,7 @@ end
 const OPEN: &str = "
 if displaced then return {1, '', {}} end
 redis.call('hsetnx', KEYS[2], 'head', ARGV[2])
-keep()
+if not has_ended() then keep() end
 redis.call('set', KEYS[4], ARGV[6], 'NX')
 return {0, redis.call('get', KEYS[4]), redis.call('hgetall', KEYS[2])}
 ";
@@ -66,6 +67,7 @@ return {0, redis.call('get', KEYS[4]), redis.call('hgetall', KEYS[2])}
 /// stands, as `o`, `i` or `e`: open, intended, ended. What a writer with a newer epoch said of an open batch stays.
 const NOTE: &str = "
 if displaced and ARGV[9] == 'i' then return 1 end
+if has_ended() then return displaced and 1 or 0 end
 redis.call('hsetnx', KEYS[2], 'head', ARGV[2])
 keep()
 if ARGV[9] == 'e' then
@@ -83,6 +85,7 @@ return displaced and 1 or 0
 /// `ARGV[6]` and on: fields and their values.
 const SPLIT_AGAIN: &str = "
 if displaced then return 1 end
+if has_ended() then return 0 end
 redis.call('hset', KEYS[2], 'head', ARGV[2])
 keep()
 for i = 6, #ARGV, 2 do redis.call('hset', KEYS[2], ARGV[i], ARGV[i + 1]) end

@@ -27,7 +27,7 @@ use self::{
     stored::StoredRecord,
     writer::{Batch, Command, Done, Work, Writer},
 };
-use super::store::{Answer, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
+use super::store::{Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
 use crate::outcome::{BatchProgress, BatchState};
 
 /// More wait in line with their callers.
@@ -111,8 +111,8 @@ impl Store for SqliteStore {
         Box::pin(async { self.ask("record that a job is split again", work).await.map(drop) })
     }
 
-    fn complete(&self, opening: Arc<Opening>, result: String) -> Answer<'_, ()> {
-        Box::pin(async { self.ask("record a job's result", Work::Complete { opening, result }).await.map(drop) })
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
+        Box::pin(async { self.ask("record a job's result", Work::Complete { opening, completion }).await.map(drop) })
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {

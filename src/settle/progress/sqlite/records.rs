@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::{
-    super::store::{ACTIVE_FOR, Key, Opening, Retention, TakeOver, Taken},
+    super::store::{ACTIVE_FOR, Completion, Key, Opening, Retention, TakeOver, Taken},
     schema,
     stored::StoredRecord,
     writer::{Batch, Done, Work},
@@ -58,7 +58,7 @@ impl<'a> Records<'a> {
                 self.fenced(opening, batch.state != BatchState::Intended, || self.note(opening, batch))
             }
             Work::SplitAgain { opening, batches } => self.fenced(opening, false, || self.split_again(opening, batches)),
-            Work::Complete { opening, result } => self.fenced(opening, true, || self.complete(opening, result)),
+            Work::Complete { opening, completion } => self.fenced(opening, true, || self.complete(opening, completion)),
             Work::Find { app, job_id } => self.find(app, job_id).map(Done::Found),
             Work::TakeOver(take_over) => self.take_over(take_over).map(Done::Taken),
             Work::Confirm { app, epoch } => self.confirm(app, *epoch),
@@ -216,9 +216,10 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    fn complete(&self, opening: &Opening, result: &str) -> rusqlite::Result<()> {
+    fn complete(&self, opening: &Opening, completion: &Completion) -> rusqlite::Result<()> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
-        let expires_at = self.in_future(self.retention.ended);
+        let Completion { result, .. } = completion;
+        let expires_at = self.in_future(self.retention.of(completion));
         let write = || {
             self.prepare(
                 "UPDATE jobs SET result = ?4, expires_at = ?5, progress = NULL

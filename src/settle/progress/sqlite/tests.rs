@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{
-    super::store::{Head, Key},
+    super::store::{Completion, Head, Key},
     file::Durability,
     *,
 };
@@ -35,6 +35,10 @@ fn opening(job_id: &str) -> Arc<Opening> {
 
 fn note(job_id: &str) -> Work {
     Work::Note { opening: opening(job_id), batch: Batch::new(0, BatchProgress::default()) }
+}
+
+fn answered(result: &str) -> Completion {
+    Completion { result: result.to_owned(), owes_result: false }
 }
 
 fn writer(path: &Path, retention: Retention) -> Writer {
@@ -273,7 +277,7 @@ async fn a_job_of_one_batch_has_a_record_from_its_first_note_on() {
     store.note(job.clone(), 0, open.clone()).await.unwrap();
     assert_eq!((noted().await, count(&path, "batches")), (vec![(0, ended(2))], 0), "it stays as it ended");
 
-    store.complete(job.clone(), "{}".to_owned()).await.unwrap();
+    store.complete(job.clone(), answered("{}")).await.unwrap();
     store.note(job.clone(), 0, open).await.unwrap();
     let record = store.find("chat".to_owned(), "job".to_owned()).await.unwrap().expect("a record");
     assert_eq!((record.batches, record.result.as_deref()), (vec![], Some("{}")));

@@ -12,7 +12,7 @@ use tokio::sync::{
 use tracing::warn;
 
 use super::{
-    super::store::{Opening, Retention, TakeOver, Taken},
+    super::store::{Completion, Opening, Retention, TakeOver, Taken},
     fault::Failure,
     file::{Access, Durability, StateFile},
     records::{Records, Removed},
@@ -52,7 +52,7 @@ pub enum Work {
     Open(Arc<Opening>),
     Note { opening: Arc<Opening>, batch: Batch },
     SplitAgain { opening: Arc<Opening>, batches: Vec<Batch> },
-    Complete { opening: Arc<Opening>, result: String },
+    Complete { opening: Arc<Opening>, completion: Completion },
     Find { app: String, job_id: String },
     TakeOver(TakeOver),
     Confirm { app: String, epoch: i64 },
