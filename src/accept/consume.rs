@@ -62,6 +62,28 @@ pub struct Delivery {
     pub acknowledge: Arc<dyn Acknowledge>,
 }
 
+/// When the oldest delivery of each queue came that is not acknowledged.
+#[derive(Debug, Default)]
+pub struct OldestDeliveries {
+    jobs: Option<Instant>,
+    undeliverable: Option<Instant>,
+}
+
+impl OldestDeliveries {
+    /// `in_hand`: in the order in which they came.
+    fn among(in_hand: &BTreeMap<u64, (Source, Instant)>) -> Self {
+        let oldest = |queue| in_hand.values().find(|(source, _)| *source == queue).map(|(_, came_at)| *came_at);
+        Self { jobs: oldest(Source::Jobs), undeliverable: oldest(Source::Undeliverable) }
+    }
+
+    pub fn of(&self, source: Source) -> Option<Instant> {
+        match source {
+            Source::Jobs => self.jobs,
+            Source::Undeliverable => self.undeliverable,
+        }
+    }
+}
+
 /// A queue to subscribe to: the broker's, or in tests one in memory.
 pub trait Queue: Send + Sync + 'static {
     type Subscription: Subscription;
@@ -77,9 +99,8 @@ pub trait Subscription: Send {
     fn confirm(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
     /// Looks whether jobs wait that are not delivered: a subscription can be dead without another sign of it.
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
-    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that is what ended it. The oldest one
-    /// that was not had been held for so long.
-    fn acknowledgement_timeout(&mut self, _oldest_held_for: Duration) -> impl Future<Output = Option<Duration>> + Send {
+    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that is what ended it.
+    fn acknowledgement_timeout(&mut self, _oldest: &OldestDeliveries) -> impl Future<Output = Option<Duration>> + Send {
         ready(None)
     }
     /// Takes no more, so a standby replica may begin, and drops what is still on its way until `done`.
@@ -228,7 +249,7 @@ async fn hand_out<S: Subscription, W: Work>(
     let lost = CancellationToken::new();
     let convoy = Arc::new(Convoy::default());
     let mut tasks = JoinSet::new();
-    let mut delivered_at = BTreeMap::new();
+    let mut in_hand = BTreeMap::new();
     let mut deliveries: u64 = 0;
     let mut bytes = 0;
     let mut standing_by = true;
@@ -260,7 +281,7 @@ async fn hand_out<S: Subscription, W: Work>(
             why = &mut until_paused => break Ended::Paused(why),
             Some(done) = tasks.join_next() => {
                 let (delivery, size) = done.expect("it neither panics nor is aborted");
-                delivered_at.remove(&delivery);
+                in_hand.remove(&delivery);
                 bytes -= size;
             }
             delivery = subscription.next() => match delivery {
@@ -273,12 +294,12 @@ async fn hand_out<S: Subscription, W: Work>(
                     }
                     let acknowledge = delivery.acknowledge.clone();
                     let lease = Lease::of_delivery(acknowledge, calls_end.clone(), lost.clone(), convoy.clone());
-                    let size = delivery.body.len() as u64;
+                    let (source, size) = (delivery.source, delivery.body.len() as u64);
                     bytes += size;
                     let carried = carry(work.clone(), delivery, lease, lost.clone());
                     let number = deliveries;
                     deliveries += 1;
-                    delivered_at.insert(number, Instant::now());
+                    in_hand.insert(number, (source, Instant::now()));
                     tasks.spawn(async move {
                         carried.await;
                         (number, size)
@@ -304,8 +325,8 @@ async fn hand_out<S: Subscription, W: Work>(
     // Before the broker hears of it: from then on a standby replica may call.
     calls_end.cancel();
     work.let_go().await;
-    if let (Ended::Lost(_), Some(oldest)) = (&ended, delivered_at.values().next())
-        && let Some(timeout) = subscription.acknowledgement_timeout(oldest.elapsed()).await
+    if let Ended::Lost(_) = ended
+        && let Some(timeout) = subscription.acknowledgement_timeout(&OldestDeliveries::among(&in_hand)).await
     {
         work.acknowledge_within(timeout);
     }

@@ -27,7 +27,7 @@ use super::{
     topology::{self, QueueSpec},
 };
 use crate::accept::{
-    consume::{Delivery, Queue, Source, Subscription},
+    consume::{Delivery, OldestDeliveries, Queue, Source, Subscription},
     lease::Acknowledge,
 };
 
@@ -49,6 +49,7 @@ pub struct JobsQueue {
 /// The consumers of an app with their connection.
 pub struct Consuming {
     queue: String,
+    undeliverable_queue: String,
     prefetch: u16,
     connection: Connection,
     socket: Socket,
@@ -67,8 +68,9 @@ struct QueueConsumer {
 enum End {
     /// It closed the channel, because a delivery was not acknowledged in this time.
     TimedOut(Duration),
-    /// It cancelled the consumer and does not say why.
-    Cancelled,
+    /// It cancelled the consumer of this queue and does not say why.
+    Cancelled(Source),
+    Otherwise,
 }
 
 impl Queue for JobsQueue {
@@ -81,8 +83,8 @@ impl Queue for JobsQueue {
         let (connection, socket) = self.connector.connect_with_socket("consumer").await?;
         match self.subscribe_on(&connection, prefetch).await {
             Ok((jobs, undeliverable)) => {
-                let queue = queues::jobs(&self.app);
-                Ok(Consuming { queue, prefetch, connection, socket, jobs, undeliverable, end: None })
+                let (queue, undeliverable_queue) = (queues::jobs(&self.app), queues::undeliverable(&self.app));
+                Ok(Consuming { queue, undeliverable_queue, prefetch, connection, socket, jobs, undeliverable, end: None })
             }
             Err(error) => {
                 connection::close(&connection).await;
@@ -157,9 +159,12 @@ impl QueueConsumer {
 }
 
 impl Consuming {
-    /// Whether the queue is there.
-    async fn exists(&self) -> bool {
-        look_at(&self.connection, &self.queue).await.is_ok()
+    async fn exists(&self, source: Source) -> bool {
+        let queue = match source {
+            Source::Jobs => &self.queue,
+            Source::Undeliverable => &self.undeliverable_queue,
+        };
+        look_at(&self.connection, queue).await.is_ok()
     }
 }
 
@@ -188,11 +193,11 @@ impl Subscription for Consuming {
                 Ok(Delivery { source, body: delivery.data, properties: delivery.properties, acknowledge })
             }
             Some(Err(error)) => {
-                self.end = acknowledgement_timeout(&error).map(End::TimedOut);
+                self.end = Some(acknowledgement_timeout(&error).map_or(End::Otherwise, End::TimedOut));
                 Err(BrokerLost::new("consume", error))
             }
             None => {
-                self.end.get_or_insert(End::Cancelled);
+                self.end.get_or_insert(End::Cancelled(source));
                 Err(BrokerLost::new("consume", "the broker ended the subscription"))
             }
         }
@@ -203,14 +208,17 @@ impl Subscription for Consuming {
         bounded("confirm the subscription", self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default())).await
     }
 
-    async fn acknowledgement_timeout(&mut self, oldest_held_for: Duration) -> Option<Duration> {
+    async fn acknowledgement_timeout(&mut self, oldest: &OldestDeliveries) -> Option<Duration> {
         // An acknowledgement may have met the closed channel before the consumer was asked.
         while self.end.is_none() && self.next().now_or_never().is_some_and(|next| next.is_ok()) {}
         match self.end {
             Some(End::TimedOut(timeout)) => Some(timeout),
             // RabbitMQ from 4.3 cancels the consumer. So it does when the queue is deleted, and then nothing is to be learned.
-            Some(End::Cancelled) if oldest_held_for >= SHORTEST_TIMEOUT && self.exists().await => Some(oldest_held_for),
-            Some(End::Cancelled) | None => None,
+            Some(End::Cancelled(source)) => {
+                let held_for = oldest.of(source)?.elapsed();
+                (held_for >= SHORTEST_TIMEOUT && self.exists(source).await).then_some(held_for)
+            }
+            Some(End::Otherwise) | None => None,
         }
     }
 
