@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, Expected, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 
 use super::split::Splitter;
 use crate::{
@@ -52,14 +53,15 @@ impl Reading {
         if body.len() > rules.max_job_bytes {
             return Err(format!("is {} bytes long; broker.max_job_bytes allows {}", body.len(), rules.max_job_bytes));
         }
-        if body.starts_with(b"\xef\xbb\xbf") {
-            return Err("begins with a byte-order mark; send UTF-8 without one".into());
+        if let Some(reason) = what_else_it_is(body) {
+            return Err(reason.into());
         }
         let text = std::str::from_utf8(body).map_err(|error| format!("is not UTF-8: {error}"))?;
         let mut json = serde_json::Deserializer::from_str(text);
-        json.deserialize_map(BodyVisitor { read: self, rules, body_bytes: body.len() }).map_err(|error| error.to_string())?;
+        let read = json.deserialize_any(BodyVisitor { read: self, rules, body_bytes: body.len() });
+        read.map_err(|error| explain(&error, text))?;
         self.field = "body".into();
-        json.end().map_err(|error| error.to_string())?;
+        json.end().map_err(|error| explain(&error, text))?;
         self.finish(rules)
     }
 
@@ -109,6 +111,65 @@ impl Reading {
     }
 }
 
+/// What a body is that cannot be JSON in UTF-8, for some common mistakes.
+fn what_else_it_is(body: &[u8]) -> Option<&'static str> {
+    Some(match body {
+        [0xef, 0xbb, 0xbf, ..] => "begins with a byte-order mark; send UTF-8 without one",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, b'{', ..] | [b'{', 0, ..] => "is UTF-16; send UTF-8",
+        [0x1f, 0x8b, ..] => "is compressed with gzip; send plain UTF-8 JSON",
+        _ if body.trim_ascii().is_empty() => "is empty; send a JSON object with GroupId and Content",
+        _ => return None,
+    })
+}
+
+/// What is wrong with the JSON. Quotes nothing of it.
+fn explain(error: &serde_json::Error, text: &str) -> String {
+    let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+    // The column is that of the last byte read, or of the one behind it.
+    let column = error.column();
+    let found = |byte| [column.wrapping_sub(1), column].iter().any(|at| line.as_bytes().get(*at) == Some(&byte));
+    let hint = match error.classify() {
+        Category::Syntax if found(b'/') => "; JSON has no comments",
+        Category::Syntax if found(b'\'') => "; JSON strings are in double quotes",
+        Category::Syntax | Category::Data | Category::Eof | Category::Io => "",
+    };
+    format!("{error}{hint}")
+}
+
+/// The error for a value of another type. Unlike serde's own, it does not quote the value: that may be the content or a recipient,
+/// and this text is logged.
+fn wrong_type<E: Error>(found: &str, expected: &dyn Expected) -> E {
+    E::custom(format_args!("invalid type: {found}, expected {expected}"))
+}
+
+/// The methods of a visitor for the types that it does not take.
+macro_rules! refuse {
+    ($($json_type:ident),*) => { $(refuse!(@$json_type);)* };
+    (@null) => { refuse!(@ visit_unit() "null"); };
+    (@boolean) => { refuse!(@ visit_bool(bool) "boolean"); };
+    (@number) => {
+        refuse!(@ visit_u64(u64) "integer");
+        refuse!(@ visit_i64(i64) "integer");
+        refuse!(@ visit_f64(f64) "floating point");
+    };
+    (@string) => { refuse!(@ visit_str(&str) "string"); };
+    (@array) => {
+        fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+            Err(wrong_type("sequence", &self))
+        }
+    };
+    (@object) => {
+        fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+            Err(wrong_type("map", &self))
+        }
+    };
+    (@ $method:ident($($argument:ty)?) $found:literal) => {
+        fn $method<E: Error>(self, $(_: $argument)?) -> Result<Self::Value, E> {
+            Err(wrong_type($found, &self))
+        }
+    };
+}
+
 struct BodyVisitor<'a> {
     read: &'a mut Reading,
     rules: &'a Rules,
@@ -121,6 +182,13 @@ impl<'de> Visitor<'de> for BodyVisitor<'_> {
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("a JSON object with GroupId and Content")
     }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        let is_job = text.trim_start().starts_with(['{', '[']);
+        Err(wrong_type(if is_job { "a string with JSON in it (encoded twice?)" } else { "string" }, &self))
+    }
+
+    refuse!(null, boolean, number, array);
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Self { read, rules, body_bytes } = self;
@@ -187,16 +255,18 @@ impl<'de> DeserializeSeed<'de> for Text {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_str(self)
+        deserializer.deserialize_any(self)
     }
 }
 
-impl Visitor<'_> for Text {
+impl<'de> Visitor<'de> for Text {
     type Value = String;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("a string")
     }
+
+    refuse!(null, boolean, number, array, object);
 
     fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
         self.check(text).map(|()| text.to_owned())
@@ -212,7 +282,7 @@ impl<'de> DeserializeSeed<'de> for RecipientList<'_> {
     type Value = Splitter;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Splitter, D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -222,6 +292,8 @@ impl<'de> Visitor<'de> for RecipientList<'_> {
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("an array of UserIDs")
     }
+
+    refuse!(null, boolean, number, string, object);
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Splitter, A::Error> {
         for index in 0.. {
@@ -244,16 +316,18 @@ impl<'de> DeserializeSeed<'de> for Recipient<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_str(self)
+        deserializer.deserialize_any(self)
     }
 }
 
-impl Visitor<'_> for Recipient<'_> {
+impl<'de> Visitor<'de> for Recipient<'_> {
     type Value = ();
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("a UserID as a string")
     }
+
+    refuse!(null, boolean, number, array, object);
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         Text::id(MAX_USER_ID_BYTES).check(text)?;

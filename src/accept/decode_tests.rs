@@ -53,6 +53,60 @@ fn an_empty_content_is_the_producers_choice() {
     assert!(decode(br#"{"GroupId":"g","Content":""}"#, &rules()).is_ok());
 }
 
+#[test]
+fn a_common_mistake_is_called_by_its_name() {
+    let job = json!({ "GroupId": "g", "Content": "c" }).to_string();
+    let utf_16: Vec<u8> = job.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let cases: [(&[u8], &str); 12] = [
+        (b"", "is empty"),
+        (b" \r\n", "is empty"),
+        (&utf_16, "is UTF-16"),
+        (b"\xff\xfe{\0", "is UTF-16"),
+        (b"\x1f\x8b\x08\0", "is compressed with gzip"),
+        (b"\xef\xbb\xbf{}", "begins with a byte-order mark"),
+        (b"// a job\n{\"GroupId\":\"g\",\"Content\":\"c\"}", "JSON has no comments"),
+        (b"{\n  \"GroupId\": \"g\", // the group\n  \"Content\": \"c\"}", "JSON has no comments"),
+        (b"{\"GroupId\":\"g\",\"Content\":\"c\"} /* end */", "JSON has no comments"),
+        (b"{'GroupId':'g'}", "JSON strings are in double quotes"),
+        (b"{\"GroupId\":'g'}", "JSON strings are in double quotes"),
+        (br#""{\"GroupId\":\"g\"}""#, "a string with JSON in it (encoded twice?)"),
+    ];
+    for (body, told) in cases {
+        let rejection = decode(body, &rules()).unwrap_err();
+        assert!(rejection.reason.contains(told), "{:?}: {rejection}", String::from_utf8_lossy(body));
+    }
+}
+
+#[test]
+fn a_rejection_quotes_neither_content_nor_recipients() {
+    let secret = "s3cr3t-alice";
+    let number = 9_876_543_210_u64;
+    let values =
+        [json!(secret), json!([secret]), json!({ secret: secret }), json!(number), json!(-9_876_543_210_i64), json!(98.76543)];
+    let rejected = |body: String| match decode(body.as_bytes(), &rules()) {
+        Err(rejection) => {
+            let told = rejection.to_string();
+            assert!(!told.contains("alice") && !told.contains("876"), "{body}: {told}");
+        }
+        Ok(_) => assert!(body.contains("\"Content\":\"s3"), "{body}"),
+    };
+    for value in &values {
+        for field in ["Content", "ToMembers_Account"] {
+            let mut body = json!({ "GroupId": "g", "Content": "c" });
+            body[field] = value.clone();
+            if !(field == "ToMembers_Account" && value.is_array()) {
+                rejected(body.to_string());
+            }
+        }
+        let nested = json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": [value] });
+        if !value.is_string() {
+            rejected(nested.to_string());
+        }
+        rejected(value.to_string());
+        rejected(value.to_string().replace(',', "//"));
+    }
+}
+
 /// Values of every type, nested a little, with the field names among the keys.
 fn any_json() -> impl Strategy<Value = Value> {
     let key = prop_oneof![
