@@ -156,8 +156,14 @@ fn bad_properties() -> Vec<Case> {
         with_header("a number as promise", "groupcast-delivery", AMQPValue::LongInt(1)),
         with_header("an attempt of zero", "groupcast-attempt", AMQPValue::LongInt(0)),
         with_header("an attempt in words", "groupcast-attempt", text("one")),
-        with_header("a trace parent that is none", "traceparent", text("00-abc-def-01")),
-        with_header("a trace state that is no text", "tracestate", AMQPValue::LongInt(1)),
+        with_header("a deadline in capitals", "Groupcast-Deadline", text("2020-01-01T00:00:00Z")),
+        with_header("a deadline with an underscore", "groupcast_deadline", text("2020-01-01T00:00:00Z")),
+        with_header("a deadline with a blank", "groupcast-deadline ", text("2020-01-01T00:00:00Z")),
+        property(
+            "a body in GBK",
+            plain().with_content_type("application/json; charset=GBK".into()),
+            "content_type: the charset `gbk`",
+        ),
     ]
 }
 

@@ -8,6 +8,8 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use tracing::debug;
+
 use crate::broker::frame;
 use crate::config::Replies;
 use crate::job::{
@@ -17,6 +19,8 @@ use crate::job::{
 use crate::settle::kept;
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+/// What a producer may say about a job.
+const CONTROL_HEADERS: [&str; 3] = [DEADLINE_HEADER, "groupcast-not-before", "groupcast-delivery"];
 const DEFAULT_PRIORITY: u8 = 4;
 const MAX_PRIORITY: u8 = 9;
 
@@ -70,6 +74,7 @@ pub fn read(
         envelope.read_reply_to(properties.reply_to(), app, replies),
         envelope.read_priority(*properties.priority()),
         check_encoding(properties.content_encoding()),
+        check_charset(properties.content_type()),
         envelope.read_headers(properties),
     ];
     (envelope, problems.into_iter().collect())
@@ -118,11 +123,28 @@ impl Rejection {
 
 fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
     match encoding.as_ref().map(|encoding| encoding.as_str().to_ascii_lowercase()) {
-        Some(encoding) if !["", "utf-8", "utf8", "identity"].contains(&encoding.as_str()) => {
+        Some(encoding) if encoding != "identity" && !is_utf_8(&encoding) => {
             Err(rejection("content_encoding", format!("`{encoding}` is not supported; send plain UTF-8 JSON")))
         }
         _ => Ok(()),
     }
+}
+
+/// A body in another charset may be valid UTF-8 too, and would be delivered as other characters.
+fn check_charset(content_type: &Option<ShortString>) -> Result<(), Rejection> {
+    let parameters = content_type.iter().flat_map(|content_type| content_type.as_str().split(';').skip(1));
+    for (name, value) in parameters.filter_map(|parameter| parameter.split_once('=')) {
+        let charset = value.trim().trim_matches(['"', '\'']).to_ascii_lowercase();
+        if name.trim().eq_ignore_ascii_case("charset") && !is_utf_8(&charset) {
+            return Err(rejection("content_type", format!("the charset `{charset}` is not supported; send UTF-8 JSON")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a text in a charset or encoding of this name, in small letters, is UTF-8 as it is.
+fn is_utf_8(name: &str) -> bool {
+    ["", "utf-8", "utf8", "us-ascii", "ascii"].contains(&name)
 }
 
 impl Envelope {
@@ -174,6 +196,9 @@ impl Envelope {
             let read = self.read_header(name.as_str(), value).map_err(|reason| rejection(name.as_str(), reason));
             first_problem = first_problem.and(read);
         }
+        if self.trace.traceparent.is_none() {
+            self.trace = TraceContext::default();
+        }
         first_problem
     }
 
@@ -191,17 +216,34 @@ impl Envelope {
             "x-delivery-count" => {
                 self.redeliveries = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
             }
-            "traceparent" => self.trace.traceparent = Some(traceparent(value)?),
-            "tracestate" => self.trace.tracestate = Some(text(value)?.to_owned()),
+            // As W3C wants it: a trace context that cannot be read is no reason to refuse a request.
+            "traceparent" => match traceparent(value) {
+                Ok(traceparent) => self.trace.traceparent = Some(traceparent),
+                Err(reason) => debug!(job_id = self.job_id, reason, "the job's traceparent is ignored"),
+            },
+            "tracestate" => self.trace.tracestate = text(value).ok().map(str::to_owned),
             // Told already, as the property that is missing.
             UNREADABLE_HEADER => {}
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}
-            _ if name.starts_with("groupcast-") => {
-                return Err("unknown header; groupcast-deadline, groupcast-not-before and groupcast-delivery are known".into());
-            }
-            _ => {}
+            _ => return check_is_anothers(name),
         }
         Ok(())
+    }
+}
+
+/// A header of another name is the producer's own, unless it looks like one of ours: a misspelt deadline would be no deadline.
+fn check_is_anothers(name: &str) -> Result<(), String> {
+    let letters: String = name.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let distance = |known: &str| strsim::osa_distance(&letters, &known.replace('-', ""));
+    let nearest = CONTROL_HEADERS.into_iter().min_by_key(|known| distance(known));
+    let spelt_anew = name.trim().to_lowercase().replace('_', "-");
+    let trace_header = ["traceparent", "tracestate"].into_iter().find(|known| *known == spelt_anew);
+    match nearest.filter(|known| distance(known) <= 2).or(trace_header) {
+        Some(known) => Err(format!("unknown header; did you mean `{known}`?")),
+        None if letters.trim_start_matches('x').starts_with("groupcast") && !name.starts_with("x-groupcast-") => {
+            Err(format!("unknown header; {} are known", CONTROL_HEADERS.join(", ")))
+        }
+        None => Ok(()),
     }
 }
 

@@ -136,3 +136,73 @@ fn headers_that_cannot_go_out_again_reject_the_job_by_the_name_of_the_largest() 
         }
     }
 }
+
+#[test]
+fn a_header_that_looks_like_one_of_ours_is_refused_by_name() {
+    let misspelt = [
+        ("Groupcast-Deadline", "groupcast-deadline"),
+        ("groupcast_deadline", "groupcast-deadline"),
+        (" groupcast-deadline", "groupcast-deadline"),
+        ("groupcast-deadline\t", "groupcast-deadline"),
+        ("GROUPCAST_NOT_BEFORE", "groupcast-not-before"),
+        ("groupcastNotBefore", "groupcast-not-before"),
+        ("x-groupcast-delivery", "groupcast-delivery"),
+        ("group-cast-delivery", "groupcast-delivery"),
+        ("groupcast\u{2010}deadline", "groupcast-deadline"),
+        ("gropcast-deadline", "groupcast-deadline"),
+        ("Traceparent", "traceparent"),
+    ];
+    for (name, meant) in misspelt {
+        let rejection = read_with(with_header(name, text("2020-01-01T00:00:00Z"))).1.unwrap_err();
+        assert_eq!((rejection.field.as_str(), rejection.reason.contains(meant)), (name, true), "{rejection}");
+    }
+    for name in ["Groupcast-Status", "groupcast.priority", "GroupCast", "groupcast-"] {
+        assert_eq!(read_with(with_header(name, text("1"))).1.unwrap_err().field, name);
+    }
+    for name in ["deadline", "x-delivery", "cast", "groups", "x-groupcast-campaign", "trace-parent", ""] {
+        assert_eq!(read_with(with_header(name, text("1"))).1, Ok(()), "{name}");
+    }
+}
+
+#[test]
+fn a_trace_context_that_cannot_be_read_is_ignored() {
+    let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let with = |traceparent: AMQPValue, tracestate: AMQPValue| {
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), traceparent);
+        headers.insert("tracestate".into(), tracestate);
+        let (envelope, checked) = read_with(BasicProperties::default().with_headers(headers));
+        assert_eq!(checked, Ok(()));
+        (envelope.trace.traceparent, envelope.trace.tracestate)
+    };
+    assert_eq!(with(text(good), text("a=b")), (Some(good.to_owned()), Some("a=b".to_owned())));
+    assert_eq!(with(text(good), AMQPValue::LongInt(1)), (Some(good.to_owned()), None));
+    // Without its parent the state says nothing.
+    for bad in [text("00-abc-def-01"), text(""), AMQPValue::LongInt(1), AMQPValue::Boolean(true), text(&good.to_uppercase())] {
+        assert_eq!(with(bad, text("a=b")), (None, None));
+    }
+}
+
+#[test]
+fn a_charset_other_than_utf_8_is_refused() {
+    let with = |content_type: &str| read_with(BasicProperties::default().with_content_type(content_type.into())).1;
+    for taken in [
+        "application/json",
+        "application/json; charset=UTF-8",
+        "application/json;charset=\"utf8\"",
+        "text/plain; CHARSET=us-ascii",
+        "application/json; charset=",
+        "application/json; boundary=gbk",
+        "",
+    ] {
+        assert_eq!(with(taken), Ok(()), "{taken}");
+    }
+    for refused in [
+        "application/json; charset=GBK",
+        "text/json;version=1;Charset = 'gb18030'",
+        "application/json; charset=ISO-8859-1",
+        "application/json; charset=utf-16",
+    ] {
+        assert_eq!(with(refused).unwrap_err().field, "content_type", "{refused}");
+    }
+}
