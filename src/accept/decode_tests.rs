@@ -102,8 +102,11 @@ fn a_rejection_quotes_neither_content_nor_recipients() {
         if !value.is_string() {
             rejected(nested.to_string());
         }
-        rejected(value.to_string());
-        rejected(value.to_string().replace(',', "//"));
+        // Of an object, the unknown field is named.
+        if !value.is_object() {
+            rejected(value.to_string());
+            rejected(value.to_string().replace(',', "//"));
+        }
     }
 }
 

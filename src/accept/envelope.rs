@@ -238,7 +238,7 @@ fn check_is_anothers(name: &str) -> Result<(), String> {
     let nearest = CONTROL_HEADERS.into_iter().min_by_key(|known| distance(known));
     let spelt_anew = name.trim().to_lowercase().replace('_', "-");
     let trace_header = ["traceparent", "tracestate"].into_iter().find(|known| *known == spelt_anew);
-    match nearest.filter(|known| distance(known) <= 2).or(trace_header) {
+    match nearest.filter(|known| distance(known) <= 1).or(trace_header) {
         Some(known) => Err(format!("unknown header; did you mean `{known}`?")),
         None if letters.trim_start_matches('x').starts_with("groupcast") && !name.starts_with("x-groupcast-") => {
             Err(format!("unknown header; {} are known", CONTROL_HEADERS.join(", ")))

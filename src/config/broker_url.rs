@@ -63,8 +63,7 @@ impl BrokerUrl {
         };
         let host = match url.host() {
             Some(Host::Domain(host)) if !host.is_empty() && !host.contains(',') => host.to_owned(),
-            // The client takes such a URL for one of localhost.
-            Some(Host::Ipv6(_)) => return Err("must name its host or an IPv4 address, not an IPv6 address".to_owned()),
+            Some(Host::Ipv6(address)) => address.to_string(),
             _ => return Err(EXPECTED.to_owned()),
         };
         check_rest(&url)?;
@@ -115,7 +114,7 @@ impl BrokerUrls {
 
 impl Setting for BrokerUrls {
     fn read(written: Written) -> Result<BrokerUrls, String> {
-        let texts = match written {
+        let texts = match written.or_list() {
             Written::Text(text) => split(&text),
             Written::List(list) => list.into_iter().map(String::read).collect::<Result<_, _>>().map_err(|_| EXPECTED)?,
             _ => return Err(EXPECTED.to_owned()),

@@ -1,57 +1,89 @@
 //! The environment as a layer: the variables `GROUPCAST__SECTION__KEY`, and which key each of them overrides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use super::error::ConfigError;
 
 const PREFIX: &str = "GROUPCAST__";
+const APPS: &str = "GROUPCAST__APPS__";
 
-/// Values by name. No `Debug`: they may be secrets.
-pub(super) struct Variables(BTreeMap<String, String>);
+/// Variables by the name that the path of their key gives them. No `Debug`: values may be secrets.
+pub(super) struct Variables(BTreeMap<String, Variable>);
+
+struct Variable {
+    /// Its name as it was set.
+    name: String,
+    value: String,
+}
 
 impl Variables {
-    /// Of a whole environment, those that are meant for this program.
-    pub(super) fn of(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Variables, ConfigError> {
-        let mut variables = BTreeMap::new();
+    /// Of a whole environment, those that are meant for this program. `apps`: the names of the apps in the file.
+    pub(super) fn of(
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        apps: &BTreeSet<String>,
+    ) -> Result<Variables, ConfigError> {
+        let mut variables: BTreeMap<String, Variable> = BTreeMap::new();
         for (name, value) in environment {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with(PREFIX) {
                 check_name(&name)?;
                 let value = value.into_string().map_err(|_| ConfigError::wrong(&name, "must be valid UTF-8"))?;
-                variables.insert(name, value);
+                if let Some(other) = variables.insert(of_app(&name, apps), Variable { name: name.clone(), value }) {
+                    return Err(ConfigError::wrong(&name, &format!("sets the same key as {}; unset one of them", other.name)));
+                }
             }
         }
         let variables = Variables(variables);
-        match variables.0.keys().find(|name| variables.below(name).is_some()) {
-            Some(name) => Err(ConfigError::wrong(name, "names a section, which has no value of its own; unset it")),
+        match variables.0.iter().find(|(key, _)| variables.below(key).is_some()) {
+            Some((_, Variable { name, .. })) => {
+                Err(ConfigError::wrong(name, "names a section, which has no value of its own; unset it"))
+            }
             None => Ok(variables),
         }
     }
 
     pub(super) fn all(&self) -> config::Map<String, String> {
-        self.0.clone().into_iter().collect()
+        self.0.iter().map(|(name, variable)| (name.clone(), variable.value.clone())).collect()
     }
 
     pub(super) fn sets(&self, path: &str) -> bool {
-        self.0.contains_key(&variable(path))
+        self.0.contains_key(&name_of(path))
     }
 
     /// The variable that sets the key of this path, or one below it.
     pub(super) fn at(&self, path: &str) -> Option<&str> {
-        let name = variable(path);
-        self.0.get_key_value(&name).map(|(name, _)| name.as_str()).or_else(|| self.below(&name))
+        let name = name_of(path);
+        self.0.get(&name).map(|variable| variable.name.as_str()).or_else(|| self.below(&name))
     }
 
     fn below(&self, name: &str) -> Option<&str> {
         let section = format!("{name}__");
-        self.0.keys().find(|other| other.starts_with(&section)).map(String::as_str)
+        self.0.iter().find(|(other, _)| other.starts_with(&section)).map(|(_, variable)| variable.name.as_str())
     }
 }
 
-/// The name of the variable that overrides the key of this path.
+/// The name of a variable to set the key of this path with. No shell sets one with a dash in its name.
 pub(super) fn variable(path: &str) -> String {
+    name_of(path).replace('-', "_")
+}
+
+fn name_of(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "__").to_uppercase())
+}
+
+/// The variable's name with the dashes that its app has in the file: `MY_SHOP` is the app `my-shop`, unless there is a `my_shop`.
+fn of_app(name: &str, apps: &BTreeSet<String>) -> String {
+    let Some((app, key)) = name.strip_prefix(APPS).and_then(|rest| rest.split_once("__")) else { return name.to_owned() };
+    let app = app.to_lowercase();
+    if apps.contains(&app) {
+        return name.to_owned();
+    }
+    let mut meant = apps.iter().filter(|known| known.replace('-', "_") == app);
+    match (meant.next(), meant.next()) {
+        (Some(known), None) => format!("{APPS}{}__{key}", known.to_uppercase()),
+        _ => name.to_owned(),
+    }
 }
 
 /// Names fold to lower case on their way to keys, so two could meet in one key unless only one form is taken.

@@ -1,6 +1,6 @@
 //! The file and the environment over it, merged into sections whose values have their types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -51,6 +51,12 @@ impl Sections {
     }
 }
 
+/// The names of the apps in a file. One that is no TOML has none; it is refused later.
+fn apps_in(text: &str) -> BTreeSet<String> {
+    let file = toml::from_str::<toml::Table>(text).unwrap_or_default();
+    file.get("apps").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::keys).cloned().collect()
+}
+
 /// The two layers, and where each key was written. No `Debug`: it holds the values of variables.
 pub(super) struct Layers {
     pub(super) file: Option<PathBuf>,
@@ -62,7 +68,8 @@ impl Layers {
         file: Option<&ConfigFile>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Layers, ConfigError> {
-        Ok(Layers { file: file.map(|file| file.path.clone()), variables: Variables::of(environment)? })
+        let apps = file.map_or_else(BTreeSet::new, |file| apps_in(&file.text));
+        Ok(Layers { file: file.map(|file| file.path.clone()), variables: Variables::of(environment, &apps)? })
     }
 
     pub(super) fn merge(&self, text: &str) -> Result<Sections, ConfigError> {

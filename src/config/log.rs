@@ -1,7 +1,7 @@
 //! `[log]`: what is logged, and in which form.
 
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::error::Problem;
 use super::written::{Given, Setting, Written, word};
@@ -32,8 +32,24 @@ impl LogSection {
         if EnvFilter::try_new(&filter).is_err() {
             return Err(Problem::wrong("filter", "must be a log filter, such as \"info\" or \"groupcast=debug,warn\""));
         }
+        // The library takes such a word for a module's name, and then nothing at all is logged.
+        let unknown = filter.split(',').map(str::trim).find(|directive| !is_known(directive));
+        if unknown.is_some() {
+            return Err(Problem::wrong(
+                "filter",
+                "must have a level for each module: error, warn, info, debug or trace, alone or as in \"groupcast=debug,warn\"",
+            ));
+        }
         Ok(Log { format: Given::or(self.format, LogFormat::Text), filter })
     }
+}
+
+/// Whether a directive has a level, or names a part of this program.
+fn is_known(directive: &str) -> bool {
+    directive.is_empty()
+        || directive.contains(['=', '['])
+        || directive.starts_with("groupcast")
+        || directive.parse::<LevelFilter>().is_ok()
 }
 
 impl Setting for LogFormat {

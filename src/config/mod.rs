@@ -20,6 +20,7 @@ mod layer;
 mod limit;
 mod log;
 mod masked;
+mod proxy;
 mod region;
 mod replies;
 mod retry;
@@ -44,6 +45,7 @@ pub use change::Reread;
 pub use error::ConfigError;
 pub use find::ConfigFile;
 pub use log::{Log, LogFormat};
+pub use proxy::goes_out;
 pub use region::Region;
 pub use replies::Replies;
 pub use retry::{Pause, Retry};
@@ -75,11 +77,15 @@ impl Config {
         file: Option<&ConfigFile>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Config, ConfigError> {
+        let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let proxies = proxy::Variables::of(&environment);
         let layers = layer::Layers::new(file, environment)?;
         let sections = layers.merge(file.map_or("", |file| &file.text))?;
         if sections.apps.is_empty() {
             return Err(layers.no_apps());
         }
-        sections.check().map_err(|problem| layers.blame(problem))
+        let config = sections.check().map_err(|problem| layers.blame(problem))?;
+        proxies.check(config.apps.values())?;
+        Ok(config)
     }
 }

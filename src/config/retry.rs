@@ -82,7 +82,7 @@ struct Park(Vec<Duration>);
 
 impl Setting for Park {
     fn read(written: Written) -> Result<Park, String> {
-        let waits: Option<Vec<Duration>> = match written {
+        let waits: Option<Vec<Duration>> = match written.or_list() {
             Written::Text(text) => text.split(',').map(|wait| park_wait(Written::Text(wait.to_owned()))).collect(),
             Written::List(list) => list.into_iter().map(park_wait).collect(),
             _ => None,

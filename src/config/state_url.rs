@@ -45,7 +45,9 @@ impl StateUrl {
     fn sqlite(text: &str, path: &str) -> Option<StateUrl> {
         // `sqlite://file` is how other tools write `sqlite:file`. A query would become part of the file's name.
         let path = path.strip_prefix("//").unwrap_or(path);
-        let plain = !path.trim().is_empty() && !path.contains(['?', '#']);
+        // SQLite's own names for a store in memory and for a URI. Neither would be the file of that name.
+        let is_special = path.trim_start_matches('/').starts_with(':') || path.starts_with("file:");
+        let plain = !path.trim().is_empty() && !path.contains(['?', '#']) && !is_special;
         plain.then(|| StateUrl {
             text: text.into(),
             masked: text.to_owned(),
@@ -82,6 +84,11 @@ impl Setting for StateUrl {
             Some(("redis" | "rediss", _)) => StateUrl::redis(text),
             _ => None,
         };
+        if text.contains(":memory:") {
+            return Err(
+                "must be a file: what is only in memory is forgotten at a crash, and its jobs would be sent again".to_owned()
+            );
+        }
         match url {
             Some(url) if url.store == StateStore::Redis && text.contains(&format!(":{MASK}@")) => {
                 Err(format!("must have the password itself; {MASK} is what `groupcast config` shows in its place"))

@@ -66,13 +66,29 @@ impl Setting for bool {
     }
 }
 
+impl Written {
+    /// A variable may hold a list as the file would: `["a", "b"]`.
+    pub(super) fn or_list(self) -> Written {
+        #[derive(Deserialize)]
+        struct Line {
+            list: Written,
+        }
+        match self {
+            Written::Text(text) if text.trim_start().starts_with('[') => {
+                toml::from_str(&format!("list = {}", text.trim())).map_or(Written::Other, |line: Line| line.list)
+            }
+            other => other,
+        }
+    }
+}
+
 /// A list of texts; in a variable with commas between.
 pub(super) fn texts(written: Written) -> Option<Vec<String>> {
     let text = |written: Written| match written {
         Written::Text(text) => Some(text.trim().to_owned()),
         _ => None,
     };
-    match written {
+    match written.or_list() {
         Written::List(list) => list.into_iter().map(text).collect(),
         Written::Text(list) => Some(list.split(',').map(|text| text.trim().to_owned()).collect()),
         _ => None,

@@ -21,7 +21,7 @@ use super::{
     endpoints::{Address, Endpoints, Reached},
     user_sig::UserSigner,
 };
-use crate::config::{App, read_secret_file};
+use crate::config::{App, goes_out, read_secret_file};
 
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -174,7 +174,7 @@ fn lock(endpoints: &Mutex<Endpoints>) -> MutexGuard<'_, Endpoints> {
 impl Connections {
     fn of(app: &App) -> Self {
         // A proxy named in the environment is for the way out, not for a sandbox on this machine.
-        let proxies = if is_loopback(&app.endpoint) { Proxies::None } else { Proxies::OfEnvironment };
+        let proxies = if goes_out(&app.endpoint) { Proxies::OfEnvironment } else { Proxies::None };
         Self { request_timeout: app.request_timeout, max_idle: app.max_in_flight, proxies }
     }
 
@@ -195,15 +195,6 @@ impl Connections {
             Proxies::OfEnvironment => http,
         }
         .build()
-    }
-}
-
-fn is_loopback(endpoint: &reqwest::Url) -> bool {
-    match endpoint.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

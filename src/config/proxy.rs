@@ -1,0 +1,87 @@
+//! Variables that name a proxy for the calls. The HTTP client drops what it cannot read and connects directly, without a word;
+//! so such a variable is refused here.
+
+use std::ffi::OsString;
+
+use url::{Host, Url};
+
+use super::{App, error::ConfigError};
+
+/// The proxy for `https://`, and the one for `http://`; each in both spellings.
+const HTTPS: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// Those that are set. No `Debug`: a proxy's URL may have a password.
+pub(super) struct Variables(Vec<(String, String)>);
+
+impl Variables {
+    pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
+        let text = |text: &OsString| text.to_string_lossy().into_owned();
+        let variables = environment.iter().map(|(name, value)| (text(name), text(value)));
+        Self(variables.filter(|(name, _)| HTTPS.contains(&name.as_str()) || HTTP.contains(&name.as_str())).collect())
+    }
+
+    /// Refuses a variable that the calls of one of these apps would have to go by.
+    pub(super) fn check<'a>(&self, apps: impl IntoIterator<Item = &'a App>) -> Result<(), ConfigError> {
+        for app in apps.into_iter().filter(|app| goes_out(&app.endpoint)) {
+            let names = if app.endpoint.scheme() == "https" { HTTPS } else { HTTP };
+            let used = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
+            for (name, _) in used.filter(|(_, value)| !is_proxy(value)) {
+                return Err(ConfigError::wrong(name, "must be http://<host>:<port> (or https://); without a proxy, unset it"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the calls leave this machine: a proxy is not asked for a sandbox beside the daemon.
+pub fn goes_out(endpoint: &Url) -> bool {
+    match endpoint.host() {
+        Some(Host::Domain(name)) => name != "localhost",
+        Some(Host::Ipv4(address)) => !address.is_loopback(),
+        Some(Host::Ipv6(address)) => !address.is_loopback(),
+        None => true,
+    }
+}
+
+/// Whether the HTTP client takes it for a proxy. An empty one is none.
+fn is_proxy(value: &str) -> bool {
+    let value = value.trim();
+    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    let has_host = |url: Url| ["http", "https"].contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty());
+    value.is_empty() || Url::parse(&url).is_ok_and(has_host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, ConfigFile};
+
+    fn read(endpoint: &str, name: &str, value: &str) -> Result<(), String> {
+        let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nendpoint = \"{endpoint}\"\n");
+        let file = ConfigFile { path: "groupcast.toml".into(), text };
+        let read = Config::read(Some(&file), [(OsString::from(name), OsString::from(value))]);
+        read.map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_proxy_that_the_client_would_drop_is_refused_by_its_variable() {
+        let api = "https://api.example";
+        for broken in ["://proxy:3128", "http://", "proxy:port", "socks5://proxy:1080", "ftp://proxy", "http://[::1"] {
+            for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+                let error = read(api, name, broken).unwrap_err();
+                assert!(error.contains(name) && error.contains("http://<host>:<port>"), "{broken}: {error}");
+            }
+            assert_eq!(read(api, "HTTP_PROXY", broken), Ok(()), "not for https");
+            assert_eq!(read("http://127.0.0.1:1", "HTTP_PROXY", broken), Ok(()), "not on this machine");
+        }
+        for good in ["", "proxy:3128", "http://proxy:3128", "https://user:p%40ss@proxy", "http://[::1]:3128"] {
+            assert_eq!(read(api, "HTTPS_PROXY", good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn the_password_of_a_proxy_is_not_told() {
+        assert!(!read("https://api.example", "HTTPS_PROXY", "ftp://me:s3cr3t@proxy").unwrap_err().contains("s3cr3t"));
+    }
+}
