@@ -168,3 +168,42 @@ fn what_is_printed_loads_again_once_the_secrets_are_back() {
         assert_eq!(again.broker.urls[0].expose(), config.broker.urls[0].expose());
     }
 }
+
+#[test]
+fn a_list_in_a_variable_is_written_as_in_the_file_or_with_commas() {
+    for written in ["a.*,b.*", " a.* , b.* ", "[\"a.*\", \"b.*\"]", "['a.*','b.*',]"] {
+        let config = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", written)]).unwrap();
+        assert_eq!(config.apps["default"].replies.patterns().collect::<Vec<_>>(), ["a.*", "b.*"], "{written}");
+    }
+    let waits = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__RETRY__PARK", "[\"30s\", \"2m\"]")]).unwrap();
+    assert_eq!(waits.apps["default"].retry.park, [Duration::from_secs(30), Duration::from_secs(120)]);
+    let nodes = load(SMALLEST, &[("GROUPCAST__BROKER__URL", "[\"amqp://u:p@one\", \"amqp://u:p@two:1\"]")]).unwrap();
+    assert_eq!(nodes.broker.urls.iter().map(|url| (url.host(), url.port())).collect::<Vec<_>>(), [("one", 5672), ("two", 1)]);
+    assert!(load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", "[\"a\"")]).unwrap_err().contains("must be a list"));
+}
+
+#[test]
+fn an_app_with_a_dash_is_reached_by_a_variable_with_an_underscore() {
+    let key = ("GROUPCAST__APPS__MY_SHOP__SECRET_KEY", "0123");
+    let section = |name: &str| format!("[apps.{name}]\nsdk_app_id = 1\nregion = \"singapore\"\n");
+    let config = load(&section("my-shop"), &[key]).unwrap();
+    assert_eq!(config.apps["my-shop"].secret_key.expose_secret(), "0123");
+    assert_eq!(config.apps.len(), 1);
+    // Where the name fits as it is, it means that one.
+    let both = format!("{}{}secret_key = \"k\"\n", section("my_shop"), section("my-shop"));
+    let config = load(&both, &[key]).unwrap();
+    assert_eq!(config.apps["my_shop"].secret_key.expose_secret(), "0123");
+    let missing = load(&section("my-shop"), &[]).unwrap_err();
+    assert!(missing.contains("GROUPCAST__APPS__MY_SHOP__SECRET_KEY"), "{missing}");
+    let wrong = load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY_SHOP__BURST", "0")]).unwrap_err();
+    assert!(wrong.starts_with("GROUPCAST__APPS__MY_SHOP__BURST must"), "{wrong}");
+    let twice = load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY-SHOP__SECRET_KEY", "4567")]).unwrap_err();
+    assert!(twice.contains("sets the same key as"), "{twice}");
+}
+
+#[test]
+fn a_broker_may_have_an_ipv6_address() {
+    let config = load(&format!("[broker]\nurl = \"amqps://u:p@[fd00::1]:5671/v\"\n{SMALLEST}"), &[]).unwrap();
+    assert_eq!((config.broker.urls[0].host(), config.broker.urls[0].port()), ("fd00::1", 5671));
+    assert_eq!(config.broker.urls[0].to_string(), "amqps://u:***@[fd00::1]:5671/v");
+}
