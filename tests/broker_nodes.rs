@@ -1,6 +1,6 @@
 //! Of a cluster's nodes, one that froze costs the daemon one wait.
 
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use groupcast::settle::result::Status;
 use tokio::time::Instant;
@@ -40,4 +40,18 @@ async fn a_node_that_froze_is_tried_last() {
         assert!(took < AT_MOST, "{took:?}: the frozen node was tried first; {}", scene.daemon.log());
         frozen.heal();
     }
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_by_its_ipv6_address() {
+    let broker = Broker::shared().await;
+    let proxy = Proxy::start_at(Ipv6Addr::LOCALHOST.into(), broker.address());
+    let url = proxy.amqp_url(broker.url());
+    assert!(url.contains("@[::1]:"), "{url}");
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    let configuration = configuration(&url, &app, &sandbox.endpoint(), "");
+    let daemon = Daemon::start(&configuration).await;
+    let producer = Producer::connect(broker.url()).await;
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
+    assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
 }

@@ -44,6 +44,8 @@ impl Connector {
         let nodes = broker.urls.iter().map(|url| {
             let mut uri: AMQPUri = url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
             uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+            // The library takes an IPv6 address for localhost.
+            uri.authority.host = url.host().to_owned();
             Ok::<_, String>(uri)
         });
         let nodes: Vec<AMQPUri> = nodes.collect::<Result<_, _>>()?;

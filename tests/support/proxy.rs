@@ -1,6 +1,9 @@
 //! A network between two parties that can fail: it forwards TCP connections until it is told to cut or to swallow them.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -43,7 +46,11 @@ enum Condition {
 impl Proxy {
     /// Listens on a free loopback port. The target need not be there yet.
     pub fn start(target: SocketAddr) -> Proxy {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Proxy::start_at(Ipv4Addr::LOCALHOST.into(), target)
+    }
+
+    pub fn start_at(loopback: IpAddr, target: SocketAddr) -> Proxy {
+        let listener = std::net::TcpListener::bind((loopback, 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a socket for the runtime");
         let listener = TcpListener::from_std(listener).expect("a listener");
         let address = listener.local_addr().expect("an address");
