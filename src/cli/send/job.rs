@@ -71,11 +71,13 @@ impl JobArgs {
     /// The recipients named; an empty list would go to everybody, so it is an error.
     fn recipients(&self) -> Result<Option<Vec<String>>, Failure> {
         let (option, recipients): (_, Vec<String>) = match (&self.to, &self.to_file) {
-            (Some(list), _) => ("--to", list.split(',').map(|id| id.trim().to_owned()).collect()),
+            (Some(list), _) => {
+                let recipients: Vec<_> = list.split(',').map(|id| id.trim().to_owned()).collect();
+                recipients.iter().try_for_each(|id| check_user_id(id).map_err(|reason| format!("--to: {id:?} {reason}")))?;
+                ("--to", recipients)
+            }
             (None, Some(file)) => {
-                let text = String::from_utf8(read(file)?).map_err(|_| format!("--to-file {}: is not UTF-8", file.display()))?;
-                let lines = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty());
-                ("--to-file", lines.collect())
+                ("--to-file", recipients_in(&read(file)?).map_err(|reason| format!("--to-file {}: {reason}", file.display()))?)
             }
             (None, None) => return Ok(None),
         };
@@ -111,6 +113,46 @@ impl JobArgs {
     }
 }
 
+/// The UserIDs of a file with one a line. What is evidently something else is refused: it would be sent to recipients that do not
+/// exist, and the result would still be `sent`.
+fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
+    let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
+    let text = std::str::from_utf8(file).map_err(|_| "is not UTF-8")?;
+    let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty());
+    let mut recipients = Vec::new();
+    for (number, line) in lines {
+        if recipients.is_empty() && is_heading(line) {
+            return Err(format!(
+                "line {number} looks like a heading ({line:?}); leave it out. A recipient of that name can be given with --to"
+            ));
+        }
+        check_user_id(line).map_err(|reason| format!("line {number} {reason}"))?;
+        recipients.push(line.to_owned());
+    }
+    Ok(recipients)
+}
+
+fn is_heading(line: &str) -> bool {
+    const HEADINGS: [&str; 10] =
+        ["userid", "userids", "uid", "uids", "account", "accounts", "recipient", "recipients", "toaccount", "tomembersaccount"];
+    let letters: String = line.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    line.starts_with('#') || HEADINGS.contains(&letters.as_str())
+}
+
+/// Why a text is hardly a UserID, if so.
+fn check_user_id(text: &str) -> Result<(), &'static str> {
+    if text.contains(['[', ']', '{', '}', '"']) {
+        return Err("looks like JSON, or is in quotes; give plain UserIDs. A whole job as JSON is `groupcast send FILE`");
+    }
+    if text.contains([',', ';', '\t']) {
+        return Err("has a separator in it, as a line of several columns has; give one UserID a line, with --to commas between");
+    }
+    if text.contains(char::is_whitespace) {
+        return Err("has a blank in it; give one UserID a line, with --to commas between");
+    }
+    Ok(())
+}
+
 fn read(file: &std::path::Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let read = if file.as_os_str() == "-" {
@@ -120,4 +162,37 @@ fn read(file: &std::path::Path) -> Result<Vec<u8>, Failure> {
     };
     read.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_one_user_id_a_line() {
+        assert_eq!(
+            recipients_in(b"\xef\xbb\xbfalice\r\n\n bob \n@TGS#1.x-y\nuserid").unwrap(),
+            ["alice", "bob", "@TGS#1.x-y", "userid"]
+        );
+        assert!(recipients_in(b"\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_something_else_is_refused_at_its_line() {
+        for (file, told) in [
+            ("[\"alice\", \"bob\"]", "line 1 looks like JSON"),
+            ("alice\n\"bob\"", "line 2 looks like JSON"),
+            ("alice\nbob,bob@example.com", "line 2 has a separator"),
+            ("alice;1", "line 1 has a separator"),
+            ("alice\t1", "line 1 has a separator"),
+            ("alice bob", "line 1 has a blank"),
+            ("user_id\nalice", "line 1 looks like a heading"),
+            ("To_Account\nalice", "line 1 looks like a heading"),
+            ("# subscribers\nalice", "line 1 looks like a heading"),
+        ] {
+            let reason = recipients_in(file.as_bytes()).unwrap_err();
+            assert!(reason.starts_with(told), "{file:?}: {reason}");
+        }
+        assert!(recipients_in(b"\xff\xfea\0").is_err());
+    }
 }
