@@ -64,6 +64,8 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + S
     let specs = config.apps.iter().flat_map(|(name, app)| topology::queues_of(name, app)).collect();
     let queues = OwnQueues { specs, declare: config.broker.declare };
     let publisher = session::publisher(connector.clone(), queues, stop_publishing.clone());
+    // Held until the process ends.
+    let _state_file = progress::claim_file(&config).await?;
     let progress = Progress::start(progress::store_of(&config)?);
 
     let mut subscriptions = JoinSet::new();

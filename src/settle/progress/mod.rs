@@ -16,10 +16,10 @@ pub mod sqlite;
 pub mod store;
 pub mod tenure;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::try_join_all;
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use self::{
     claims::{Claim, Claims},
@@ -47,6 +47,15 @@ pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     })
 }
 
+/// Claims the file of the state for this process, until what is returned is dropped. Two daemons with one file would each
+/// believe to know all that is under way.
+pub async fn claim_file(config: &Config) -> Result<Option<fs::File>, StoreLost> {
+    let StateStore::Sqlite(path) = config.state.url.store().clone() else { return Ok(None) };
+    let claiming = spawn_blocking(move || sqlite::claim(&path));
+    // A disk that hangs is the store's to tell.
+    timeout(CLAIMED_WITHIN, claiming).await.map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
+}
+
 /// The same store for somebody who only looks: it is not made if it is missing.
 pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     match config.state.url.store() {
@@ -64,6 +73,8 @@ fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
     };
     Ok(Certificates { ca: read(&state.ca_file)?, client: read(&state.cert_file)?.zip(read(&state.key_file)?) })
 }
+
+const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the record of a job is kept that has not ended and does not come: it may wait in its queue while the app is paused or
 /// has a backlog. Each time the job comes, or is parked again until its time, the record is kept for as long anew.

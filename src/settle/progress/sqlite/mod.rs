@@ -14,13 +14,19 @@ mod stored;
 mod tests;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::error;
+use tracing::{error, warn};
 
 use self::{
     file::{Access, StateFile},
@@ -39,6 +45,23 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 pub struct SqliteStore {
     commands: mpsc::Sender<Command>,
     path: PathBuf,
+}
+
+/// Locks a file beside the state file: the locks on that one are SQLite's own. Where no file can be made, there is nothing to
+/// claim, and the store will say why.
+pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
+    let Ok(file) = fs::OpenOptions::new().create(true).append(true).open(place::beside(path, ".lock")) else { return Ok(None) };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => {
+            let reason = "another daemon uses it; give each daemon a file of its own (state.url), or let them share a Redis";
+            Err(StoreLost::new("use the state file", format!("{}: {reason}", path.display())))
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            warn!(file = %path.display(), %error, "cannot lock the state file; let no other daemon use it");
+            Ok(None)
+        }
+    }
 }
 
 impl SqliteStore {
