@@ -99,6 +99,31 @@ async fn the_help_of_a_command_tells_all_about_it() {
 }
 
 #[tokio::test]
+async fn health_asks_the_daemon_at_its_address() {
+    let mut scene = Scene::start().await;
+    let address = scene.daemon.address();
+    let folder = folder(&scene.configuration.replace("127.0.0.1:0", &address));
+    for (arguments, told) in [(&["health"][..], "\"ready\":true"), (&["health", "--live"], "")] {
+        let ran = run(folder.path(), arguments).await;
+        assert_eq!((ran.code, ran.out.replace(": ", ":").contains(told)), (Some(0), true), "{}{}", ran.out, ran.err);
+    }
+    scene.daemon.terminate().await;
+    for arguments in [&["health"][..], &["health", "--live"]] {
+        let ran = run(folder.path(), arguments).await;
+        assert_eq!((ran.code, ran.err.contains(&address)), (Some(1), true), "{}{}", ran.out, ran.err);
+    }
+}
+
+#[tokio::test]
+async fn a_state_file_is_one_daemons() {
+    let scene = Scene::start().await;
+    let state = format!("[state]\nurl = \"sqlite:{}\"\n", scene.daemon.file("groupcast.db").display());
+    let ran = run(folder(&format!("{}{state}", scene.configuration)).path(), &["run"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("groupcast.db: another daemon uses it"), "{}", ran.err);
+}
+
+#[tokio::test]
 async fn check_says_what_is_wrong_with_broker_state_store_and_api() {
     let broker = Broker::shared().await;
     let sandbox = sandbox().await;

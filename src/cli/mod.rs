@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod dead;
+mod health;
 mod job;
 mod reload;
 mod run;
@@ -42,6 +43,7 @@ enum Command {
     Check(check::Args),
     Send(send::Args),
     Job(job::Args),
+    Health(health::Args),
     Dead(dead::Args),
     Unrouted(unrouted::Args),
     Sandbox(sandbox::Args),
@@ -110,6 +112,7 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Check(args) => check::run(args, load()?).await,
         Command::Send(args) => send::run(args, load()?).await,
         Command::Job(args) => job::run(args, load()?).await,
+        Command::Health(args) => health::run(args, load()?).await,
         Command::Dead(args) => dead::run(args, load()?).await,
         Command::Unrouted(args) => unrouted::run(args, load()?).await,
         Command::Sandbox(args) => sandbox::run(args).await,

@@ -8,6 +8,7 @@ use std::{
 
 use serde_json::Value;
 
+use super::Failure;
 use crate::config::Config;
 
 /// It is on this machine, or on one nearby.
@@ -15,16 +16,26 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which of the configured apps stand still in a running daemon: since when, why, and what to do.
 pub async fn standstills(config: &Config) -> Vec<String> {
-    let readiness = ask(config.admin.listen).await.unwrap_or_default();
+    let readiness = ask(config.admin.listen, "readyz").await.ok().and_then(|answer| serde_json::from_str(&answer.body).ok());
+    let readiness: Value = readiness.unwrap_or_default();
     config.apps.keys().filter_map(|app| Some(format!("app {app} {}", standstill(&readiness["apps"][app])?))).collect()
 }
 
-/// Ready or not, the body tells.
-async fn ask(listen: SocketAddr) -> Option<Value> {
-    let url = format!("http://{}/readyz", reachable(listen));
-    let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().ok()?;
-    let body = http.get(url).send().await.ok()?.bytes().await.ok()?;
-    serde_json::from_slice(&body).ok()
+/// What the daemon answers.
+pub struct Answer {
+    pub is_good: bool,
+    pub body: String,
+}
+
+/// Asks for `livez` or `readyz`. The body tells more, good or not.
+pub async fn ask(listen: SocketAddr, path: &str) -> Result<Answer, Failure> {
+    let url = format!("http://{}/{path}", reachable(listen));
+    let asked = async {
+        let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+        let response = http.get(&url).send().await?;
+        Ok::<_, reqwest::Error>(Answer { is_good: response.status().is_success(), body: response.text().await? })
+    };
+    asked.await.map_err(|error| format!("no daemon answers at {url} (admin.listen): {}", Failure::with_causes(error).0).into())
 }
 
 /// Who listens on every address is reached on this machine's own.

@@ -1,0 +1,22 @@
+//! `groupcast health`: the health check of a container, whose image has no shell.
+
+use super::{Failure, Verdict, running, say};
+use crate::config::Config;
+
+/// Ask the daemon at `admin.listen` whether it is ready.
+///
+/// Exit code 0 if every app consumes (`/readyz`), or, with `--live`, if the process works at all (`/livez`).
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  groupcast --config groupcast.toml health\n  groupcast health --live")]
+pub struct Args {
+    /// Only whether the process works
+    #[arg(long)]
+    live: bool,
+}
+
+pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+    let path = if args.live { "livez" } else { "readyz" };
+    let answer = running::ask(config.admin.listen, path).await?;
+    say(answer.body.trim_end())?;
+    Ok(if answer.is_good { Verdict::Good } else { Verdict::Bad })
+}
