@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     BrokerLost, Outgoing, Routing, Target, frame,
-    troubles::{Told, Trouble, Troubles, Turn},
+    troubles::{Told, Trouble, Troubles, Turn, UnroutedResults},
 };
 use crate::delay;
 
@@ -151,6 +151,7 @@ pub struct Publisher {
 
 struct Shared {
     troubles: Mutex<Troubles>,
+    unrouted: Mutex<UnroutedResults>,
     suspects: Semaphore,
     under_way: Mutex<HashMap<String, Arc<Semaphore>>>,
     frame_max: AtomicUsize,
@@ -188,6 +189,7 @@ impl Publisher {
     pub fn over(link: watch::Receiver<Linked>) -> Self {
         let shared = Shared {
             troubles: Mutex::default(),
+            unrouted: Mutex::default(),
             suspects: Semaphore::new(SUSPECTS),
             under_way: Mutex::default(),
             frame_max: AtomicUsize::new(frame::DEFAULT_FRAME_MAX),
@@ -421,6 +423,20 @@ impl Publisher {
                 // The process is stopping: the runtime drops what still waits.
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Tells that a result of this app went to `.unrouted` instead of this queue.
+    pub fn tell_unrouted(&self, app: &str, queue: &str, reason: &str) {
+        let told = self.shared.unrouted.lock().unwrap_or_else(PoisonError::into_inner).note(app, Instant::now());
+        if let Some(results) = told {
+            warn!(
+                app,
+                results,
+                queue,
+                reason,
+                "results went to .unrouted, the last one instead of this queue; see `groupcast unrouted list`"
+            );
         }
     }
 

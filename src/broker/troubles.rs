@@ -85,6 +85,32 @@ struct Known {
     messages: Option<u32>,
 }
 
+/// How many results of an app went to `.unrouted`, told once a minute.
+#[derive(Debug, Default)]
+pub struct UnroutedResults {
+    by_app: HashMap<String, (Instant, u64)>,
+}
+
+impl UnroutedResults {
+    /// Another one. Says how many there were since the log was last told, if it is to be told now.
+    pub fn note(&mut self, app: &str, now: Instant) -> Option<u64> {
+        match self.by_app.get_mut(app) {
+            Some((told_at, untold)) if now < *told_at + TOLD_EVERY => {
+                *untold += 1;
+                None
+            }
+            Some((told_at, untold)) => {
+                *told_at = now;
+                Some(std::mem::take(untold) + 1)
+            }
+            None => {
+                self.by_app.insert(app.to_owned(), (now, 0));
+                Some(1)
+            }
+        }
+    }
+}
+
 /// The queues in trouble, by app and name: each app finds out for itself.
 #[derive(Debug, Default)]
 pub struct Troubles {
@@ -195,6 +221,14 @@ mod tests {
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn unrouted_results_are_told_once_a_minute_with_their_number() {
+        let (mut results, start) = (UnroutedResults::default(), Instant::now());
+        let told: Vec<_> = [0, 1, 59, 60, 61, 200].map(|at| results.note("a", start + seconds(at))).into();
+        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
+        assert_eq!(results.note("b", start), Some(1));
     }
 
     #[test]

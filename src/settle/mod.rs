@@ -151,6 +151,7 @@ async fn publish_result(publisher: &Publisher, app: &str, result: &Outgoing) -> 
     if let Target::Own(_) = result.target {
         publisher.publish_to_own(app, result).await?;
         metrics::count_unrouted(app, Unrouted::Refused);
+        publisher.tell_unrouted(app, &reply::meant_for(result), Unrouted::Refused.as_str());
         return Ok(());
     }
     let (why, suspect) = match publisher.publish(app, result).await {
@@ -162,5 +163,6 @@ async fn publish_result(publisher: &Publisher, app: &str, result: &Outgoing) -> 
     };
     publisher.publish_to_own(app, &reply::unrouted(app, result, suspect)).await?;
     metrics::count_unrouted(app, why);
+    publisher.tell_unrouted(app, result.target.queue(), why.as_str());
     Ok(())
 }

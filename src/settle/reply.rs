@@ -54,3 +54,11 @@ pub fn unrouted(app: &str, reply: &Outgoing, suspect: bool) -> Outgoing {
     let properties = reply.properties.clone().with_headers(headers);
     Outgoing { target: Target::Own(queues::unrouted(app)), body: reply.body.clone(), properties, suspect }
 }
+
+/// The queue that a result in `.unrouted` was meant for.
+pub fn meant_for(unrouted: &Outgoing) -> String {
+    match unrouted.properties.headers().as_ref().and_then(|headers| headers.inner().get(REPLY_TO_HEADER)) {
+        Some(AMQPValue::LongString(queue)) => queue.to_string(),
+        _ => String::new(),
+    }
+}

@@ -218,7 +218,7 @@ pub enum Unrouted {
 impl Unrouted {
     pub const ALL: [Self; 3] = [Self::Missing, Self::Full, Self::Refused];
 
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
             Self::Full => "full",
