@@ -152,7 +152,11 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());
+            return;
         }
+        let log = self.log();
+        let quoting = log.lines().find(|line| quotes_a_job(line));
+        assert_eq!(quoting, None, "the log quotes a job's content or a recipient");
     }
 }
 
@@ -168,8 +172,19 @@ fn binary() -> Command {
     command
 }
 
+/// Whether a line has the content or a recipient of the jobs that the tests publish ([`job`](super::scene::job)).
+fn quotes_a_job(line: &str) -> bool {
+    let is_recipient =
+        |word: &str| word.strip_prefix("user-").is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()));
+    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == "hello" || is_recipient(word))
+}
+
 fn spawn_command(mut command: Command, directory: &TempDir) -> Child {
     let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log file");
+    // To look through what the tests log at another level.
+    if let Ok(filter) = std::env::var("GROUPCAST_TEST_LOG") {
+        command.env("GROUPCAST__LOG__FILTER", filter);
+    }
     command
         .current_dir(directory.path())
         .stdin(Stdio::null())
