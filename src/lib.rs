@@ -21,6 +21,7 @@ pub mod cli;
 pub mod clock;
 pub mod dead_letters;
 pub mod delay;
+pub mod diagnosis;
 pub mod dispatch;
 pub mod job;
 pub mod outcome;
