@@ -13,7 +13,7 @@ use std::{
 
 use async_compat::Compat;
 use lapin::{
-    AsyncTcpStream, Connection, ConnectionProperties,
+    AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
     tcp::{OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
@@ -21,12 +21,16 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    BrokerLost,
+    BrokerLost, Refusal,
     dial::dial,
+    greeting::{self, Spoken},
     nodes::{Node, Nodes},
     wire::{self, Wire},
 };
-use crate::config::{Broker, file};
+use crate::{
+    config::{Broker, file},
+    diagnosis::{Cause, Diagnosis, Kind, Server},
+};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -59,24 +63,24 @@ impl Connector {
 
     /// The same, with what shuts the connection down at once.
     pub async fn connect_with_socket(&self, role: &'static str) -> Result<(Connection, Socket), BrokerLost> {
-        let mut reasons = Vec::new();
+        let mut failures = Vec::new();
         for node in self.nodes.to_try() {
             match self.connect_to(node, role).await {
                 Ok((connection, socket)) => {
                     node.connected(connection.status().clone(), socket.is_cut.clone());
                     return Ok((connection, socket));
                 }
-                Err(reason) => {
+                Err(diagnosis) => {
                     node.failed();
-                    reasons.push(format!("{}:{}: {reason}", node.uri.authority.host, node.uri.authority.port));
+                    failures.push(diagnosis);
                 }
             }
         }
-        Err(BrokerLost::new("connect to the broker", reasons.join("; ")))
+        Err(BrokerLost::diagnosed("connect to the broker", all_of(failures)))
     }
 
-    async fn connect_to(&self, node: &Node, role: &str) -> Result<(Connection, Socket), String> {
-        let (stream, socket) = open_socket(&node.uri).await.map_err(|error| error.to_string())?;
+    async fn connect_to(&self, node: &Node, role: &str) -> Result<(Connection, Socket), Diagnosis> {
+        let (stream, socket) = open_socket(&node.uri).await.map_err(|error| unreachable_node(&node.uri, &error))?;
         let stream = Mutex::new(Some(stream));
         let tls = self.tls.clone();
         let handshake = async move |uri: AMQPUri, _| {
@@ -94,13 +98,89 @@ impl Connector {
         let connecting = Connection::connector(node.uri.clone(), wire::runtime(), handshake, properties);
         match timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok((connection, socket)),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(no_handshake(&node.uri, &error).await),
             Err(_) => {
                 socket.shut_down();
-                Err(format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}; is this an AMQP port?"))
+                Err(no_amqp(&node.uri, format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}")).await)
             }
         }
     }
+}
+
+/// Why none of the nodes can be reached; of one node alone as it is.
+fn all_of(mut failures: Vec<Diagnosis>) -> Diagnosis {
+    match failures.len() {
+        1 => failures.remove(0),
+        nodes => {
+            let each = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join(". ");
+            Diagnosis::unknown(format!("none of {nodes} nodes can be reached: {each}"))
+        }
+    }
+}
+
+fn unreachable_node(uri: &AMQPUri, error: &io::Error) -> Diagnosis {
+    let Server { host, port, .. } = server(uri);
+    match Cause::of(error) {
+        Some(cause) => cause.explain(&server(uri)).with_words(error),
+        None => Diagnosis::unknown(format!("{host}:{port}: {error}")),
+    }
+}
+
+fn server(uri: &AMQPUri) -> Server<'_> {
+    Server { kind: Kind::Broker, host: &uri.authority.host, port: uri.authority.port }
+}
+
+/// Why a node that took the connection did not go on to speak AMQP.
+async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
+    let user = &uri.authority.userinfo.username;
+    if let ErrorKind::ProtocolError(said) = error.kind() {
+        let diagnosis = match Refusal::of(error) {
+            Some(Refusal::Forbidden) => Diagnosis::new(
+                format!("the broker refuses the user `{user}` with this password"),
+                "correct user and password in broker.url, special characters as %-codes; `guest` may log in only on the broker's own \
+                 machine unless the broker is told otherwise",
+            ),
+            Some(Refusal::NoVhost) => Diagnosis::new(
+                format!("the broker does not let the user `{user}` into the virtual host `{}`, or there is none", uri.vhost),
+                "correct the virtual host at the end of broker.url (`/` is written %2f), or make it and let the user in: \
+                 `rabbitmqctl add_vhost VHOST`, `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
+            ),
+            _ => return Diagnosis::unknown(format!("{}:{}: {error}", uri.authority.host, uri.authority.port)),
+        };
+        return diagnosis.with_words(said.get_message());
+    }
+    match Cause::of(error) {
+        // Something on the way to TLS: a certificate, or no TLS at all.
+        Some(Cause::NotTls | Cause::Closed | Cause::NoAnswer) | None => no_amqp(uri, error).await,
+        Some(cause) => cause.explain(&server(uri)).with_words(error),
+    }
+}
+
+/// Why no AMQP is spoken, by what the node speaks in its place.
+async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
+    let Server { host, port, .. } = server(uri);
+    let asked_for_tls = uri.scheme == AMQPScheme::AMQPS;
+    let diagnosis = match (greeting::ask(host, port).await, asked_for_tls) {
+        (Spoken::Amqp, true) => Cause::NotTls.explain(&server(uri)),
+        (Spoken::Tls, false) => Diagnosis::new(
+            format!("{host}:{port} speaks TLS, and broker.url asks for a connection without it"),
+            "write amqps:// in place of amqp:// in broker.url, or the broker's port without TLS (5672 by default)",
+        ),
+        (Spoken::Http, _) => Diagnosis::new(
+            format!("{host}:{port} speaks HTTP, not AMQP"),
+            "write the broker's AMQP port in broker.url: 5672, or 5671 with amqps://, by default; 15672 is its management page",
+        ),
+        (Spoken::Amqp, false) | (Spoken::Tls, true) => Diagnosis::new(
+            format!("the broker at {host}:{port} ended the connection before it was ready"),
+            "look at the broker's log; if it wants certificates of its clients, set broker.cert_file and broker.key_file",
+        ),
+        (Spoken::Unknown, _) => Diagnosis::new(
+            format!("{host}:{port} takes connections and does not speak AMQP"),
+            "check that broker.url names the broker's AMQP port (5672, or 5671 with amqps://, by default) and that no proxy is on \
+             the way; if it is right, look at the broker's log",
+        ),
+    };
+    diagnosis.with_words(said)
 }
 
 /// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has been sent to it; shutting the

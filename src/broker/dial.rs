@@ -7,9 +7,11 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
-    net::{TcpStream, lookup_host},
+    net::TcpStream,
     time::{sleep, timeout},
 };
+
+use crate::diagnosis::look_up;
 
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// For each address.
@@ -22,7 +24,8 @@ const ADDRESSES_AT_MOST: usize = 8;
 /// Connects to one of the host's addresses. Ends within eight seconds.
 pub async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("its address was not found within {LOOKUP_TIMEOUT:?}"));
-    let addresses: Vec<SocketAddr> = timeout(LOOKUP_TIMEOUT, lookup_host((host, port))).await.map_err(late)??.collect();
+    let found = timeout(LOOKUP_TIMEOUT, look_up(host, port)).await.map_err(late)?;
+    let addresses: Vec<SocketAddr> = found.map_err(io::Error::other)?;
     first_to_connect(in_turn(addresses), TcpStream::connect).await
 }
 

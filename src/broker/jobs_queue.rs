@@ -21,14 +21,17 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    BrokerLost, bounded,
+    BrokerLost, Refusal, bounded,
     connection::{self, Connector, Socket},
     queues,
     topology::{self, QueueSpec},
 };
-use crate::accept::{
-    consume::{Delivery, OldestDeliveries, Queue, Source, Subscription},
-    lease::Acknowledge,
+use crate::{
+    accept::{
+        consume::{Delivery, OldestDeliveries, Queue, Source, Subscription},
+        lease::Acknowledge,
+    },
+    diagnosis::Diagnosis,
 };
 
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -107,21 +110,31 @@ impl JobsQueue {
     }
 
     /// With `declare = false` the operator has made the queues. A jobs queue that serves two consumers at once would let two
-    /// replicas send the same batches, each at the full rate. Only a quorum queue with a single active consumer refuses
-    /// `basic.get`; every other queue answers it (measured on 3.10.8, 4.0.5 and 4.3.6).
+    /// replicas send the same batches, each at the full rate.
     async fn check_single_consumer(&self, connection: &Connection) -> Result<(), BrokerLost> {
-        let queue = queues::jobs(&self.app);
-        let channel = bounded("open a channel", connection.create_channel()).await?;
-        match bounded("look at the queue", channel.basic_get(queue.as_str().into(), BasicGetOptions::default())).await {
-            Err(error) if error.reason.contains("RESOURCE_LOCKED") => Ok(()),
-            Err(error) => Err(error),
-            Ok(_) => {
-                let advice = "it serves several consumers at once; make it a quorum queue with x-single-active-consumer = true, as \
-                              `groupcast topology` prints it, then start the daemon again";
-                let refusal = BrokerLost::new("consume", format!("{queue}: {advice}"));
+        match serves_one_consumer(connection, &queues::jobs(&self.app)).await? {
+            Ok(()) => Ok(()),
+            Err(diagnosis) => {
+                let refusal = BrokerLost::diagnosed("consume", diagnosis);
                 Err(self.refusal.get_or_init(|| refusal).clone())
             }
         }
+    }
+}
+
+/// Whether a queue is a quorum queue with a single active consumer: only such a queue refuses `basic.get`; every other one answers
+/// it, and counts a delivery if it has a message (measured on 3.10.8, 4.0.5 and 4.3.6). The broker looks at the right to read the
+/// queue before that.
+pub async fn serves_one_consumer(connection: &Connection, queue: &str) -> Result<Result<(), Diagnosis>, BrokerLost> {
+    let channel = bounded("open a channel", connection.create_channel()).await?;
+    match bounded("look at the queue", channel.basic_get(queue.into(), BasicGetOptions::default())).await {
+        Err(error) if error.refusal == Some(Refusal::Locked) => Ok(Ok(())),
+        Err(error) => Err(error),
+        Ok(_) => Ok(Err(Diagnosis::new(
+            format!("{queue} serves several consumers at once"),
+            "make it a quorum queue with x-single-active-consumer = true, as `groupcast topology` prints it, then start the daemon \
+             again",
+        ))),
     }
 }
 
@@ -262,7 +275,7 @@ async fn look_at(connection: &Connection, queue: &str) -> Result<Option<lapin::Q
             Ok(Some(queue))
         }
         // RabbitMQ 4.3.0 asks for the configure permission even to look.
-        Err(error) if error.reason.contains("ACCESS_REFUSED") => Ok(None),
+        Err(error) if error.refusal == Some(Refusal::Forbidden) => Ok(None),
         Err(error) => Err(error),
     }
 }

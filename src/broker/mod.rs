@@ -9,6 +9,7 @@ pub mod browse;
 pub mod connection;
 mod dial;
 pub mod frame;
+mod greeting;
 pub mod jobs_queue;
 mod nodes;
 pub mod publisher;
@@ -20,8 +21,13 @@ pub mod wire;
 
 use std::time::Duration;
 
-use lapin::BasicProperties;
+use lapin::{
+    BasicProperties, ErrorKind,
+    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
+};
 use tokio::time::timeout;
+
+use crate::diagnosis::Diagnosis;
 
 /// A message to publish, persistent and confirmed.
 #[derive(Debug, Clone)]
@@ -65,15 +71,54 @@ pub enum Routing {
 
 /// The broker is out of reach, or an answer of it did not come in time. What was under way is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{operation}: {reason}")]
+#[error("{operation}: {diagnosis}")]
 pub struct BrokerLost {
     pub operation: &'static str,
-    pub reason: String,
+    pub diagnosis: Diagnosis,
+    /// What the broker has refused, if that is what happened.
+    pub refusal: Option<Refusal>,
 }
 
 impl BrokerLost {
     pub fn new(operation: &'static str, reason: impl ToString) -> Self {
-        Self { operation, reason: reason.to_string() }
+        Self::diagnosed(operation, Diagnosis::unknown(reason))
+    }
+
+    pub fn diagnosed(operation: &'static str, diagnosis: Diagnosis) -> Self {
+        Self { operation, diagnosis, refusal: None }
+    }
+
+    pub fn of(operation: &'static str, error: &lapin::Error) -> Self {
+        Self { refusal: Refusal::of(error), ..Self::new(operation, error) }
+    }
+}
+
+/// Why the broker closes a channel or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The user lacks a right, or the broker does not know the user with this password.
+    Forbidden,
+    NoSuchQueue,
+    /// A queue with that name has another type or other arguments.
+    OtherArguments,
+    /// The queue is not to be used so: one with a single active consumer is not read message by message.
+    Locked,
+    /// There is no such virtual host, or it is closed to the user.
+    NoVhost,
+    Other,
+}
+
+impl Refusal {
+    pub fn of(error: &lapin::Error) -> Option<Self> {
+        let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+        Some(match error.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::Forbidden,
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NoSuchQueue,
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::OtherArguments,
+            AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::Locked,
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Self::NoVhost,
+            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Self::Other,
+        })
     }
 }
 
@@ -84,7 +129,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn bounded<T>(operation: &'static str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerLost> {
     match timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(BrokerLost::new(operation, error)),
+        Ok(Err(error)) => Err(BrokerLost::of(operation, &error)),
         Err(_) => Err(BrokerLost::new(operation, format!("no answer within {ANSWER_TIMEOUT:?}"))),
     }
 }

@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    BrokerLost, Outgoing, Routing, Target, frame,
+    BrokerLost, Outgoing, Refusal, Routing, Target, frame, session,
     troubles::{Told, Trouble, Troubles, Turn, UnroutedResults},
 };
 use crate::delay;
@@ -119,15 +119,6 @@ pub enum Unconfirmed {
     /// The broker closed the connection over something that it was sent.
     Fatal(BrokerLost),
     Lost(BrokerLost),
-}
-
-/// Why the broker closes a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The user lacks a right.
-    Forbidden,
-    NoSuchQueue,
-    Other,
 }
 
 /// What became of a message in the end.
@@ -369,9 +360,7 @@ impl Publisher {
         match &*self.link.borrow() {
             Linked::No { reason } | Linked::Forbidden { reason } => Some(reason.clone()),
             Linked::Yes(link) if !link.is_alive() => Some("the connection was lost".into()),
-            Linked::Yes(link) if link.is_blocked() => {
-                Some("the broker blocks publishing; free its memory or disk, or raise its limits".into())
-            }
+            Linked::Yes(link) if link.is_blocked() => Some(session::blocked(None).to_string()),
             Linked::Yes(_) => None,
         }
     }

@@ -4,6 +4,7 @@
 //! count an undelivered message as delivered.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use futures_util::{StreamExt, future::BoxFuture};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event, Queue,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
+    protocol::{AMQPErrorKind, AMQPHardError},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -22,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    BrokerLost, Outgoing, Routing,
+    BrokerLost, Outgoing, Refusal, Routing,
     connection::{self, Connector},
     frame,
-    publisher::{Lane, Link, Linked, Mandatory, Publisher, Refusal, Seen, Unconfirmed, attempt_on},
+    publisher::{Lane, Link, Linked, Mandatory, Publisher, Seen, Unconfirmed, attempt_on},
     topology::{self, QueueSpec},
 };
-use crate::delay;
+use crate::{delay, diagnosis::Diagnosis};
 
 /// Publishes in flight on a connection, for queues of ours and for those of producers.
 const CHANNELS: usize = 64;
@@ -127,25 +128,24 @@ impl Session {
     async fn until_allowed(&self, sender: &watch::Sender<Linked>) -> bool {
         let mut told = false;
         while self.connection.status().connected() {
-            let mut asking = std::pin::pin!(self.ask_for_the_right());
+            let mut asking = pin!(self.ask_for_the_right());
             let asked = loop {
                 tokio::select! {
                     asked = &mut asking => break asked,
                     // The broker says that it blocks publishing at the first publish, which this is.
                     () = sleep(Duration::from_secs(1)) => if self.connection.status().blocked() {
-                        sender.send_replace(Linked::No { reason: "the broker blocks publishing".into() });
+                        sender.send_replace(Linked::No { reason: blocked(None).to_string() });
                     },
                 }
             };
             match asked {
                 Ok(true) => return true,
                 Ok(false) => {
-                    let reason = "the broker's user may not write to the default exchange; grant the write permission on \
-                                  amq.default, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE '^(groupcast\\..*|amq\\.default)$' READ`";
+                    let reason = may_not_publish().to_string();
                     if !std::mem::replace(&mut told, true) {
                         warn!(reason, "results cannot be published; no call starts");
                     }
-                    sender.send_replace(Linked::Forbidden { reason: reason.to_owned() });
+                    sender.send_replace(Linked::Forbidden { reason });
                 }
                 Err(_) => return false,
             }
@@ -156,16 +156,7 @@ impl Session {
 
     /// Publishes what no queue takes. A broker that says so has looked at the right to publish before.
     async fn ask_for_the_right(&self) -> Result<bool, Unconfirmed> {
-        let asked = async {
-            let channel = self.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());
-            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-            #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-            let written = channel.basic_publish("".into(), queue.into(), options, &[], BasicProperties::default()).await?;
-            written.await
-        };
-        match self.while_blocked_or_soon(asked).await {
+        match self.while_blocked_or_soon(publish_to_nobody(&self.connection)).await {
             Ok(_) => Ok(true),
             Err(Unconfirmed::Refused(Refusal::Forbidden, _)) => Ok(false),
             Err(unconfirmed) => Err(unconfirmed),
@@ -268,12 +259,13 @@ impl Session {
 
     /// Waits for a confirm in bounded time; while the broker blocks publishers, as long as that takes.
     async fn while_blocked_or_soon<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Unconfirmed> {
-        let mut answer = std::pin::pin!(answer);
+        let mut answer = pin!(answer);
         loop {
             match timeout(CONFIRM_TIMEOUT, answer.as_mut()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) if error.is_amqp_soft_error() => {
-                    return Err(Unconfirmed::Refused(refusal(&error), BrokerLost::new("publish", error)));
+                    let refusal = Refusal::of(&error).unwrap_or(Refusal::Other);
+                    return Err(Unconfirmed::Refused(refusal, BrokerLost::new("publish", error)));
                 }
                 Ok(Err(error)) if closed_over_a_message(&error) => {
                     return Err(Unconfirmed::Fatal(BrokerLost::new("publish", error)));
@@ -343,16 +335,35 @@ impl Link for Session {
     }
 }
 
-fn refusal(error: &lapin::Error) -> Refusal {
-    let kind = match error.kind() {
-        ErrorKind::ProtocolError(error) => error.kind(),
-        _ => return Refusal::Other,
-    };
-    match kind {
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Refusal::Forbidden,
-        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Refusal::NoSuchQueue,
-        AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Refusal::Other,
-    }
+/// Publishes what no queue takes, and waits until the broker says so. It has looked at the right to publish before that.
+pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
+    let written = channel.basic_publish("".into(), queue.into(), options, &[], BasicProperties::default()).await?;
+    written.await.map(drop)
+}
+
+pub fn may_not_publish() -> Diagnosis {
+    Diagnosis::new(
+        "the broker's user may not write to the default exchange, so results cannot be published",
+        "grant the write permission on amq.default, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE \
+         '^(groupcast[.].*|amq[.]default)$' READ`",
+    )
+}
+
+/// The broker has said that it blocks whoever publishes.
+pub fn blocked(reason: Option<&str>) -> Diagnosis {
+    Diagnosis::new(
+        format!(
+            "the broker blocks publishing: it has raised an alarm because it is {}",
+            reason.unwrap_or("low on memory or disk")
+        ),
+        "free memory or disk space on the broker's nodes, or raise their limits (vm_memory_high_watermark, disk_free_limit); \
+         `rabbitmq-diagnostics alarms` names the node and the alarm",
+    )
 }
 
 /// Whether the broker closed the connection over what it was sent, and not because it stops or an operator said so.

@@ -6,14 +6,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use lapin::{
-    Connection,
+    Connection, Queue,
     options::QueueDeclareOptions,
     types::{AMQPValue, FieldTable, ShortString},
 };
 use serde_json::{Value, json};
 
-use super::{BrokerLost, bounded, queues};
-use crate::config::{App, Config};
+use super::{BrokerLost, Refusal, bounded, queues};
+use crate::{
+    config::{App, Config},
+    diagnosis::Diagnosis,
+};
 
 /// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection counts, so it is high.
 const JOB_DELIVERY_LIMIT: i64 = 50;
@@ -95,35 +98,32 @@ fn quorum(name: String, arguments: impl IntoIterator<Item = (&'static str, Argum
 /// Declares the queues, or only checks that they are there.
 pub async fn ensure(connection: &Connection, specs: &[QueueSpec], declare: bool) -> Result<(), BrokerLost> {
     for spec in specs {
-        let channel = bounded("open a channel", connection.create_channel()).await?;
-        let options = QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
-        let arguments = if declare { spec.field_table() } else { FieldTable::default() };
-        let name: ShortString = spec.name.as_str().into();
-        match bounded("declare a queue", channel.queue_declare(name, options, arguments)).await {
-            Ok(_) => {
-                let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
-            }
-            // RabbitMQ 4.3.0 asks for the configure permission even to look.
-            Err(error) if !declare && error.reason.contains("ACCESS_REFUSED") => {}
-            Err(error) => return Err(explain(&spec.name, declare, error)),
-        }
+        spec.ensure(connection, declare).await?;
     }
     Ok(())
 }
 
 fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
-    let advice = match declare {
-        true if error.reason.contains("PRECONDITION_FAILED") => {
-            "it exists with other arguments: empty and delete it, or set broker.declare = false if they are meant"
-        }
-        true if error.reason.contains("ACCESS_REFUSED") => {
-            "grant the configure permission, or declare the queues with `groupcast topology` and set broker.declare = false"
-        }
-        false if error.reason.contains("NOT_FOUND") => "declare it with `groupcast topology`, or set broker.declare = true",
-        _ => "",
+    let said = error.diagnosis;
+    let diagnosis = match (error.refusal, declare) {
+        (Some(Refusal::OtherArguments), _) => Diagnosis::new(
+            format!("the queue {queue} exists with another type or other arguments than the daemon declares"),
+            "empty it and delete it (`rabbitmqctl delete_queue`), so that the daemon declares it anew; or set broker.declare = false \
+             if it is meant to be so",
+        ),
+        (Some(Refusal::Forbidden), true) => Diagnosis::new(
+            format!("the broker's user may not declare the queue {queue}"),
+            "grant the configure permission (`rabbitmqctl set_permissions -p VHOST USER '^groupcast[.].*' \
+             '^(groupcast[.].*|amq[.]default)$' '^groupcast[.].*'`), or declare the queues with `groupcast topology` and set \
+             broker.declare = false",
+        ),
+        (Some(Refusal::NoSuchQueue), _) => Diagnosis::new(
+            format!("there is no queue {queue}"),
+            "declare it with `groupcast topology`, or set broker.declare = true",
+        ),
+        _ => return BrokerLost { diagnosis: Diagnosis { what: format!("{queue}: {}", said.what), ..said }, ..error },
     };
-    let separator = if advice.is_empty() { "" } else { "; " };
-    BrokerLost { operation: error.operation, reason: format!("{queue}: {}{separator}{advice}", error.reason) }
+    BrokerLost { diagnosis: diagnosis.with_words(said.what), ..error }
 }
 
 /// The queues of all apps in the form that `rabbitmqctl import_definitions` takes.
@@ -143,6 +143,23 @@ pub fn definitions(config: &Config, vhost: &str) -> Value {
 }
 
 impl QueueSpec {
+    /// Declares the queue, or only checks that it is there. Says how it is, if the broker does.
+    pub async fn ensure(&self, connection: &Connection, declare: bool) -> Result<Option<Queue>, BrokerLost> {
+        let channel = bounded("open a channel", connection.create_channel()).await?;
+        let options = QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
+        let arguments = if declare { self.field_table() } else { FieldTable::default() };
+        let name: ShortString = self.name.as_str().into();
+        match bounded("declare a queue", channel.queue_declare(name, options, arguments)).await {
+            Ok(queue) => {
+                let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
+                Ok(Some(queue))
+            }
+            // RabbitMQ 4.3.0 asks for the configure permission even to look.
+            Err(error) if !declare && error.refusal == Some(Refusal::Forbidden) => Ok(None),
+            Err(error) => Err(explain(&self.name, declare, error)),
+        }
+    }
+
     fn field_table(&self) -> FieldTable {
         let mut table = FieldTable::default();
         for (name, value) in &self.arguments {

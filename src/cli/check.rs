@@ -7,6 +7,7 @@ use url::Url;
 use super::{Failure, Verdict, running, say};
 use crate::{
     broker::{
+        Refusal,
         connection::{self, Connector},
         queues, topology,
     },
@@ -81,7 +82,7 @@ async fn check_broker(config: &Config, findings: &mut Findings) {
         let queues = topology::queues_of(name, app);
         match topology::ensure(&connection, &queues, false).await {
             Ok(()) => findings.good("queues", format!("{} and its companions exist", queues::jobs(name))),
-            Err(error) if config.broker.declare && error.reason.contains("NOT_FOUND") => {
+            Err(error) if config.broker.declare && error.refusal == Some(Refusal::NoSuchQueue) => {
                 findings.good("queues", format!("{} will be declared at start", queues::jobs(name)));
             }
             Err(error) => findings.bad("queues", error),
