@@ -4,6 +4,7 @@
 //! count an undelivered message as delivered.
 
 use std::{
+    future::pending,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -38,6 +39,9 @@ const CHANNELS: usize = 64;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether the right to publish has been granted.
 const RIGHT_LOOKED_FOR_EVERY: Duration = Duration::from_secs(2);
+/// How often to publish what no queue takes. A broker in alarm says so only to connections that publish, and an idle daemon
+/// publishes nothing else.
+const ASKED_EVERY: Duration = Duration::from_secs(5);
 /// How often to look whether our own queues in trouble have been emptied.
 const TROUBLES_LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -173,8 +177,10 @@ impl Session {
 
     async fn until_lost(&self) -> String {
         let mut events = self.connection.events_listener();
+        let mut refused = pin!(self.until_refused());
         loop {
             tokio::select! {
+                reason = &mut refused => return reason,
                 () = self.lost.cancelled() => return "a publish failed, or the broker closed the connection over a message".into(),
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks publishing; no new calls start"),
@@ -188,6 +194,22 @@ impl Session {
                 () = sleep(Duration::from_secs(1)) => if !self.connection.status().connected() {
                     return "disconnected".into();
                 },
+            }
+        }
+    }
+
+    /// Asks for the right to publish again and again, and says why it is no longer there.
+    async fn until_refused(&self) -> String {
+        loop {
+            sleep(ASKED_EVERY).await;
+            match self.ask_for_the_right().await {
+                Ok(true) => {}
+                Ok(false) => return may_not_publish().to_string(),
+                Err(Unconfirmed::Silent(error) | Unconfirmed::Fatal(error) | Unconfirmed::Refused(_, error)) => {
+                    return error.to_string();
+                }
+                // What else tells of the loss has better words.
+                Err(Unconfirmed::Lost(_) | Unconfirmed::Nacked) => pending().await,
             }
         }
     }
