@@ -86,7 +86,7 @@ impl Api for Caller {
         let answer = match request.body(reqwest::Body::wrap(body)).send().await {
             Ok(response) => read(response, &user_sig).await,
             Err(error) => match fate.settle(GIVEN_UP) {
-                Ok(()) => Answer::NotSent { info: describe(error) },
+                Ok(()) => Answer::NotSent { why: target.why_not_reached(address, error) },
                 Err(WITHDRAWN) => Answer::Withdrawn,
                 Err(_) => Answer::NoAnswer { info: describe(error) },
             },
@@ -117,7 +117,7 @@ async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
 }
 
 /// An error with its causes and without its URL.
-fn describe(error: reqwest::Error) -> String {
+pub(super) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -4,7 +4,7 @@ use super::{
     codes::{Class, Effect, class_of},
     http_status,
 };
-use crate::{job::SMALL_BATCH, outcome::Fault};
+use crate::{diagnosis::Diagnosis, job::SMALL_BATCH, outcome::Fault};
 
 /// What came back from a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Answer {
     /// The request was withdrawn at the moment of writing.
     Withdrawn,
     /// The request never left: refused connection, unknown host, failed handshake.
-    NotSent { info: String },
+    NotSent { why: Diagnosis },
     /// The request left and no whole answer came: timeout, reset.
     NoAnswer { info: String },
 }
@@ -62,7 +62,7 @@ pub fn classify(answer: Answer) -> Verdict {
         Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
         Answer::Foreign { http_status, info } => failed(http_status::find(http_status).class, None, Some(http_status), info),
         Answer::Withdrawn => failed(Class::Transient(Effect::None), None, None, "withdrawn before it was sent".into()),
-        Answer::NotSent { info } => failed(Class::Transient(Effect::None), None, None, info),
+        Answer::NotSent { why } => failed(Class::Transient(Effect::None), None, None, why.to_string()),
         Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
     }
 }
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_a_request_that_never_left_surely_had_no_effect() {
-        assert_eq!(class(Answer::NotSent { info: String::new() }), Some(Class::Transient(Effect::None)));
+        assert_eq!(class(Answer::NotSent { why: Diagnosis::unknown("") }), Some(Class::Transient(Effect::None)));
         assert_eq!(class(Answer::NoAnswer { info: String::new() }), Some(Class::Transient(Effect::Unknown)));
     }
 

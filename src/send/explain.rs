@@ -7,7 +7,7 @@ use super::{
     codes::{self, CODES, Class, Effect},
     http_status::{self, ANY_OTHER, HTTP_STATUSES},
 };
-use crate::outcome::Fault;
+use crate::{diagnosis::Diagnosis, outcome::Fault};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explanation {
@@ -33,7 +33,7 @@ pub fn explain(class: Class, fault: &Fault) -> Explanation {
 }
 
 const UNLISTED: (&str, &str) = ("not documented", "read info in the result, and look for the code in the vendor's newest list");
-const NO_CONNECTION: &str = "check region or endpoint, and this machine's name server, firewall and proxy; it may pass by itself";
+const NO_CONNECTION: &str = "info names the cause and what to do about it; it may pass by itself";
 const NO_ANSWER: &str = "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
 
 /// Codes that no list has, with one of each range.
@@ -62,7 +62,7 @@ pub fn tables() -> String {
     }
     let any_other = Answer::Foreign { http_status: *ANY_OTHER.statuses.end(), info: String::new() };
     text.push_str(&row("any other, and 200 with another body", any_other));
-    text.push_str(&row("connection refused, unknown host, failed handshake", Answer::NotSent { info: String::new() }));
+    text.push_str(&row("connection refused, unknown host, failed handshake", Answer::NotSent { why: Diagnosis::unknown("") }));
     text.push_str(&row("timeout, connection reset", Answer::NoAnswer { info: String::new() }));
     text
 }

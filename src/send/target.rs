@@ -11,17 +11,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use reqwest::header::HeaderValue;
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::{
+    dns::{Name, Resolve, Resolving},
+    header::HeaderValue,
+};
 use tokio::time::Instant;
 use tracing::{info, warn};
 use url::form_urlencoded;
 
 use super::{
+    call::describe,
     classify::Answer,
     endpoints::{Address, Endpoints, Reached},
     user_sig::UserSigner,
 };
-use crate::config::{App, goes_out, read_secret_file};
+use crate::{
+    config::{App, goes_out, read_secret_file},
+    diagnosis::{Cause, Diagnosis, Kind, Server, look_up},
+};
 
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -130,6 +138,25 @@ impl Target {
         }
     }
 
+    /// Why a call did not leave for `address`.
+    pub fn why_not_reached(&self, address: Address, error: reqwest::Error) -> Diagnosis {
+        let url = match (address, &self.backup) {
+            (Address::Backup, Some(backup)) => &backup.url,
+            (Address::First | Address::Backup, _) => &self.url,
+        };
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        let proxy = if self.connections.proxies == Proxies::OfEnvironment { proxy_to(url) } else { None };
+        let cause = Cause::of(&error).or(error.is_timeout().then_some(Cause::NoAnswer));
+        let diagnosis = match (cause, proxy) {
+            // The proxy hands TLS on, so these are about what is behind it.
+            (Some(cause), _) if cause.is_of_tls() => cause.explain(&Server { kind: Kind::Api, host, port }),
+            (cause, Some(proxy)) => behind_proxy(cause, &proxy, host, port),
+            (Some(cause), None) => cause.explain(&Server { kind: Kind::Api, host, port }),
+            (None, None) => return Diagnosis::unknown(format!("{host}:{port}: {}", describe(error))),
+        };
+        diagnosis.with_words(describe(error))
+    }
+
     /// Learns from the answer of a call that went to `address`.
     pub fn learn(&self, address: Address, answer: &Answer) {
         let Some(backup) = &self.backup else { return };
@@ -146,6 +173,39 @@ impl Target {
             Some(Address::First) => info!(host = self.url.host_str(), "calls go to the API's first address"),
             None => {}
         }
+    }
+}
+
+/// Host and port of the proxy that the environment names for this address.
+fn proxy_to(url: &reqwest::Url) -> Option<String> {
+    let proxy = Matcher::from_env().intercept(&url.as_str().parse().ok()?)?;
+    proxy.uri().authority().map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default().to_owned())
+}
+
+fn behind_proxy(cause: Option<Cause>, proxy: &str, host: &str, port: u16) -> Diagnosis {
+    let what = match cause {
+        Some(Cause::UnknownHost(name)) => format!("the host name `{name}` of the proxy cannot be resolved to an address"),
+        Some(Cause::Refused) => format!("the proxy {proxy} refuses the connection: nothing listens on that port"),
+        Some(Cause::NoRoute | Cause::NoAnswer) => format!("the proxy {proxy} does not answer"),
+        _ => format!("the proxy {proxy} does not let the call through to {host}:{port}"),
+    };
+    let advice = format!(
+        "correct the variable HTTPS_PROXY of the daemon's environment, or unset it or add {host} to NO_PROXY if no proxy is needed; if \
+         it is right, let the proxy run and allow CONNECT to {host}:{port}"
+    );
+    Diagnosis::new(what, advice)
+}
+
+/// Looks host names up as usual, with an error that says that this was what failed.
+struct Lookup;
+
+impl Resolve for Lookup {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            // The client puts the port of the URL in place of 0.
+            let addresses = look_up(name.as_str(), 0).await?;
+            Ok(Box::new(addresses.into_iter()) as Box<dyn Iterator<Item = std::net::SocketAddr> + Send>)
+        })
     }
 }
 
@@ -185,6 +245,7 @@ impl Connections {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
+            .dns_resolver(Lookup)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(self.request_timeout)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -309,7 +309,7 @@ mod tests {
             (api(10002), r#"outcome="unknown",code="10002""#),
             (Answer::Foreign { http_status: 403, info: info() }, r#"outcome="failed",code="http_403""#),
             (Answer::Foreign { http_status: 502, info: info() }, r#"outcome="unknown",code="http_502""#),
-            (Answer::NotSent { info: info() }, r#"outcome="failed",code="not_sent""#),
+            (Answer::NotSent { why: crate::diagnosis::Diagnosis::unknown("") }, r#"outcome="failed",code="not_sent""#),
             (Answer::NoAnswer { info: info() }, r#"outcome="unknown",code="no_answer""#),
         ];
         let mut expected: Vec<String> =

@@ -15,6 +15,7 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
+    diagnosis::Diagnosis,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchProgress, BatchState},
     send::{
@@ -96,10 +97,10 @@ impl crate::send::call::Api for SimulatedApi {
         self.life.goes_on().await;
         let episode = self.episode();
         if matches!(episode, Some(EpisodeKind::Unreachable)) && self.world.coin() {
-            return Answer::NotSent { info: "no route".into() };
+            return Answer::NotSent { why: Diagnosis::unknown("no route") };
         }
         if self.world.happens(faults.api_no_effect / 2.0) {
-            return Answer::NotSent { info: "connection refused".into() };
+            return Answer::NotSent { why: Diagnosis::unknown("connection refused") };
         }
         if self.world.has(Defect::RecordBeforeAnswer) {
             self.record_as_sent(&request);
