@@ -173,7 +173,7 @@ impl Progress {
             return Ok(Opened::OtherContent);
         }
         if let Some(result) = result {
-            let unreadable = |error| StoreLost::of_record("read a recorded result", error);
+            let unreadable = |error: serde_json::Error| StoreLost::of_record("read a recorded result", error.to_string());
             return Ok(Opened::Answered(Box::new(serde_json::from_str(&result).map_err(unreadable)?)));
         }
         let made = if head == opening.head { Made::Now } else { Made::Before };

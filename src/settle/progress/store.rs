@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{job::Cut, outcome::BatchProgress};
+use crate::{diagnosis::Diagnosis, job::Cut, outcome::BatchProgress};
 
 /// Which record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -121,7 +121,7 @@ pub enum Sharing {
 #[error("{operation}: {reason}")]
 pub struct StoreLost {
     pub operation: &'static str,
-    pub reason: String,
+    pub reason: Diagnosis,
     pub scope: Scope,
 }
 
@@ -136,11 +136,11 @@ pub enum Scope {
 }
 
 impl StoreLost {
-    pub fn new(operation: &'static str, reason: impl ToString) -> Self {
-        Self { operation, reason: reason.to_string(), scope: Scope::Store }
+    pub fn new(operation: &'static str, reason: impl Into<Diagnosis>) -> Self {
+        Self { operation, reason: reason.into(), scope: Scope::Store }
     }
 
-    pub fn of_record(operation: &'static str, reason: impl ToString) -> Self {
+    pub fn of_record(operation: &'static str, reason: impl Into<Diagnosis>) -> Self {
         Self { scope: Scope::Record, ..Self::new(operation, reason) }
     }
 

@@ -4,6 +4,7 @@
 //! has become a replica, or the refusal of a login. This one is made anew after any.
 
 use std::{
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,16 +14,13 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, FromRedisValue, IntoConnectionInfo, Pipeline, RedisResult, TlsCertificates,
-    aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
+    RedisResult, TlsCertificates, aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
 
-use super::{
-    super::store::StoreLost,
-    fault::{self, TIMED_OUT},
-    scripts::Script,
-};
+use super::{super::store::StoreLost, fault, scripts::Script};
+use crate::diagnosis::{Cause, Diagnosis, Kind, Server, look_up};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,17 +102,28 @@ impl Link {
         let reason = match timeout(CONNECT_TIMEOUT + ANSWER_TIMEOUT, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) if fault::is_of_one_key(&error) => {
-                return Err(StoreLost::of_record(operation, fault::reason(&error)));
+                return Err(StoreLost::of_record(operation, fault::diagnose(&error)));
             }
-            Ok(Err(error)) => fault::reason(&error),
-            Err(_) => TIMED_OUT.to_owned(),
+            Ok(Err(error)) => self.why_not_connected(&error).unwrap_or_else(|| self.at_this_address(fault::diagnose(&error))),
+            Err(_) => self.at_this_address(fault::timed_out()),
         };
         self.give_up(&connecting);
-        Err(self.lost(operation, reason))
+        Err(StoreLost::new(operation, reason))
     }
 
     pub fn lost(&self, operation: &'static str, reason: impl ToString) -> StoreLost {
-        StoreLost::new(operation, format!("{}: {}", self.address, reason.to_string()))
+        StoreLost::new(operation, self.at_this_address(Diagnosis::unknown(reason)))
+    }
+
+    fn at_this_address(&self, diagnosis: Diagnosis) -> Diagnosis {
+        Diagnosis { what: format!("{}: {}", self.address, diagnosis.what), ..diagnosis }
+    }
+
+    /// If that is what the error says.
+    fn why_not_connected(&self, error: &RedisError) -> Option<Diagnosis> {
+        let (host, port) = place_of(self.client.get_connection_info().addr())?;
+        let cause = Cause::of(error).filter(|_| !error.is_timeout())?;
+        Some(cause.explain(&Server { kind: Kind::Redis, host, port }).with_words(error))
     }
 
     fn connecting(&self) -> Connecting {
@@ -129,11 +138,23 @@ impl Link {
     }
 }
 
+/// Host and port, unless it is a socket of this machine.
+fn place_of(address: &ConnectionAddr) -> Option<(&str, u16)> {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host, *port)),
+        _ => None,
+    }
+}
+
 async fn connect(client: Client) -> RedisResult<Connected> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(ANSWER_TIMEOUT))
         .set_pipeline_buffer_size(PIPELINE_BUFFER);
+    if let Some((host, port)) = place_of(client.get_connection_info().addr()) {
+        // The library looks the name up again; its error would not say that this was what failed.
+        look_up(host, port).await.map_err(io::Error::other)?;
+    }
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     // A server that wants a password refuses any command until then; the library expects no refusal of a transaction's start.
     redis::cmd("PING").exec_async(&mut connection).await?;

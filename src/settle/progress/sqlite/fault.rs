@@ -4,6 +4,8 @@ use std::{fmt, io};
 
 use rusqlite::ErrorCode;
 
+use crate::diagnosis::Diagnosis;
+
 #[derive(Debug)]
 pub enum Failure {
     Sqlite(rusqlite::Error),
@@ -25,24 +27,21 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The words of whoever refused, then the advice.
+impl Failure {
+    /// The words of whoever refused, and the advice.
+    pub fn diagnosis(&self) -> Diagnosis {
+        let (what, advice) = match self {
+            Self::Sqlite(error) => (error.to_string(), error.sqlite_error_code().and_then(after_refusal_of_sqlite)),
+            Self::File(error) => (error.to_string(), after_refusal_of_the_system(error.kind())),
+            Self::NotOurs(what) => (what.clone(), None),
+        };
+        Diagnosis { what, said: None, advice: advice.map(Into::into) }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let advice = match self {
-            Self::Sqlite(error) => {
-                write!(formatter, "{error}")?;
-                error.sqlite_error_code().and_then(after_refusal_of_sqlite)
-            }
-            Self::File(error) => {
-                write!(formatter, "{error}")?;
-                after_refusal_of_the_system(error.kind())
-            }
-            Self::NotOurs(what) => return formatter.write_str(what),
-        };
-        match advice {
-            Some(advice) => write!(formatter, "; {advice}"),
-            None => Ok(()),
-        }
+        self.diagnosis().fmt(formatter)
     }
 }
 

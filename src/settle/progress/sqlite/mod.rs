@@ -34,7 +34,10 @@ use self::{
     writer::{Batch, Command, Done, Work, Writer},
 };
 use super::store::{Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
-use crate::outcome::{BatchProgress, BatchState};
+use crate::{
+    diagnosis::Diagnosis,
+    outcome::{BatchProgress, BatchState},
+};
 
 /// More wait in line with their callers.
 const MAX_WAITING: usize = 512;
@@ -86,14 +89,15 @@ impl SqliteStore {
     }
 
     async fn ask(&self, operation: &'static str, work: Work) -> Result<Done, StoreLost> {
-        let lost = |reason: &str| StoreLost::new(operation, format!("{}: {reason}", self.path.display()));
+        let at_this_path = |reason: Diagnosis| Diagnosis { what: format!("{}: {}", self.path.display(), reason.what), ..reason };
+        let lost = |what: &str, advice: &'static str| StoreLost::new(operation, at_this_path(Diagnosis::new(what, advice)));
         let asked = async {
             let (answer, answered) = oneshot::channel();
-            let gone = || lost("the thread that writes it has ended; restart the process");
+            let gone = || lost("the thread that writes it has ended", "restart the process");
             self.commands.send(Command { work, answer }).await.map_err(|_| gone())?;
-            answered.await.map_err(|_| gone())?.map_err(|reason| lost(&reason))
+            answered.await.map_err(|_| gone())?.map_err(|reason| StoreLost::new(operation, at_this_path(reason)))
         };
-        let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}; check its disk"));
+        let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}"), "check its disk");
         match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?? {
             Done::Displaced => Err(StoreLost::displaced(operation)),
             done => Ok(done),

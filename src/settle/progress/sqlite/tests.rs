@@ -55,7 +55,7 @@ fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
         })
         .unzip();
     writer.carry_out(commands);
-    answers.iter_mut().map(|answered| answered.try_recv().expect("an answer")).collect()
+    answers.iter_mut().map(|answered| answered.try_recv().expect("an answer").map_err(|why| why.to_string())).collect()
 }
 
 fn batches(writer: &mut Writer, job_id: &str) -> usize {

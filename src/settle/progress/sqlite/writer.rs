@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     clock,
+    diagnosis::Diagnosis,
     outcome::{BatchProgress, BatchState},
 };
 
@@ -33,7 +34,7 @@ const BUSY_REMOVAL_PAUSE_MS: i64 = 1_000;
 /// An operation, and who waits for it.
 pub struct Command {
     pub work: Work,
-    pub answer: oneshot::Sender<Result<Done, String>>,
+    pub answer: oneshot::Sender<Result<Done, Diagnosis>>,
 }
 
 /// What an operation answers.
@@ -119,7 +120,7 @@ impl Writer {
             }
             Err(failure) => {
                 self.file.close();
-                let reason = failure.to_string();
+                let reason = failure.diagnosis();
                 for command in group {
                     let _ = command.answer.send(Err(reason.clone()));
                 }
