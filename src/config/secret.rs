@@ -21,25 +21,55 @@ pub enum SecretFileError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the secret file {} cannot be read: {source}", .path.display())]
     Unanswered { path: PathBuf, source: io::Error },
+    #[error("the secret file {} {says}", .path.display())]
+    Unclean { path: PathBuf, says: &'static str },
     #[error("the secret file {} is empty; write the secret into it", .path.display())]
     Empty { path: PathBuf },
     #[error("the secret file {} is larger than 64 KiB, so it is no secret; check the path", .path.display())]
     TooLarge { path: PathBuf },
 }
 
-/// Reads a secret, without the newline that editors and `echo` leave at its end. Blocks for a bounded time.
+/// Reads a secret, without the newline that editors and `echo` leave at its end. What an editor or a shell adds otherwise is
+/// refused: signed with, it would be a wrong key. Blocks for a bounded time.
 pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     let read = file::read(path, LARGEST_FILE_BYTES);
     let path = path.to_owned();
-    match read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
+    let text = match read.map(String::from_utf8) {
+        Ok(Ok(text)) => Ok(text),
+        Ok(Err(_)) => {
+            let says =
+                "is not UTF-8 text; write it anew as UTF-8 without a byte-order mark (in PowerShell: `-Encoding utf8NoBOM`)";
+            return Err(SecretFileError::Unclean { path, says });
+        }
+        Err(error) => Err(error),
+    };
+    match text {
         Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(SecretFileError::Unanswered { path, source }),
         Err(source) if source.kind() == io::ErrorKind::FileTooLarge => Err(SecretFileError::TooLarge { path }),
         Err(source) => Err(SecretFileError::Unreadable { path, source }),
         Ok(text) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
         Ok(text) => {
             let line = text.strip_suffix('\n').unwrap_or(&text);
-            Ok(line.strip_suffix('\r').unwrap_or(line).into())
+            let line = line.strip_suffix('\r').unwrap_or(line);
+            match added_to(line) {
+                Some(says) => Err(SecretFileError::Unclean { path, says }),
+                None => Ok(line.into()),
+            }
         }
+    }
+}
+
+/// What is beside the secret in its file. No key and no URL has these.
+fn added_to(secret: &str) -> Option<&'static str> {
+    let is_quoted = |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
+    if secret.starts_with('\u{feff}') {
+        Some("begins with a byte-order mark, which is no part of the secret; write it anew as UTF-8 without that mark")
+    } else if is_quoted('"') || is_quoted('\'') {
+        Some("has its secret in quotes, which are no part of it; write the secret alone, without quotes")
+    } else if secret.trim() != secret {
+        Some("has blanks or empty lines around its secret; write the secret alone, in one line")
+    } else {
+        None
     }
 }
 
@@ -79,7 +109,10 @@ fn file_problem(key: &str, error: SecretFileError) -> Problem {
     let says = format!("does not help: {error}");
     let source = match error {
         SecretFileError::Unreadable { source, .. } => Some(source),
-        SecretFileError::Unanswered { .. } | SecretFileError::Empty { .. } | SecretFileError::TooLarge { .. } => None,
+        SecretFileError::Unanswered { .. }
+        | SecretFileError::Unclean { .. }
+        | SecretFileError::Empty { .. }
+        | SecretFileError::TooLarge { .. } => None,
     };
     Problem::Wrong { key: key.to_owned(), says, source }
 }
