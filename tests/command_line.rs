@@ -129,9 +129,9 @@ async fn check_says_what_is_wrong_with_broker_state_store_and_api() {
     let sandbox = sandbox().await;
     let good = configuration(broker.url(), &unique_app(), &sandbox.endpoint(), "");
     let ran = run(folder(&good).path(), &["check"]).await;
-    assert_eq!((ran.code, ran.out.matches("ok ").count()), (Some(0), 5), "{}", ran.out);
+    assert_eq!((ran.code, ran.out.matches("ok ").count()), (Some(0), 6), "{}", ran.out);
     assert!(ran.out.contains("groupcast.db will be made at start"), "{}", ran.out);
-    assert!(ran.out.contains("will be declared at start"), "{}", ran.out);
+    assert!(ran.out.contains("are there and can be read") && ran.out.contains("the broker takes messages"), "{}", ran.out);
 
     let cases = [
         (good.replace(broker.url(), "amqp://guest:guest@127.0.0.1:1/%2f"), vec!["127.0.0.1:1", "refused", "broker.url"]),

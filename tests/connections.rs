@@ -103,6 +103,12 @@ async fn a_user_with_the_least_rights_is_enough() {
         let configuration = configuration(&url, &app, &sandbox.endpoint(), "retry.hold = \"1s\"\nretry.park = [\"1s\"]");
         let configuration = configuration.replace("[broker]\n", &format!("[broker]\ndeclare = {declare}\n"));
         works(&app, &configuration, &broker).await;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("groupcast.toml"), &configuration).unwrap();
+        let mut check = tokio::process::Command::new(env!("CARGO_BIN_EXE_groupcast"));
+        let checked = check.arg("check").current_dir(folder.path()).output().await.unwrap();
+        let printed = String::from_utf8_lossy(&checked.stdout);
+        assert!(checked.status.success() && !printed.contains("doubt "), "{user}: {printed}");
         // A dead letter and a wait queue too.
         let daemon = Daemon::start(&configuration).await;
         let producer = Producer::connect(broker.url()).await;

@@ -16,6 +16,7 @@ pub mod publisher;
 pub mod queues;
 pub mod session;
 pub mod topology;
+pub mod trial;
 pub mod troubles;
 pub mod wire;
 

@@ -1,20 +1,24 @@
 //! `groupcast check`: tries everything that the daemon needs, and says in plain words what is wrong.
 
-use std::path::Path;
+use std::{fmt::Display, path::Path};
 
 use url::Url;
 
-use super::{Failure, Verdict, running, say};
+use super::{
+    Failure, Verdict,
+    running::{self, Answered},
+    say,
+};
 use crate::{
     broker::{
-        Refusal,
         connection::{self, Connector},
-        queues, topology,
+        queues, trial,
     },
     config::{App, Config, StateStore},
+    diagnosis::Diagnosis,
     send::{
         call::{Api, AtWrite, Caller},
-        classify::{self, classify},
+        classify::{self, Answer, classify},
         codes::{Class, Effect},
         explain::{Explanation, explain},
         probe,
@@ -22,10 +26,13 @@ use crate::{
     settle::progress,
 };
 
-/// Check the configuration, reach the broker, the state store and the API.
+/// Try what the daemon needs: the configuration, the broker, the state store and the API.
 ///
-/// The call to the API notifies nobody: it names one recipient of a group that does not exist. If a daemon runs at `admin.listen`, it is asked
-/// whether it has paused an app.
+/// At the broker it declares the queues as the daemon does (with `broker.declare = false` it only looks at them), reads them, and
+/// publishes a message that no queue takes. It takes no job, and no job counts as delivered. The call to the API notifies nobody: it
+/// names one recipient of a group that does not exist. If a daemon answers at `admin.listen`, what its `/readyz` says is shown.
+///
+/// Exit code 1 means that jobs would not be sent.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast --config groupcast.toml check")]
 pub struct Args {}
@@ -38,9 +45,7 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     for (name, app) in &config.apps {
         check_api(name, app, &mut findings).await;
     }
-    for standstill in running::standstills(&config).await {
-        findings.bad("daemon", standstill);
-    }
+    show_daemon(&config, &mut findings).await;
     Ok(findings.verdict)
 }
 
@@ -49,46 +54,109 @@ struct Findings {
 }
 
 impl Findings {
-    fn good(&mut self, what: &str, found: impl std::fmt::Display) {
+    fn good(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("ok      {what}: {found}"));
     }
 
+    /// Neither good nor bad.
+    fn noted(&mut self, what: &str, found: impl Display) {
+        let _ = say(format_args!("note    {what}: {found}"));
+    }
+
     /// Nothing that stands in the way of jobs now.
-    fn doubtful(&mut self, what: &str, found: impl std::fmt::Display) {
+    fn doubtful(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("doubt   {what}: {found}"));
     }
 
-    fn bad(&mut self, what: &str, found: impl std::fmt::Display) {
+    fn bad(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("FAILED  {what}: {found}"));
         self.verdict = Verdict::Bad;
     }
 }
 
+/// A diagnosis in lines: the sentence, the words of whoever refused, and what to do.
+fn in_lines(Diagnosis { what, said, advice }: &Diagnosis) -> String {
+    let line = |before: &str, text: Option<&str>| text.map_or_else(String::new, |text| format!("{NEXT_LINE}{before}{text}"));
+    format!("{what}{}{}", line("it says: ", said.as_deref()), line("what to do: ", advice.as_deref()))
+}
+
 async fn check_broker(config: &Config, findings: &mut Findings) {
+    let connector = match Connector::new(&config.broker) {
+        Ok(connector) => connector,
+        Err(error) => return findings.bad("broker", error),
+    };
+    let (connection, socket) = match connector.connect_with_socket("check").await {
+        Ok(connected) => connected,
+        Err(error) => return findings.bad("broker", in_lines(&error.diagnosis)),
+    };
     let urls = config.broker.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let connected = match Connector::new(&config.broker) {
-        Ok(connector) => connector.connect("check").await.map_err(|error| error.to_string()),
-        Err(error) => Err(error),
-    };
-    let connection = match connected {
-        Ok(connection) => connection,
-        Err(error) => {
-            let advice = "is it running, and are host, port, user, password and virtual host in broker.url right?";
-            return findings.bad("broker", format!("{error}; {advice}"));
-        }
-    };
     findings.good("broker", format!("reached ({urls})"));
     for (name, app) in &config.apps {
-        let queues = topology::queues_of(name, app);
-        match topology::ensure(&connection, &queues, false).await {
-            Ok(()) => findings.good("queues", format!("{} and its companions exist", queues::jobs(name))),
-            Err(error) if config.broker.declare && error.refusal == Some(Refusal::NoSuchQueue) => {
-                findings.good("queues", format!("{} will be declared at start", queues::jobs(name)));
-            }
-            Err(error) => findings.bad("queues", error),
-        }
+        check_queues(name, trial::queues(&connection, name, app, config.broker.declare).await, findings);
     }
     connection::close(&connection).await;
+    socket.shut_down();
+    check_publishing(&connector, findings).await;
+}
+
+fn check_queues(app: &str, tried: trial::Tried, findings: &mut Findings) {
+    let what = format!("queues of app {app}");
+    for doubt in &tried.doubts {
+        findings.doubtful(&what, in_lines(doubt));
+    }
+    for untried in &tried.untried {
+        findings.noted(&what, untried);
+    }
+    for failure in &tried.failures {
+        findings.bad(&what, in_lines(failure));
+    }
+    if tried.failures.is_empty() {
+        findings.good(&what, format!("{} and its companions are there and can be read", queues::jobs(app)));
+    }
+}
+
+async fn check_publishing(connector: &Connector, findings: &mut Findings) {
+    let what = "publishing";
+    // A connection of its own: a broker in alarm reads nothing more from one that publishes.
+    let (connection, socket) = match connector.connect_with_socket("check").await {
+        Ok(connected) => connected,
+        Err(error) => return findings.bad(what, in_lines(&error.diagnosis)),
+    };
+    match trial::publish(&connection).await {
+        Ok(()) => {
+            findings.good(what, "the broker takes messages");
+            connection::close(&connection).await;
+        }
+        Err(diagnosis) => findings.bad(what, in_lines(&diagnosis)),
+    }
+    socket.shut_down();
+}
+
+async fn show_daemon(config: &Config, findings: &mut Findings) {
+    let what = "daemon";
+    match running::ask(config).await {
+        Answered::NotAsked => {}
+        Answered::No { listen } => {
+            let to_do = "if one should, start it with `groupcast run`, or set admin.listen to where it listens";
+            findings.noted(what, format!("none answers at {listen}; {to_do}"));
+        }
+        Answered::Otherwise { listen } => {
+            findings
+                .noted(what, format!("what answers at {listen} is no daemon of this version; admin.listen says where to ask"));
+        }
+        Answered::Yes(readiness) => {
+            for trouble in &readiness.troubles {
+                findings.bad(what, trouble);
+            }
+            for unknown in &readiness.unknown_apps {
+                findings
+                    .doubtful(what, format!("it does not know app {unknown}; start it again to make it read its configuration"));
+            }
+            if readiness.troubles.is_empty() {
+                findings.good(what, format!("ready; {}", readiness.works.join(", ")));
+            }
+        }
+    }
 }
 
 async fn check_state(config: &Config, findings: &mut Findings) {
@@ -99,7 +167,11 @@ async fn check_state(config: &Config, findings: &mut Findings) {
         // Made here, the file would belong to whoever checks.
         return match can_be_made(path) {
             Ok(()) => findings.good("state store", format!("{url} will be made at start")),
-            Err(error) => findings.bad("state store", format!("{}: {error}; state.url names a file there", path.display())),
+            Err(error) => {
+                let what = format!("the state file {} cannot be made", path.display());
+                let advice = "make its folder and let this user write to it, or set state.url to another file";
+                findings.bad("state store", in_lines(&Diagnosis::new(what, advice).with_words(error)));
+            }
         };
     }
     let probed = match progress::store_of(config) {
@@ -108,7 +180,7 @@ async fn check_state(config: &Config, findings: &mut Findings) {
     };
     match probed {
         Ok(()) => findings.good("state store", format!("{} can be written to", config.state.url)),
-        Err(error) => findings.bad("state store", error),
+        Err(error) => findings.bad("state store", in_lines(&error.reason)),
     }
 }
 
@@ -137,7 +209,10 @@ async fn check_api(name: &str, app: &App, findings: &mut Findings) {
 async fn probe_at(endpoint: &Url, app: &App) -> Result<String, String> {
     let app = App { endpoint: endpoint.clone(), backup_endpoint: None, ..app.clone() };
     let caller = Caller::new(&app).map_err(|error| Failure::with_causes(error).0)?;
-    judge(endpoint.as_str(), classify(caller.call(probe::body(), || AtWrite::Send).await))
+    match caller.call(probe::body(), || AtWrite::Send).await {
+        Answer::NotSent { why } => Err(in_lines(&why)),
+        answer => judge(endpoint.as_str(), classify(answer)),
+    }
 }
 
 /// What the answer to the harmless call says about the account, in words. `Err` if jobs could not be sent.

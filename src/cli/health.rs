@@ -16,7 +16,7 @@ pub struct Args {
 
 pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let path = if args.live { "livez" } else { "readyz" };
-    let answer = running::ask(config.admin.listen, path).await?;
+    let answer = running::ask_for(path, config.admin.listen).await?;
     say(answer.body.trim_end())?;
     Ok(if answer.is_good { Verdict::Good } else { Verdict::Bad })
 }

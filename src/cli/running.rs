@@ -14,11 +14,44 @@ use crate::config::Config;
 /// It is on this machine, or on one nearby.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Which of the configured apps stand still in a running daemon: since when, why, and what to do.
-pub async fn standstills(config: &Config) -> Vec<String> {
-    let readiness = ask(config.admin.listen, "readyz").await.ok().and_then(|answer| serde_json::from_str(&answer.body).ok());
-    let readiness: Value = readiness.unwrap_or_default();
-    config.apps.keys().filter_map(|app| Some(format!("app {app} {}", standstill(&readiness["apps"][app])?))).collect()
+/// What was heard at `admin.listen`.
+pub enum Answered {
+    /// The port is chosen at the start, so nobody knows it.
+    NotAsked,
+    No {
+        listen: SocketAddr,
+    },
+    /// Something else answers.
+    Otherwise {
+        listen: SocketAddr,
+    },
+    Yes(Readiness),
+}
+
+/// What a running daemon says of its parts and of the configured apps.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub works: Vec<String>,
+    pub troubles: Vec<String>,
+    /// Configured apps that it does not name.
+    pub unknown_apps: Vec<String>,
+}
+
+/// The parts of `/readyz`, and their names in words.
+const PARTS: [(&str, &str); 3] = [("publisher", "publisher"), ("queues", "set of queues"), ("state_store", "state store")];
+
+pub async fn ask(config: &Config) -> Answered {
+    let listen = reachable(config.admin.listen);
+    if listen.port() == 0 {
+        return Answered::NotAsked;
+    }
+    match fetch(listen, "readyz").await {
+        Err(_) => Answered::No { listen },
+        Ok(Answer { body, .. }) => match serde_json::from_str::<Value>(&body).ok().filter(|readiness| readiness["apps"].is_object()) {
+            Some(readiness) => Answered::Yes(read(&readiness, config.apps.keys())),
+            None => Answered::Otherwise { listen },
+        },
+    }
 }
 
 /// What the daemon answers.
@@ -27,15 +60,39 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Asks for `livez` or `readyz`. The body tells more, good or not.
-pub async fn ask(listen: SocketAddr, path: &str) -> Result<Answer, Failure> {
-    let url = format!("http://{}/{path}", reachable(listen));
-    let asked = async {
-        let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
-        let response = http.get(&url).send().await?;
-        Ok::<_, reqwest::Error>(Answer { is_good: response.status().is_success(), body: response.text().await? })
-    };
-    asked.await.map_err(|error| format!("no daemon answers at {url} (admin.listen): {}", Failure::with_causes(error).0).into())
+/// Asks for `livez` or `readyz`.
+pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<Answer, Failure> {
+    let listen = reachable(listen);
+    let told = |error| format!("no daemon answers at http://{listen}/{path} (admin.listen): {}", Failure::with_causes(error).0);
+    Ok(fetch(listen, path).await.map_err(told)?)
+}
+
+/// Good or not, the body tells more.
+async fn fetch(listen: SocketAddr, path: &str) -> reqwest::Result<Answer> {
+    let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let response = http.get(format!("http://{listen}/{path}")).send().await?;
+    Ok(Answer { is_good: response.status().is_success(), body: response.text().await? })
+}
+
+fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> Readiness {
+    let mut read = Readiness::default();
+    for (part, name) in PARTS {
+        match readiness[part]["state"].as_str() {
+            Some("works") => read.works.push(format!("{name} works")),
+            Some("down") => read.troubles.push(format!("its {name} does not work{}", said(&readiness[part], "reason", ": "))),
+            _ => {}
+        }
+    }
+    for name in apps {
+        let app = &readiness["apps"][name];
+        match (standstill(app), app["state"].as_str()) {
+            (Some(standstill), _) => read.troubles.push(format!("app {name} {standstill}")),
+            (None, Some("consuming")) => read.works.push(format!("app {name} consumes")),
+            (None, None) if app.is_null() => read.unknown_apps.push(name.clone()),
+            (None, _) => {}
+        }
+    }
+    read
 }
 
 /// Who listens on every address is reached on this machine's own.
@@ -52,10 +109,16 @@ fn standstill(app: &Value) -> Option<String> {
     let words = match app["state"].as_str()?.to_ascii_lowercase().as_str() {
         "paused" => "is paused",
         "outage" => "cannot reach the API",
+        "down" => "does not consume",
         _ => return None,
     };
-    let said = |key: &str, before: &str| app[key].as_str().map_or_else(String::new, |text| format!("{before}{text}"));
-    Some(format!("{words}{}{}{}", said("since", " since "), said("reason", ": "), said("advice", "; ")))
+    let info = said(app, "info", " (");
+    let info = if info.is_empty() || info == " (" { String::new() } else { format!("{info})") };
+    Some(format!("{words}{}{}{info}{}", said(app, "since", " since "), said(app, "reason", ": "), said(app, "advice", "; ")))
+}
+
+fn said(told: &Value, key: &str, before: &str) -> String {
+    told[key].as_str().map_or_else(String::new, |text| format!("{before}{text}"))
 }
 
 #[cfg(test)]
@@ -70,6 +133,21 @@ mod tests {
             json!({ "state": "paused", "since": "2026-11-22T10:00:00Z", "reason": "package expired", "advice": "renew it" });
         assert_eq!(standstill(&paused).unwrap(), "is paused since 2026-11-22T10:00:00Z: package expired; renew it");
         assert_eq!(standstill(&json!({ "state": "Outage" })).unwrap(), "cannot reach the API");
+    }
+
+    #[test]
+    fn what_does_not_work_is_told_with_its_reason_and_the_rest_as_working() {
+        let told = json!({
+            "publisher": { "state": "down", "reason": "blocked" }, "queues": { "state": "works" },
+            "apps": { "a": { "state": "down", "reason": "no rights" }, "b": { "state": "consuming" } },
+        });
+        let apps = ["a", "b", "c"].map(str::to_owned);
+        let expected = Readiness {
+            works: vec!["set of queues works".into(), "app b consumes".into()],
+            troubles: vec!["its publisher does not work: blocked".into(), "app a does not consume: no rights".into()],
+            unknown_apps: vec!["c".into()],
+        };
+        assert_eq!(read(&told, apps.iter()), expected);
     }
 
     #[test]
