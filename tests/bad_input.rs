@@ -86,7 +86,7 @@ fn bad_bodies() -> Vec<Case> {
         body("a list instead of a job", r#"[{"GroupId":"g","Content":"c"}]"#, "body: invalid type: sequence"),
         body("a string instead of a job", r#""GroupId""#, "body: invalid type: string"),
         body("null instead of a job", "null", "body: invalid type: null"),
-        body("nothing", "", "body: EOF"),
+        body("nothing", "", "body: is empty"),
         body("blanks", "  \n", "body: EOF"),
         body("text", "hello", "body: expected"),
         body(

@@ -6,11 +6,11 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
-use super::{Dispatch, Ending, HeldJob, Submission, Unfinished, condition::Condition};
+use super::{Dispatch, Ending, HeldJob, Submission, Supervision, Unfinished, condition::Condition};
 use crate::{
     config::{App, Pause, Retry},
     pace::Pacer,
-    send::{call::Api, retry::Supervision},
+    send::call::Api,
 };
 
 /// Jobs handed over and not yet taken up.

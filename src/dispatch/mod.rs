@@ -6,6 +6,8 @@
 
 mod call;
 pub mod condition;
+mod counted;
+mod decision;
 mod dispatcher;
 mod idle;
 mod probing;
@@ -32,6 +34,8 @@ use tracing::debug;
 use self::{
     call::{Permission, call},
     condition::Condition,
+    counted::{Count, Work},
+    decision::{Attempts, Circumstances, Decision, decide},
     dispatcher::Command,
     idle::IdleTimes,
     sending::{Course, Request, Sending},
@@ -39,19 +43,18 @@ use self::{
     waiting::{Later, instant_of, sooner},
 };
 pub use self::{
+    decision::Supervision,
     dispatcher::{Dispatcher, Settings, Tuning},
     submission::{Advance, Ending, HeldJob, Submission, Unfinished},
 };
 use crate::{
     clock, delay,
-    job::DeliveryPromise,
-    outcome::{BatchOutcome, BatchState},
+    outcome::BatchState,
     pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
     send::{
         call::Api,
         classify::{Answer, Verdict, classify},
         codes::Class,
-        retry::{self, Attempts, Next},
     },
     settle::progress::store::StoreLost,
     telemetry::spans,
@@ -59,8 +62,6 @@ use crate::{
 
 /// When calls may not start, how soon to look whether they may now.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// A group that alone meets a fault of the account has so many attempts, with the waits of parked jobs in between.
-const ATTEMPTS_OF_A_GROUP: u32 = 5;
 /// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
 /// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
 pub const RETURNED_AT_MOST: u32 = 10;
@@ -75,7 +76,7 @@ struct Dispatch<A> {
     /// What happens later, soonest first.
     later: BinaryHeap<Reverse<(Instant, JobKey, Later)>>,
     /// Calls made whose outcome is not yet recorded: as many may be repeated after a crash.
-    calls_in_flight: usize,
+    calls_in_flight: Count,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     standing: Standing,
     idle: IdleTimes,
@@ -92,29 +93,17 @@ enum Done {
         batch: u32,
         started: Instant,
         answer: Result<Answer, StoreLost>,
+        work: Work,
     },
     Recorded {
         key: JobKey,
         batch: u32,
         recorded: Result<(), StoreLost>,
-        then: Then,
+        decision: Decision,
+        work: Work,
     },
     /// A probe came back, or was not made because another replica consumes.
     Probed(Option<Answer>),
-}
-
-/// What follows for a batch once its progress is recorded.
-#[derive(Debug, Clone, Copy)]
-enum Then {
-    Ended,
-    Again {
-        after: Duration,
-    },
-    AgainAtOnce,
-    /// Not before the app goes on.
-    Withhold,
-    Park,
-    Split,
 }
 
 impl<A: Api> Dispatch<A> {
@@ -132,7 +121,7 @@ impl<A: Api> Dispatch<A> {
             jobs: BTreeMap::new(),
             next_key: 0,
             later: BinaryHeap::new(),
-            calls_in_flight: 0,
+            calls_in_flight: Count::default(),
             under_way: FuturesUnordered::new(),
         }
     }
@@ -170,8 +159,8 @@ impl<A: Api> Dispatch<A> {
     fn go_on(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Called { key, batch, started, answer } => self.judge(key, batch, started, answer, now),
-            Done::Recorded { key, batch, recorded, then } => self.follow(key, batch, recorded, then, now),
+            Done::Called { key, batch, started, answer, work } => self.judge(key, batch, started, answer, work, now),
+            Done::Recorded { key, batch, recorded, decision, work } => self.follow(key, batch, recorded, decision, work, now),
             Done::Probed(answer) => self.judge_probe(answer, now),
         }
     }
@@ -226,7 +215,7 @@ impl<A: Api> Dispatch<A> {
         {
             return self.wait_for_another_group(until, now);
         }
-        while !self.queue.is_empty() && self.calls_in_flight < most_in_flight {
+        while !self.queue.is_empty() && self.calls_in_flight.present() < most_in_flight {
             if !(self.settings.may_start)() {
                 return Some(now + LOOK_AGAIN);
             }
@@ -247,8 +236,7 @@ impl<A: Api> Dispatch<A> {
             } else if job.is_overdue(now) {
                 self.expire_if_overdue(key, now);
             } else {
-                job.busy += 1;
-                self.calls_in_flight += 1;
+                let work = Work::call(&job.under_way, &self.calls_in_flight);
                 let may_start = self.settings.may_start.clone();
                 let permission = Permission { may_start, lease: job.submission.lease.clone(), deadline: job.deadline, slot };
                 let body = job.submission.job.request_body(batch);
@@ -260,7 +248,7 @@ impl<A: Api> Dispatch<A> {
                     if let Ok(answer) = &answer {
                         spans::note_answer(&span, answer);
                     }
-                    Done::Called { key, batch, started: now, answer }
+                    Done::Called { key, batch, started: now, answer, work }
                 }));
                 return;
             }
@@ -284,7 +272,7 @@ impl<A: Api> Dispatch<A> {
     }
 
     fn wait_for_another_group(&mut self, until: Instant, now: Instant) -> Option<Instant> {
-        if self.calls_in_flight > 0 || until > now {
+        if self.calls_in_flight.present() > 0 || until > now {
             return (until > now).then_some(until);
         }
         self.standing.no_other_group_came(now);
@@ -293,114 +281,81 @@ impl<A: Api> Dispatch<A> {
     }
 
     /// Decides what follows from a call, and records it.
-    fn judge(&mut self, key: JobKey, batch: u32, started: Instant, answer: Result<Answer, StoreLost>, now: Instant) {
+    fn judge(&mut self, key: JobKey, batch: u32, started: Instant, answer: Result<Answer, StoreLost>, work: Work, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         match answer {
-            Err(error) => self.follow(key, batch, Err(error), Then::AgainAtOnce, now),
+            Err(error) => self.follow(key, batch, Err(error), Decision::AgainAtOnce, work, now),
             Ok(Answer::Withdrawn) => {
                 job.set_state(batch, BatchState::Open);
-                self.record(key, batch, Then::AgainAtOnce, now);
+                self.record(key, batch, Decision::AgainAtOnce, work, now);
             }
             Ok(answer) => {
-                let then = self.decide(key, batch, started, answer, now);
-                self.record(key, batch, then, now);
+                let decision = self.decide(key, batch, started, answer, now);
+                self.record(key, batch, decision, work, now);
             }
         }
     }
 
-    fn decide(&mut self, key: JobKey, batch: u32, started: Instant, answer: Answer, now: Instant) -> Then {
+    fn decide(&mut self, key: JobKey, batch: u32, started: Instant, answer: Answer, now: Instant) -> Decision {
         let job = self.jobs.get_mut(&key).expect("the caller has seen it");
         let request = if matches!(answer, Answer::NotSent { .. }) { Request::NotSent } else { Request::Sent };
         let verdict = classify(answer).on_batch_of(job.submission.job.recipients_in(batch));
         let attempts = job.count(batch, request, &verdict, &self.idle);
-        let blame = self.standing.judge(&verdict, &job.submission.job.group_id, started, now);
+        let promise = job.submission.envelope.delivery;
+        let group = &job.submission.job.group_id;
+        let blame = self.standing.judge(&verdict, group, started, now);
+        let group_refused_for = self.standing.refused_since(group).map_or(Duration::ZERO, |since| now - since);
         if let Verdict::Failed { class, fault } = &verdict {
             if *class == Class::RateLimited {
                 self.settings.pacer.slow_down(now);
             }
             debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
         }
-        let group = &self.jobs[&key].submission.job.group_id;
-        let refused_for = self.standing.refused_since(group).map_or(Duration::ZERO, |since| now - since);
-        let give_up_after = self.tuning.borrow().retry.give_up_after;
-        let (state, then) = match blame {
-            Blame::Batch => self.retry(key, verdict, attempts),
-            // Whoever is to blame, the call may have had its effect.
-            Blame::AppOrBatch if self.is_in_doubt(key, &verdict) => self.retry(key, verdict, attempts),
-            Blame::AppOrBatch if attempts.since_first > give_up_after => self.retry(key, verdict, attempts),
-            // Probes pass and it is refused all the same: perhaps there is no other job whose call could tell whose fault it is.
-            Blame::AppOrBatch if refused_for > give_up_after => self.retry(key, verdict, attempts),
-            Blame::OldUserSig => (BatchState::Open, Then::AgainAtOnce),
-            Blame::UserSig => {
-                self.settings.api.renew_user_sig();
-                (BatchState::Open, Then::AgainAtOnce)
-            }
-            Blame::App => (BatchState::Open, Then::Withhold),
-            Blame::Group if attempts.count >= ATTEMPTS_OF_A_GROUP || attempts.since_first > give_up_after => {
-                self.retry(key, verdict, attempts)
-            }
-            Blame::AppOrBatch | Blame::Group => (BatchState::Open, Then::Park),
+        if blame == Blame::UserSig {
+            self.settings.api.renew_user_sig();
+        }
+        let decision = {
+            let policy = &self.tuning.borrow().retry;
+            let (supervision, jitter) = (self.settings.supervision, delay::jitter());
+            let circumstances = Circumstances { blame, promise, attempts, group_refused_for, policy, supervision, jitter };
+            decide(verdict, &circumstances)
         };
-        if let Some(job) = self.jobs.get_mut(&key) {
-            job.set_state(batch, state);
-        }
+        job.set_state(batch, decision.state());
         self.tell_condition(now);
-        then
-    }
-
-    /// Whether the job forbids to send again what this verdict leaves open.
-    fn is_in_doubt(&self, key: JobKey, verdict: &Verdict) -> bool {
-        let once = self.jobs[&key].submission.envelope.delivery == DeliveryPromise::AtMostOnce;
-        once && matches!(verdict, Verdict::Failed { class: Class::TransientOrJob, .. })
-    }
-
-    fn retry(&self, key: JobKey, verdict: Verdict, attempts: Attempts) -> (BatchState, Then) {
-        let promise = self.jobs[&key].submission.envelope.delivery;
-        let supervision = self.settings.supervision;
-        let next = retry::decide(verdict, promise, attempts, &self.tuning.borrow().retry, supervision, delay::jitter());
-        let attempts = attempts.count;
-        match next {
-            Next::Sent => (BatchState::Ended(BatchOutcome::Sent), Then::Ended),
-            Next::Failed(kind, fault) => (BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts }), Then::Ended),
-            Next::Unknown(fault) => (BatchState::Ended(BatchOutcome::Unknown { fault, attempts }), Then::Ended),
-            Next::Again { after } => (BatchState::Open, Then::Again { after }),
-            Next::Park => (BatchState::Open, Then::Park),
-            Next::Split => (BatchState::Open, Then::Split),
-        }
+        decision
     }
 
     /// Records how a batch stands, if the job has a record, and goes on from there.
-    fn record(&mut self, key: JobKey, batch: u32, then: Then, now: Instant) {
+    fn record(&mut self, key: JobKey, batch: u32, decision: Decision, work: Work, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         match &job.submission.entry {
-            None => self.follow(key, batch, Ok(()), then, now),
+            None => self.follow(key, batch, Ok(()), decision, work, now),
             Some(entry) => {
                 let (entry, progress) = (entry.clone(), job.batch(batch).clone());
                 self.under_way.push(Box::pin(async move {
                     let recorded = entry.note(batch, &progress).await;
-                    Done::Recorded { key, batch, recorded, then }
+                    Done::Recorded { key, batch, recorded, decision, work }
                 }));
             }
         }
     }
 
-    fn follow(&mut self, key: JobKey, batch: u32, recorded: Result<(), StoreLost>, then: Then, now: Instant) {
-        self.calls_in_flight -= 1;
+    fn follow(&mut self, key: JobKey, batch: u32, recorded: Result<(), StoreLost>, decision: Decision, work: Work, now: Instant) {
+        drop(work);
         let Some(job) = self.jobs.get_mut(&key) else { return };
-        job.busy -= 1;
-        match (recorded, then) {
+        match (recorded, decision) {
             (Err(error), _) => return self.abandon(key, error.into()),
-            (Ok(()), Then::Ended) => job.ended(),
-            (Ok(()), Then::Again { after }) => {
+            (Ok(()), Decision::Ended(_)) => job.ended(),
+            (Ok(()), Decision::Again { after }) => {
                 self.later.push(Reverse((sooner(now + after, job.deadline), key, Later::Again(batch))));
             }
-            (Ok(()), Then::AgainAtOnce) if job.is_sending() => self.queue.put_back(key, batch),
-            (Ok(()), Then::AgainAtOnce) => {}
-            (Ok(()), Then::Withhold) if self.standing.condition().is_paused() => self.withheld.push((key, batch)),
-            (Ok(()), Then::Withhold) if job.is_sending() => self.queue.put_back(key, batch),
-            (Ok(()), Then::Withhold) => {}
-            (Ok(()), Then::Park) => self.park(key),
-            (Ok(()), Then::Split) => self.split(key),
+            (Ok(()), Decision::AgainAtOnce) if job.is_sending() => self.queue.put_back(key, batch),
+            (Ok(()), Decision::AgainAtOnce) => {}
+            (Ok(()), Decision::WhenTheAppGoesOn) if self.standing.condition().is_paused() => self.withheld.push((key, batch)),
+            (Ok(()), Decision::WhenTheAppGoesOn) if job.is_sending() => self.queue.put_back(key, batch),
+            (Ok(()), Decision::WhenTheAppGoesOn) => {}
+            (Ok(()), Decision::Park) => self.park(key),
+            (Ok(()), Decision::Split) => self.split(key),
         }
         self.expire_if_overdue(key, now);
         self.finish_if_done(key);
@@ -410,7 +365,7 @@ impl<A: Api> Dispatch<A> {
     fn expire_if_overdue(&mut self, key: JobKey, now: Instant) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let abandoned = matches!(job.course, Course::Abandoned(_));
-        if job.is_overdue(now) && job.busy == 0 && !abandoned {
+        if job.is_overdue(now) && job.under_way.present() == 0 && !abandoned {
             self.queue.remove(key);
             job.expire();
             self.finish_if_done(key);

@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
-use super::{Advance, Ending, HeldJob, Submission, Unfinished, idle::IdleTimes, waiting::instant_of};
+use super::{Advance, Attempts, Ending, HeldJob, Submission, Unfinished, counted::Count, idle::IdleTimes, waiting::instant_of};
 use crate::{
     clock,
     job::DeliveryPromise,
     outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report},
-    send::{classify::Verdict, codes::Class, retry::Attempts},
+    send::{classify::Verdict, codes::Class},
     settle::progress::Entry,
     telemetry::spans,
 };
@@ -21,8 +21,8 @@ pub(super) struct Sending {
     pub course: Course,
     pub taken_up: Instant,
     pub deadline: Option<Instant>,
-    /// Calls whose outcome is not yet recorded.
-    pub busy: u32,
+    /// Work on its batches that is not yet recorded.
+    pub under_way: Count,
     batches: Vec<BatchProgress>,
     /// Since when batches that are tried again have been failing.
     failing: BTreeMap<u32, Instant>,
@@ -68,7 +68,7 @@ impl Sending {
             course: Course::Sending,
             taken_up: now,
             deadline,
-            busy: 0,
+            under_way: Count::default(),
             batches,
             failing: BTreeMap::new(),
             spans: BTreeMap::new(),
@@ -129,7 +129,7 @@ impl Sending {
     }
 
     pub fn has_begun(&self) -> bool {
-        self.busy > 0 || self.batches.iter().any(|batch| *batch != BatchProgress::default())
+        self.under_way.present() > 0 || self.batches.iter().any(|batch| *batch != BatchProgress::default())
     }
 
     pub fn is_overdue(&self, now: Instant) -> bool {
@@ -179,7 +179,7 @@ impl Sending {
     }
 
     pub fn is_done(&self) -> bool {
-        self.busy == 0 && (self.open == 0 || !self.is_sending())
+        self.under_way.present() == 0 && (self.open == 0 || !self.is_sending())
     }
 
     /// Hands over how it ended. Nobody listens if the work on the delivery was given up.

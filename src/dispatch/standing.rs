@@ -23,7 +23,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Tuning,
+    Supervision, Tuning,
     condition::{Condition, Trouble},
 };
 use crate::{
@@ -33,7 +33,6 @@ use crate::{
         classify::Verdict,
         codes::{self, Class},
         explain::{Explanation, explain},
-        retry::Supervision,
     },
 };
 

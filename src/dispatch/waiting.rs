@@ -5,12 +5,12 @@ use std::{cmp::Reverse, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Dispatch, Then, condition::Condition, sending::Sending};
+use super::{Decision, Dispatch, Supervision, condition::Condition, counted::Work, sending::Sending};
 use crate::{
     clock,
     outcome::{BatchOutcome, BatchState, FailureKind, Fault},
     pace::fair_queue::JobKey,
-    send::{call::Api, retry::Supervision},
+    send::call::Api,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,10 +59,10 @@ impl<A: Api> Dispatch<A> {
         let (Condition::Outage(why), Some(job)) = (self.standing.condition(), self.jobs.get_mut(&key)) else { return };
         let fault = Fault { code: None, http_status: why.http_status, info: why.info.clone() };
         let attempts = job.batch(batch).attempts;
-        job.set_state(batch, BatchState::Ended(BatchOutcome::Failed { kind: FailureKind::Transient, fault, attempts }));
-        job.busy += 1;
-        self.calls_in_flight += 1;
-        self.record(key, batch, Then::Ended, now);
+        let outcome = BatchOutcome::Failed { kind: FailureKind::Transient, fault, attempts };
+        job.set_state(batch, BatchState::Ended(outcome.clone()));
+        let work = Work::record(&job.under_way);
+        self.record(key, batch, Decision::Ended(outcome), work, now);
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -75,7 +75,7 @@ impl<A: Api> Dispatch<A> {
     /// In an outage no turn comes at which a deadline would be noticed.
     fn idle_in_outage(&self) -> impl Iterator<Item = (JobKey, &Sending)> {
         let jobs = self.standing.outage_since().map(|_| self.jobs.iter());
-        let idle = |(_, job): &(&JobKey, &Sending)| job.is_sending() && job.busy == 0;
+        let idle = |(_, job): &(&JobKey, &Sending)| job.is_sending() && job.under_way.present() == 0;
         jobs.into_iter().flatten().filter(idle).map(|(key, job)| (*key, job))
     }
 

@@ -33,11 +33,11 @@ use crate::{
     broker::{BrokerLost, Target, publisher::Publisher, queues},
     clock::{self, Moment},
     config::{App, Replies},
-    dispatch::{self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Tuning, Unfinished, condition::Condition},
+    dispatch::{self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Supervision, Tuning, Unfinished, condition::Condition},
     job::{Envelope, GIVEN_UP_HEADER, Identity, Job, Rejection, SMALL_BATCH},
     outcome::{BatchProgress, Report},
     pace::{Pacer, send_window::SPAN},
-    send::{call::Api, measured::Measured, retry::Supervision},
+    send::{call::Api, measured::Measured},
     settle::{
         Content, Owed, Owing, Tally, dead_letter, parking,
         progress::{

@@ -40,6 +40,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether the call may have notified although it failed: no whole answer came, or one whose meaning nobody documented.
+    pub fn may_have_had_effect(&self) -> bool {
+        matches!(self, Self::Failed { class: Class::Transient(Effect::Unknown) | Class::TransientOrJob, .. })
+    }
+
     /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought to take in one call is
     /// refused for good.
     pub fn on_batch_of(self, recipients: Option<u32>) -> Self {

@@ -1,6 +1,5 @@
 //! One attempt at one batch: [`target`] says where to and in whose name, [`user_sig`] signs, [`call`] sends, [`classify`] judges
-//! the answer by the tables in [`codes`] and [`http_status`], [`retry`] says whether and when to try again, [`explain`] says it
-//! all to people, [`probe`] is the call that notifies nobody. Nothing else talks to the API.
+//! the answer by the tables in [`codes`] and [`http_status`], [`explain`] says it to people, [`probe`] is the call that notifies nobody. Nothing else talks to the API.
 
 pub mod answer;
 pub mod call;
@@ -11,6 +10,5 @@ pub mod explain;
 pub mod http_status;
 pub mod measured;
 pub mod probe;
-pub mod retry;
 pub mod target;
 pub mod user_sig;

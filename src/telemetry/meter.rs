@@ -18,10 +18,7 @@ use super::metrics::{
 use crate::{
     dispatch::condition::Condition,
     pace::Pacer,
-    send::{
-        classify::{Answer, Verdict, classify},
-        codes::{Class, Effect},
-    },
+    send::classify::{Answer, Verdict, classify},
     settle::{
         Tally,
         result::{RecipientCounts, Status},
@@ -181,11 +178,10 @@ impl Meter {
             return;
         }
         self.call_seconds.record(took);
-        match classify(answer.clone()) {
+        let verdict = classify(answer.clone());
+        match verdict {
             Verdict::Sent => self.calls_sent.increment(1),
-            Verdict::Failed { class: Class::Transient(Effect::Unknown), .. } => {
-                self.count_failed_call(Outcome::Unknown, code_of(answer))
-            }
+            Verdict::Failed { .. } if verdict.may_have_had_effect() => self.count_failed_call(Outcome::Unknown, code_of(answer)),
             Verdict::Failed { .. } => self.count_failed_call(Outcome::Failed, code_of(answer)),
         }
     }
@@ -307,6 +303,7 @@ mod tests {
             (api(10010), r#"outcome="failed",code="10010""#),
             (api(60007), r#"outcome="failed",code="60007""#),
             (api(10002), r#"outcome="unknown",code="10002""#),
+            (api(60099), r#"outcome="unknown",code="60099""#),
             (Answer::Foreign { http_status: 403, info: info() }, r#"outcome="failed",code="http_403""#),
             (Answer::Foreign { http_status: 502, info: info() }, r#"outcome="unknown",code="http_502""#),
             (Answer::NotSent { why: crate::diagnosis::Diagnosis::unknown("") }, r#"outcome="failed",code="not_sent""#),
