@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
+    time::Duration,
 };
 
 use groupcast::{
@@ -10,14 +11,18 @@ use groupcast::{
     settle::result::Status,
     telemetry::metrics::{ALL, Kind, Metric},
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::{
     broker::Broker,
     daemon::Daemon,
     eventually,
-    producer::Producer,
+    producer::{Producer, text},
     scene::{Scene, configuration, job, unique_app},
 };
 
@@ -94,6 +99,54 @@ async fn they_count_how_often_jobs_were_parked() {
     assert_eq!(metrics.one("groupcast_jobs_parked_total", &of_app), parked as f64);
     assert_eq!(metrics.one("groupcast_job_seconds_count", &of_app), 1.0);
     assert!(metrics.one("groupcast_job_seconds_sum", &of_app) > 2.0, "waits are included");
+}
+
+#[tokio::test]
+async fn what_waits_in_the_queues_is_counted_within_fifteen_seconds() {
+    let mut scene = Scene::start().await;
+    let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let headers = FieldTable::from(BTreeMap::from([("groupcast-not-before".into(), text(&tomorrow.to_string()))]));
+    let body = serde_json::to_vec(&job("g", 1)).expect("JSON");
+    for number in 0..3 {
+        let id = format!("scheduled-{number}");
+        let properties = scene.producer.properties().with_headers(headers.clone()).with_message_id(id.as_str().into());
+        scene.producer.publish(&scene.app, &body, properties).await;
+    }
+    scene.producer.publish(&scene.app, &body, scene.producer.properties().with_reply_to("nobodys".into())).await;
+    assert_eq!(scene.send(&job("unknown-group", 1)).await.status, Status::Failed);
+    scene.daemon.until_logged("results went to .unrouted").await;
+    let published = Instant::now();
+    eventually("the queues to be counted", async || {
+        let metrics = Metrics::of(&scene.daemon).await;
+        let counted: Vec<(Vec<&str>, f64)> = metrics.all("groupcast_queue_messages", &["queue"]);
+        let expected = [("dead", 1.0), ("jobs", 0.0), ("unrouted", 1.0), ("wait", 3.0)];
+        (counted == expected.map(|(queue, messages)| (vec![queue], messages))).then_some(())
+    })
+    .await;
+    assert!(published.elapsed() < Duration::from_secs(15), "{:?}", published.elapsed());
+}
+
+#[tokio::test]
+async fn a_queue_that_vanishes_is_told_and_made_again() {
+    let scene = Scene::start().await;
+    let queue = scene.queue("unrouted");
+    let vanished = async || Metrics::of(&scene.daemon).await.one("groupcast_queues_vanished_total", &[("app", &scene.app)]);
+    eventually("a first look", async || {
+        let metrics = Metrics::of(&scene.daemon).await;
+        metrics.all("groupcast_queue_messages", &["queue"]).iter().all(|(_, messages)| *messages == 0.0).then_some(())
+    })
+    .await;
+    let channel = scene.producer.channel().await;
+    channel.queue_delete(queue.as_str().into(), Default::default()).await.expect("the queue is there");
+    scene.daemon.until_logged("a queue has vanished").await;
+    assert!(scene.daemon.log().contains(&queue));
+    eventually("the queue", async || {
+        let channel = scene.producer.channel().await;
+        let look = QueueDeclareOptions { passive: true, ..Default::default() };
+        channel.queue_declare(queue.as_str().into(), look, Default::default()).await.ok()
+    })
+    .await;
+    assert_eq!(vanished().await, 1.0);
 }
 
 #[tokio::test]

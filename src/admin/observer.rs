@@ -1,24 +1,38 @@
-//! Looks once a second: counts the calls of each app, and makes what the page shows, if somebody has it open.
+//! Looks once a second: counts the calls of each app, and makes what the page shows, if somebody has it open. Counts the
+//! messages in the queues now and then, and notices a queue that is gone.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::future::join_all;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
+use tracing::warn;
 
 use super::{
-    Shown,
+    Shown, ShownApp,
     status::{Queues, Status},
 };
-use crate::broker::queues;
+use crate::{
+    broker::{
+        publisher::{NotSeen, Seen},
+        queues,
+    },
+    telemetry::metrics,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// As long as the page plots.
 const SECONDS_KEPT: usize = 300;
 /// Asking the broker for the length of a queue costs a round trip for each.
-const QUEUES_SEEN_EVERY: Duration = Duration::from_secs(3);
+const COUNTED_EVERY: Duration = Duration::from_secs(10);
+/// The same while somebody has the page open.
+const SHOWN_EVERY: Duration = Duration::from_secs(3);
 
 pub struct Observer {
     shown: Arc<Shown>,
@@ -68,12 +82,22 @@ impl Observer {
 
     /// Apart from the rest: a broker that does not answer must not hold up the page that tells of it.
     async fn look_at_queues(&self) -> Infallible {
+        let mut missing = BTreeSet::new();
         loop {
-            if self.is_watched() {
-                let seen = join_all(self.shown.apps.iter().map(|app| self.queues_of(&app.name))).await;
-                self.seen.send_replace(seen);
-                sleep(QUEUES_SEEN_EVERY).await;
-            } else {
+            let looked_at = Instant::now();
+            let (mut seen, mut gone) = (Vec::new(), BTreeSet::new());
+            for app in &self.shown.apps {
+                let mut of_app = Vec::new();
+                seen.push(self.queues_of(app, &mut of_app).await);
+                tell_of_vanished(&app.name, of_app.iter().filter(|queue| !missing.contains(*queue)));
+                gone.extend(of_app);
+            }
+            if !gone.is_empty() {
+                self.shown.publisher.restore_queues().await;
+            }
+            missing = gone;
+            self.seen.send_replace(seen);
+            while looked_at.elapsed() < if self.is_watched() { SHOWN_EVERY } else { COUNTED_EVERY } {
                 sleep(SECOND / 4).await;
             }
         }
@@ -83,14 +107,46 @@ impl Observer {
         self.told.receiver_count() > 0
     }
 
-    async fn queues_of(&self, app: &str) -> Queues {
-        let publisher = &self.shown.publisher;
-        let look_at = async |queue: String| match publisher.is_open() {
-            true => timeout(SECOND, publisher.look_at(&queue)).await.ok().flatten(),
-            false => None,
-        };
-        Queues { jobs: look_at(queues::jobs(app)).await, dead: look_at(queues::dead(app)).await }
+    async fn queues_of(&self, app: &ShownApp, missing: &mut Vec<String>) -> Queues {
+        let name = &app.name;
+        let jobs = self.messages_in(queues::jobs(name), missing).await;
+        let dead = self.messages_in(queues::dead(name), missing).await;
+        let unrouted = self.messages_in(queues::unrouted(name), missing).await;
+        let mut waiting = Some(0);
+        for wait in app.pipeline.waits() {
+            let messages = self.messages_in(queues::wait(name, *wait), missing).await;
+            waiting = waiting.zip(messages).map(|(sum, messages)| sum + messages);
+        }
+        for (queue, messages) in [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)] {
+            metrics::set_queue_messages(name, queue, messages);
+        }
+        Queues { jobs, waiting, dead, unrouted }
     }
+
+    /// `None` if that is not known now.
+    async fn messages_in(&self, queue: String, missing: &mut Vec<String>) -> Option<u32> {
+        let publisher = &self.shown.publisher;
+        if !publisher.is_open() {
+            return None;
+        }
+        match timeout(SECOND, publisher.look_at(&queue)).await {
+            Ok(Ok(Seen { messages, .. })) => Some(messages),
+            Ok(Err(NotSeen::Missing)) => {
+                missing.push(queue);
+                None
+            }
+            Ok(Err(NotSeen::NotKnown)) | Err(_) => None,
+        }
+    }
+}
+
+fn tell_of_vanished<'a>(app: &str, queues: impl Iterator<Item = &'a String>) {
+    let mut count = 0;
+    for queue in queues {
+        warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
+        count += 1;
+    }
+    metrics::count_vanished_queues(app, count);
 }
 
 /// What was counted in so many seconds, spread over them: a process that was held up has not exceeded its limit.

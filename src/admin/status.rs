@@ -8,7 +8,7 @@ use super::{
     Shown, ShownApp,
     readiness::{self, Readiness},
 };
-use crate::{accept::consume::Subscribed, broker::publisher::Seen, dispatch::HeldJob, telemetry::failures::Failure};
+use crate::{accept::consume::Subscribed, dispatch::HeldJob, telemetry::failures::Failure};
 
 /// Of many jobs the page shows those with the most calls left.
 const MAX_JOBS: usize = 20;
@@ -37,7 +37,10 @@ struct Activity {
     calls: Vec<u32>,
     /// Messages in the jobs queue that nobody holds; `null` if not known.
     jobs_waiting: Option<u32>,
+    /// Messages in the wait queues: parked and scheduled jobs.
+    jobs_parked: Option<u32>,
     dead_letters: Option<u32>,
+    results_unrouted: Option<u32>,
     jobs_held: usize,
     calls_left: u64,
     /// Until the held jobs are sent, if every call is accepted.
@@ -53,11 +56,14 @@ struct ShownJob {
     eta_seconds: Option<f64>,
 }
 
-/// What was seen of an app's queues a moment ago.
+/// How many messages were in an app's queues a moment ago, where that is known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Queues {
-    pub jobs: Option<Seen>,
-    pub dead: Option<Seen>,
+    pub jobs: Option<u32>,
+    /// In all wait queues together.
+    pub waiting: Option<u32>,
+    pub dead: Option<u32>,
+    pub unrouted: Option<u32>,
 }
 
 impl Status {
@@ -85,8 +91,10 @@ impl Activity {
             calls_per_second_limit: app.pipeline.calls_per_second_limit(),
             calls_per_second_allowed: rate,
             calls,
-            jobs_waiting: queues.jobs.map(|seen| seen.messages),
-            dead_letters: queues.dead.map(|seen| seen.messages),
+            jobs_waiting: queues.jobs,
+            jobs_parked: queues.waiting,
+            dead_letters: queues.dead,
+            results_unrouted: queues.unrouted,
             jobs_held,
             calls_left,
             eta_seconds: seconds(calls_left),

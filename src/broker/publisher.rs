@@ -86,6 +86,14 @@ pub enum Linked {
     },
 }
 
+/// Why a queue shows nothing of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSeen {
+    /// The broker says that there is no such queue.
+    Missing,
+    NotKnown,
+}
+
 /// What a queue shows of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
@@ -374,7 +382,7 @@ impl Publisher {
     pub async fn look_at_queues_in_trouble(&self) {
         let in_trouble = self.troubles().own(Instant::now());
         for (app, queue, _) in in_trouble {
-            if let Some(seen) = self.look_at(&queue).await {
+            if let Ok(seen) = self.look_at(&queue).await {
                 self.troubles().counted(&app, &queue, seen.messages);
             }
         }
@@ -387,16 +395,28 @@ impl Publisher {
 
     /// Whether somebody is known to consume from a queue now.
     pub async fn is_consumed(&self, queue: &str) -> bool {
-        self.look_at(queue).await.is_some_and(|seen| seen.consumers > 0)
+        self.look_at(queue).await.is_ok_and(|seen| seen.consumers > 0)
     }
 
     /// A queue as it is now, if the broker lets itself be asked.
-    pub async fn look_at(&self, queue: &str) -> Option<Seen> {
+    pub async fn look_at(&self, queue: &str) -> Result<Seen, NotSeen> {
         let link = match &*self.link.borrow() {
             Linked::Yes(link) => link.clone(),
-            Linked::No { .. } | Linked::Forbidden { .. } => return None,
+            Linked::No { .. } | Linked::Forbidden { .. } => return Err(NotSeen::NotKnown),
         };
-        link.look_at(queue).await.ok()
+        link.look_at(queue).await.map_err(|unconfirmed| match unconfirmed {
+            Unconfirmed::Refused(Refusal::NoSuchQueue, _) => NotSeen::Missing,
+            _ => NotSeen::NotKnown,
+        })
+    }
+
+    /// Declares our own queues anew, where the daemon declares them.
+    pub async fn restore_queues(&self) {
+        let link = match &*self.link.borrow() {
+            Linked::Yes(link) => link.clone(),
+            Linked::No { .. } | Linked::Forbidden { .. } => return,
+        };
+        restore_queues(&*link).await;
     }
 
     async fn link(&self) -> Arc<dyn Link> {

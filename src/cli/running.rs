@@ -47,10 +47,12 @@ pub async fn ask(config: &Config) -> Answered {
     }
     match fetch(listen, "readyz").await {
         Err(_) => Answered::No { listen },
-        Ok(Answer { body, .. }) => match serde_json::from_str::<Value>(&body).ok().filter(|readiness| readiness["apps"].is_object()) {
-            Some(readiness) => Answered::Yes(read(&readiness, config.apps.keys())),
-            None => Answered::Otherwise { listen },
-        },
+        Ok(Answer { body, .. }) => {
+            match serde_json::from_str::<Value>(&body).ok().filter(|readiness| readiness["apps"].is_object()) {
+                Some(readiness) => Answered::Yes(read(&readiness, config.apps.keys())),
+                None => Answered::Otherwise { listen },
+            }
+        }
     }
 }
 

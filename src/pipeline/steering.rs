@@ -1,5 +1,7 @@
 //! How an app's pipeline fares, for whoever looks, and how an operator halts it.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Pipeline;
@@ -13,6 +15,11 @@ use crate::{
 };
 
 impl Pipeline {
+    /// The waits of the app's wait queues.
+    pub fn waits(&self) -> &[Duration] {
+        &self.park
+    }
+
     /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight finish, other jobs go back to
     /// the queue.
     pub fn pause(&self) {

@@ -79,6 +79,20 @@ pub static RESULTS_UNROUTED: Metric = Metric {
     unit: "results",
     meaning: "results put into .unrouted because their reply queue was missing, full or refused",
 };
+pub static QUEUE_MESSAGES: Metric = Metric {
+    name: "groupcast_queue_messages",
+    kind: Kind::Gauge,
+    labels: &["app", "queue"],
+    unit: "messages",
+    meaning: "messages that wait in a queue of the app, as the broker counted them in the last 15 s; wait is all wait queues together",
+};
+pub static QUEUES_VANISHED: Metric = Metric {
+    name: "groupcast_queues_vanished_total",
+    kind: Kind::Counter,
+    labels: &["app"],
+    unit: "queues",
+    meaning: "times that a queue of the app was gone, and with it what was in it",
+};
 pub static JOBS_HELD: Metric = Metric {
     name: "groupcast_jobs_held",
     kind: Kind::Gauge,
@@ -150,12 +164,14 @@ pub static BUILD_INFO: Metric = Metric {
     meaning: "always 1; tells the version",
 };
 
-pub static ALL: [&Metric; 15] = [
+pub static ALL: [&Metric; 17] = [
     &JOBS,
     &JOB_SECONDS,
     &RECIPIENTS,
     &JOBS_PARKED,
     &RESULTS_UNROUTED,
+    &QUEUE_MESSAGES,
+    &QUEUES_VANISHED,
     &JOBS_HELD,
     &CALLS,
     &CALL_SECONDS,
@@ -204,6 +220,16 @@ pub fn set_broker_connected(connected: bool) {
 /// A line of the log was not written.
 pub fn count_dropped_line() {
     LOG_LINES_DROPPED.counter(&[]).increment(1);
+}
+
+/// So many messages wait; `None` if that is not known now.
+pub fn set_queue_messages(app: &str, queue: &str, messages: Option<u32>) {
+    QUEUE_MESSAGES.gauge(&[app, queue]).set(messages.map_or(f64::NAN, f64::from));
+}
+
+/// So many queues were gone.
+pub fn count_vanished_queues(app: &str, queues: usize) {
+    QUEUES_VANISHED.counter(&[app]).increment(queues as u64);
 }
 
 /// Why a result did not go to its reply queue.
