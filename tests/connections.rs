@@ -80,12 +80,12 @@ async fn redis_is_reached_over_tls_with_a_certificate_on_both_sides() {
     daemon.until_logged("the state store does not work").await;
 }
 
-/// The permissions that the README lists.
+/// The permissions that docs/queues.md lists.
 #[tokio::test]
 async fn a_user_with_the_least_rights_is_enough() {
-    let readme = std::fs::read_to_string("README.md").unwrap();
+    let page = std::fs::read_to_string("docs/queues.md").unwrap();
     let listed = |name: &str| {
-        let line = readme.lines().find(|line| line.contains("set_permissions") && line.contains(name)).expect("it is listed");
+        let line = page.lines().find(|line| line.contains("set_permissions") && line.contains(name)).expect("it is listed");
         let patterns: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
         patterns.try_into().unwrap_or_else(|patterns| panic!("three patterns, not {patterns:?}"))
     };

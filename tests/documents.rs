@@ -17,7 +17,7 @@ use groupcast::{
 use serde_json::Value;
 
 #[test]
-fn every_key_in_the_readme_is_accepted_by_the_configuration() {
+fn every_key_in_the_documents_is_accepted_by_the_configuration() {
     for key in config_table().keys() {
         let variable = format!("GROUPCAST__{}", key.replace('.', "__").to_uppercase());
         // Whatever is wrong with the value: the key is known.
@@ -27,7 +27,7 @@ fn every_key_in_the_readme_is_accepted_by_the_configuration() {
 }
 
 #[test]
-fn every_key_that_the_configuration_accepts_is_in_the_readme() {
+fn every_key_that_the_configuration_accepts_is_in_the_documents() {
     let documented = config_table();
     let sections: BTreeSet<&str> = documented.keys().filter_map(|key| key.rsplit_once('.')).map(|(section, _)| section).collect();
     for section in sections {
@@ -37,22 +37,24 @@ fn every_key_that_the_configuration_accepts_is_in_the_readme() {
         for variable in allowed.split(", ") {
             let key = variable.trim_start_matches("GROUPCAST__").to_lowercase().replace("__", ".");
             let is_section = documented.keys().any(|documented| documented.starts_with(&format!("{key}.")));
-            assert!(is_section || documented.contains_key(&key), "the README lacks {key}");
+            assert!(is_section || documented.contains_key(&key), "docs/configuration.md lacks {key}");
         }
     }
 }
 
 #[test]
-fn every_default_in_the_readme_is_the_one_in_effect() {
+fn every_default_in_the_documents_is_the_one_in_effect() {
     let documented = config_table();
     let defaults = effective(SMALLEST);
     for key in defaults.keys() {
-        assert!(documented.contains_key(key), "the README lacks {key}");
+        assert!(documented.contains_key(key), "docs/configuration.md lacks {key}");
     }
     for (key, default) in &documented {
         match default.as_str() {
             "required" => assert!(SMALLEST.contains(key.rsplit('.').next().unwrap()), "{key} has a default"),
-            "–" => assert!(!defaults.contains_key(key), "the README lacks the default of {key}: {:?}", defaults[key]),
+            "–" => {
+                assert!(!defaults.contains_key(key), "docs/configuration.md lacks the default of {key}: {:?}", defaults[key])
+            }
             default => {
                 let literal = default.trim_matches('`');
                 let (section, name) = key.rsplit_once('.').unwrap();
@@ -77,20 +79,20 @@ fn the_command_table_has_the_commands_of_the_help_and_no_others() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|&command| command != "help")
         .collect();
-    let readme = readme();
-    let documented: BTreeSet<&str> = rows(section(&readme, "## Commands"))
+    let page = read("docs/commands.md");
+    let documented: BTreeSet<&str> = rows(section(&page, "## All commands"))
         .map(|cells| cells[0].trim_matches('`').strip_prefix("groupcast ").expect("a command"))
         .collect();
     assert_eq!(documented, offered);
 }
 
 #[test]
-fn the_options_of_send_in_the_readme_are_those_of_its_help() {
+fn the_options_of_send_in_the_documents_are_those_of_its_help() {
     let help = groupcast(&["send", "--help"]);
     let offered: BTreeSet<&str> =
         options_in(&help).filter(|option| !["--app", "--config", "--help", "--version"].contains(option)).collect();
-    let readme = readme();
-    let row = section(&readme, "## Commands").lines().find(|line| line.starts_with("| `groupcast send`")).expect("its row");
+    let page = read("docs/commands.md");
+    let row = section(&page, "## All commands").lines().find(|line| line.starts_with("| `groupcast send`")).expect("its row");
     assert_eq!(options_in(row).collect::<BTreeSet<_>>(), offered);
 }
 
@@ -174,10 +176,10 @@ fn flatten(prefix: &str, value: toml::Value, keys: &mut BTreeMap<String, toml::V
     }
 }
 
-/// The README's keys, those of an app for the app `default`, with what stands in the column of defaults.
+/// The documented keys, those of an app for the app `default`, each with its documented default.
 fn config_table() -> BTreeMap<String, String> {
-    let readme = readme();
-    let keys = rows(section(&readme, "## Configuration"));
+    let page = read("docs/configuration.md");
+    let keys = rows(section(&page, "## Keys"));
     let table: BTreeMap<_, _> =
         keys.map(|cells| (cells[0].trim_matches('`').replace("<app>", "default"), cells[1].to_owned())).collect();
     assert!(!table.is_empty());
@@ -188,25 +190,26 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn readme() -> String {
-    fs::read_to_string(root().join("README.md")).unwrap()
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// README.md, CHANGELOG.md and everything under docs/.
+/// The documents at the root and everything under docs/.
 fn documents() -> Vec<PathBuf> {
-    let mut documents = vec![root().join("README.md"), root().join("CHANGELOG.md")];
-    let mut folders = vec![root().join("docs")];
+    let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
+    let pages = files_below("docs").into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    at_the_root.into_iter().chain(pages).collect()
+}
+
+fn files_below(folder: &str) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                documents.push(path);
-            }
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
         }
     }
-    documents
+    files
 }
 
 /// What stands under a heading, up to the next one of its level.
@@ -223,7 +226,7 @@ fn rows(section: &str) -> impl Iterator<Item = Vec<&str>> {
 
 /// The first JSON example under a heading.
 fn json_example(heading: &str) -> Value {
-    let readme = readme();
+    let readme = read("README.md");
     let after = section(&readme, heading).split_once("```json\n").expect("an example").1;
     serde_json::from_str(after.split_once("```").expect("its end").0).unwrap()
 }
@@ -265,10 +268,10 @@ fn validate(definition: &str, example: &Value) {
 }
 
 #[test]
-fn the_metrics_in_the_readme_are_those_of_the_program() {
-    let readme = readme();
+fn the_metrics_in_the_documents_are_those_of_the_program() {
+    let page = read("docs/metrics.md");
     let documented: Vec<Vec<String>> =
-        rows(section(&readme, "## Metrics")).map(|cells| cells.iter().map(|cell| cell.replace('`', "")).collect()).collect();
+        rows(section(&page, "## Metrics")).map(|cells| cells.iter().map(|cell| cell.replace('`', "")).collect()).collect();
     let offered = ALL.iter().map(|metric| {
         let labels = if metric.labels.is_empty() { "–".to_owned() } else { metric.labels.join(", ") };
         [metric.name, metric.kind.as_str(), &labels, metric.unit, metric.meaning].map(str::to_owned).to_vec()
