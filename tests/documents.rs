@@ -148,6 +148,58 @@ fn every_relative_link_of_the_documents_leads_somewhere() {
     }
 }
 
+#[test]
+fn every_document_that_a_comment_names_exists() {
+    let files = ["src", "tests", "deploy", "benches", "fuzz/fuzz_targets", "fuzz/seeds"].map(files_below).concat();
+    let mut named = 0;
+    for file in files {
+        // Pictures and archives are no text.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        for rest in text.split("docs/").skip(1) {
+            let of_a_path = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
+            let path = rest.split(|letter| !of_a_path(letter)).next().unwrap().trim_end_matches('.');
+            if path.ends_with(".md") {
+                named += 1;
+                assert!(root().join("docs").join(path).exists(), "{} names docs/{path}, which does not exist", file.display());
+            }
+        }
+    }
+    assert!(named >= 5, "{named} documents are named");
+}
+
+#[test]
+fn every_page_is_in_the_list_of_contents() {
+    let contents = read("docs/README.md");
+    for entry in fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") && name != "README.md" {
+            assert!(contents.contains(&format!("]({name})")), "docs/README.md does not list {name}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_has_at_most_150_lines() {
+    assert!(read("README.md").lines().count() <= 150);
+}
+
+/// Tables, code and the targets of links cannot wrap.
+#[test]
+fn prose_has_at_most_100_columns() {
+    for document in documents() {
+        let mut is_code = false;
+        for (index, line) in fs::read_to_string(&document).unwrap().lines().enumerate() {
+            let is_fence = line.trim_start().starts_with("```");
+            is_code ^= is_fence;
+            if is_fence || is_code || line.trim_start().starts_with('|') {
+                continue;
+            }
+            let columns = without_targets(line).chars().count();
+            assert!(columns <= 100, "{}:{} has {columns} columns", document.display(), index + 1);
+        }
+    }
+}
+
 const SMALLEST: &str = "[apps.default]\nsdk_app_id = 1400000000\nsecret_key = \"key\"\nregion = \"singapore\"\n";
 
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
@@ -234,6 +286,12 @@ fn json_example(heading: &str) -> Value {
 fn options_in(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'));
     words.filter(|word| word.starts_with("--") && word.len() > 2)
+}
+
+fn without_targets(line: &str) -> String {
+    let mut parts = line.split("](");
+    let first = parts.next().unwrap().to_owned();
+    parts.fold(first, |kept, part| kept + "]" + part.split_once(')').map_or(part, |(_, rest)| rest))
 }
 
 fn without_code(document: &str) -> String {
