@@ -2,6 +2,7 @@
 
 mod admin;
 mod bad_input;
+mod broken_worlds;
 mod broker_nodes;
 mod command_line;
 mod connections;

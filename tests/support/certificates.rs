@@ -10,8 +10,20 @@ use tempfile::TempDir;
 /// PEM files: the authority's certificate, and one with its key for the server and for a client.
 pub struct Certificates(TempDir);
 
+/// Whether the server's certificate is still valid.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Validity {
+    Now,
+    Over,
+}
+
 impl Certificates {
     pub fn make() -> Certificates {
+        Certificates::of_server(&["localhost", "127.0.0.1"], Validity::Now)
+    }
+
+    /// The same with a server's certificate for these names alone.
+    pub fn of_server(names: &[&str], validity: Validity) -> Certificates {
         let folder = tempfile::Builder::new().prefix("groupcast-certificates-").tempdir().expect("a scratch folder");
         let mut params = params(Vec::new(), "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -21,8 +33,11 @@ impl Certificates {
         for (name, purpose) in [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
         {
             let key = KeyPair::generate().expect("a key");
-            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let names = names.iter().map(|&name| name.to_owned()).collect();
             let mut params = self::params(names, name);
+            if validity == Validity::Over {
+                params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+            }
             params.extended_key_usages = vec![purpose];
             let certificate = params.signed_by(&key, &authority).expect("a certificate");
             std::fs::write(folder.path().join(format!("{name}.pem")), certificate.pem()).expect("a file");
