@@ -154,15 +154,7 @@ impl Work for Pipeline {
     }
 
     fn begin(&self) {
-        let begin = |pacer: &Pacer, taken_over_at: &Mutex<Instant>| {
-            let now = Instant::now();
-            pacer.start_over(now);
-            *taken_over_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
-        };
-        begin(&self.pacer, &self.taken_over_at);
-        // Until then, and for a second more, the replica that had the jobs before may call.
-        let (pacer, taken_over_at) = (self.pacer.clone(), self.taken_over_at.clone());
-        self.tenure.begin(move || begin(&pacer, &taken_over_at));
+        self.take_over(Pacer::start_over);
     }
 
     fn is_subscribed(&self) {
@@ -270,6 +262,19 @@ impl Pipeline {
             largest_batch: OnceLock::new(),
             was_closed_for_long: AtomicBool::new(false),
         }
+    }
+
+    /// Takes the jobs over from the replica that had them before. `start_pacer` makes the pacer wait for that replica's calls.
+    pub fn take_over(&self, start_pacer: fn(&Pacer, Instant)) {
+        let start = move |pacer: &Pacer, taken_over_at: &Mutex<Instant>| {
+            let now = Instant::now();
+            start_pacer(pacer, now);
+            *taken_over_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        };
+        start(&self.pacer, &self.taken_over_at);
+        // Until the store has answered, and for a second more, the other replica may call.
+        let (pacer, taken_over_at) = (self.pacer.clone(), self.taken_over_at.clone());
+        self.tenure.begin(move || start(&pacer, &taken_over_at));
     }
 
     /// Works by another configuration of the app from now on: for jobs that come, and for what is decided about those that are

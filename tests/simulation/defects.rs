@@ -29,7 +29,7 @@ pub enum Defect {
     ParkWithoutConfirm,
     /// Calls go on after the delivery is somebody else's.
     NoFencing,
-    /// A replica that takes over does not wait for what the other one has sent.
+    /// The first call of a subscription does not wait until the calls of another replica are a second old.
     NoWaitAtTakeOver,
     /// The result is not recorded before the acknowledgement.
     NotCompleted,
@@ -116,7 +116,9 @@ impl Work for Flawed {
     }
 
     fn begin(&self) {
-        if !self.world.has(Defect::NoWaitAtTakeOver) {
+        if self.world.has(Defect::NoWaitAtTakeOver) {
+            self.pipeline.take_over(|_, _| {});
+        } else {
             self.pipeline.begin();
         }
     }
