@@ -27,6 +27,7 @@ pub mod job;
 pub mod outcome;
 pub mod sandbox;
 pub mod telemetry;
+pub mod watch;
 
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]

@@ -22,7 +22,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use lapin::{BasicProperties, types::FieldTable};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep},
 };
 use tracing::{debug, info, warn};
@@ -31,7 +31,7 @@ use super::{
     BrokerLost, Outgoing, Refusal, Routing, Target, frame, session,
     troubles::{Told, Trouble, Troubles, Turn, UnroutedResults},
 };
-use crate::delay;
+use crate::{delay, watch};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);

@@ -17,7 +17,7 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPHardError},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ use super::{
     publisher::{Lane, Link, Linked, Mandatory, Publisher, Seen, Unconfirmed, attempt_on},
     topology::{self, QueueSpec},
 };
-use crate::{delay, diagnosis::Diagnosis};
+use crate::{delay, diagnosis::Diagnosis, watch};
 
 /// Publishes in flight on a connection, for queues of ours and for those of producers.
 const CHANNELS: usize = 64;

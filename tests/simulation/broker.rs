@@ -17,7 +17,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, sleep},
 };
 
@@ -38,6 +38,7 @@ use crate::{
     },
     job::REPLY_TO_HEADER,
     settle::result::{ErrorKind, JobResult, Status},
+    watch,
 };
 
 /// How long a daemon waits for what is under way before it gives the rest back.

@@ -7,7 +7,6 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
-    sync::watch,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
@@ -31,6 +30,7 @@ use crate::{
     job::DeliveryPromise,
     pipeline::Pipeline,
     settle::progress::Progress,
+    watch,
 };
 
 const MINUTE: f64 = 60.0;

@@ -6,14 +6,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
 
 use super::store::{Answer, Scope, Store, StoreLost};
-use crate::delay;
+use crate::{delay, watch};
 
 const FIRST_PROBE: Duration = Duration::from_millis(200);
 const MAX_PROBE: Duration = Duration::from_secs(5);
@@ -153,7 +150,7 @@ async fn probe_as_needed(shared: Weak<Shared>, mut condition: watch::Receiver<Co
     loop {
         let until_away = condition.wait_for(|condition| *condition != Condition::Works);
         let found = match timeout(PROBED_EVERY, until_away).await {
-            Ok(Ok(found)) => found.clone(),
+            Ok(Ok(())) => condition.borrow().clone(),
             Ok(Err(_)) => return,
             Err(_) => Condition::Works,
         };

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, sleep_until},
 };
 use tracing::{error, info};
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock::{self, Moment},
-    delay,
+    delay, watch,
 };
 
 /// For how long the store's word counts.
