@@ -33,9 +33,13 @@ const ROUNDING: Duration = Duration::from_millis(3);
 /// After that no call may leave.
 const UNRECORDED_AT_MOST: Duration = Duration::from_millis(1003);
 
+/// For how long the store's word counts that no other replica has the jobs.
+const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub struct Api {
-    arrivals: VecDeque<Instant>,
+    /// The calls of the last second, and who made them.
+    arrivals: VecDeque<(Instant, Arc<Life>)>,
     /// By group and first recipient.
     pub batches: BTreeMap<(String, String), Facts>,
     /// Calls, reached or not, in the part of an episode that comes after all other trouble.
@@ -179,6 +183,7 @@ impl SimulatedApi {
         self.check_batch(planned, &numbers, request, &members);
         self.check_time(planned);
         self.check_pace();
+        self.check_tenure();
         self.check_unrecorded();
         if !self.world.lock().broker.holds(&self.life, &numbers) {
             self.world.broken(format!("a call for {} by a replica that does not hold it", request.group));
@@ -286,19 +291,34 @@ impl SimulatedApi {
         }
     }
 
+    /// Each process keeps the limit, and all together keep it too. In a partition, the calls of a replica that was displaced
+    /// less than a second ago come on top: they are no more than its bucket held.
     fn check_pace(&self) {
         let now = Instant::now();
-        let limit = self.world.scenario().app.calls_per_second as usize;
+        let app = &self.world.scenario().app;
+        let limit = app.calls_per_second as usize;
         let mut world = self.world.lock();
+        let taken_over_at = world.records.taken_over_at().filter(|at| now - *at < CONFIRMED_FOR + Duration::from_secs(1));
+        let is_shared = taken_over_at.is_some_and(|at| world.broker.was_partitioned_at(at));
         let arrivals = &mut world.api.arrivals;
-        arrivals.push_back(now);
-        while arrivals.front().is_some_and(|at| now - *at >= Duration::from_secs(1)) {
+        arrivals.push_back((now, self.life.clone()));
+        while arrivals.front().is_some_and(|(at, _)| now - *at >= Duration::from_secs(1)) {
             arrivals.pop_front();
         }
         let count = arrivals.len();
+        let own = arrivals.iter().filter(|(_, life)| Arc::ptr_eq(life, &self.life)).count();
         drop(world);
-        if count > limit {
-            self.world.broken(format!("{count} calls in a second, {limit} are allowed"));
+        let allowed = if is_shared { limit + app.burst as usize } else { limit };
+        if count > allowed || own > limit {
+            self.world.broken(format!("{count} calls in a second, {own} of them by one process; {limit} are allowed"));
+        }
+    }
+
+    /// No call leaves a second after another replica has taken the jobs over.
+    fn check_tenure(&self) {
+        let displaced_for = self.world.lock().records.displaced_for(&self.life);
+        if let Some(displaced_for) = displaced_for.filter(|time| *time >= CONFIRMED_FOR) {
+            self.world.broken(format!("a call {displaced_for:?} after another replica has taken the jobs over"));
         }
     }
 

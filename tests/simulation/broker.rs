@@ -1,6 +1,8 @@
 //! A broker in memory. It keeps what it has confirmed, gives back what is unacknowledged when a consumer is gone, and has one
 //! active consumer. Confirms come late and in any order, or not at all.
 
+mod partition;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
@@ -21,6 +23,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use self::partition::Partition;
 use super::{
     defects::Defect,
     scenario::{APP, FULL, MISSING, REPLIES, SILENT, Span},
@@ -108,6 +111,7 @@ pub struct Broker {
     next_id: u64,
     missing_queues: BTreeSet<String>,
     blocked: bool,
+    partition: Partition,
     pub fates: Vec<Fate>,
     changed: Arc<Notify>,
     unblocked: Arc<Notify>,
@@ -118,6 +122,8 @@ struct Consumer {
     life: Arc<Life>,
     gone: Arc<AtomicBool>,
     cancelled: bool,
+    /// Copies of jobs that it is still delivered, if its node has lost its peers.
+    cut_off: Option<VecDeque<Message>>,
     unacknowledged: BTreeMap<u64, (Message, Instant)>,
 }
 
@@ -150,6 +156,7 @@ impl Broker {
             next_id: 0,
             missing_queues: BTreeSet::new(),
             blocked: false,
+            partition: Partition::default(),
             fates: std::iter::repeat_with(Fate::default).take(messages).collect(),
             changed: Arc::default(),
             unblocked: Arc::default(),
@@ -179,16 +186,23 @@ impl Broker {
         self.consumers = left;
         for consumer in <Vec<Consumer>>::into_iter(removed).rev() {
             consumer.gone.store(true, Ordering::Relaxed);
-            for (mut message, _) in consumer.unacknowledged.into_values().rev() {
-                message.returns += 1;
-                if message.returns > self.delivery_limit {
-                    self.give_up(message);
-                } else {
-                    self.jobs.push_front(message);
-                }
+            // The broker has taken back before what was delivered to a consumer that is cut off.
+            if consumer.cut_off.is_none() {
+                self.take_back(consumer.unacknowledged.into_values().map(|(message, _)| message).collect());
             }
         }
         self.changed.notify_waiters();
+    }
+
+    fn take_back(&mut self, deliveries: Vec<Message>) {
+        for mut message in deliveries.into_iter().rev() {
+            message.returns += 1;
+            if message.returns > self.delivery_limit {
+                self.give_up(message);
+            } else {
+                self.jobs.push_front(message);
+            }
+        }
     }
 
     fn give_up(&mut self, message: Message) {
@@ -357,6 +371,7 @@ impl Queue for SimulatedQueue {
             life: self.life.clone(),
             gone: gone.clone(),
             cancelled: false,
+            cut_off: None,
             unacknowledged: BTreeMap::new(),
         });
         let prefetch = usize::from(prefetch);
@@ -371,14 +386,17 @@ impl SimulatedSubscription {
         }
         let broker = &mut self.world.lock().broker;
         let id = broker.next_id;
-        let is_active = broker.consumers.iter().find(|consumer| !consumer.cancelled).is_some_and(|active| active.id == self.id);
+        let is_active = broker.consumers.iter().find(|consumer| consumer.is_active()).is_some_and(|active| active.id == self.id);
         let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.id && !consumer.cancelled)?;
         // Each replica reads what the broker has given up.
         let reads = !self.world.has(Defect::UndeliverableUnread);
-        let (source, message) = match broker.undeliverable.pop_front_if(|_| reads) {
-            Some(message) => (Source::Undeliverable, message),
-            None if is_active && consumer.unacknowledged.len() < self.prefetch => (Source::Jobs, broker.jobs.pop_front()?),
-            None => return None,
+        let has_room = consumer.unacknowledged.len() < self.prefetch;
+        let (source, message) = match &mut consumer.cut_off {
+            Some(copies) => (Source::Jobs, copies.pop_front_if(|_| has_room)?),
+            None => match broker.undeliverable.pop_front_if(|_| reads) {
+                Some(message) => (Source::Undeliverable, message),
+                None => (Source::Jobs, broker.jobs.pop_front_if(|_| is_active && has_room)?),
+            },
         };
         broker.next_id += 1;
         if let Some(number) = number(&message.properties) {
@@ -482,6 +500,10 @@ impl SimulatedDelivery {
             let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
             let (message, since) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
             let number = number(&message.properties).expect("each message has one");
+            if consumer.cut_off.is_some() {
+                broker.changed.notify_waiters();
+                return Ok(());
+            }
             broker.fates[number].acknowledged += 1;
             broker.changed.notify_waiters();
             (number, since.elapsed())
@@ -524,11 +546,8 @@ impl Acknowledge for SimulatedDelivery {
             let broker = &mut self.world.lock().broker;
             let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
             let (message, _) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
-            let message = Message { returns: message.returns + 1, ..message };
-            if message.returns > broker.delivery_limit {
-                broker.give_up(message);
-            } else {
-                broker.jobs.push_front(message);
+            if consumer.cut_off.is_none() {
+                broker.take_back(vec![message]);
             }
             broker.changed.notify_waiters();
             Ok(())
@@ -592,7 +611,8 @@ impl SimulatedLink {
             self.give_up();
             return Err(self.lost());
         }
-        if queue == SILENT && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span)) {
+        let is_silent = queue == SILENT && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span));
+        if is_silent || self.world.publishes_in_vain(&self.life) {
             return self.say_nothing(queue, message).await;
         }
         while self.world.is_full(queue) {
@@ -713,7 +733,7 @@ impl Link for SimulatedLink {
         Box::pin(async {
             self.world.round_trip().await;
             let broker = &self.world.lock().broker;
-            let consumers = broker.consumers.iter().filter(|consumer| !consumer.cancelled).count() as u32;
+            let consumers = broker.consumers.iter().filter(|consumer| consumer.is_active()).count() as u32;
             Ok(Seen { messages: broker.jobs.len() as u32, consumers })
         })
     }

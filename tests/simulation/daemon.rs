@@ -35,6 +35,7 @@ use crate::{
 
 const MINUTE: f64 = 60.0;
 const RESTART_WITHIN: Duration = Duration::from_secs(5);
+const LONGEST_PARTITION: Duration = Duration::from_secs(40);
 /// With what the daemon needs to find out that it is over.
 const LONGEST_STORE_TROUBLE: Duration = Duration::from_secs(60);
 
@@ -55,10 +56,12 @@ pub async fn live(world: Shared) {
     }
     tokio::spawn(trouble(world.clone()));
     tokio::spawn(store_trouble(world.clone()));
+    tokio::spawn(partitions(world.clone()));
     let end_of_trouble = world.start() + world.scenario().trouble;
     sleep_until(end_of_trouble).await;
     world.heal();
     world.block(false);
+    world.reunite();
     let last = world.scenario().messages.iter().map(|planned| planned.at).max().unwrap_or_default();
     sleep_until(world.start() + last + Duration::from_secs(1)).await;
     while !world.lock().broker.is_quiet() && !world.is_broken() {
@@ -170,6 +173,19 @@ async fn trouble(world: Shared) {
             world.block(true);
             sleep(world.up_to(Duration::from_secs(10))).await;
             world.block(false);
+        }
+    }
+}
+
+/// The broker's nodes lose each other and meet again.
+async fn partitions(world: Shared) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        if world.happens(world.scenario().faults.partitions_a_minute / MINUTE) {
+            world.cut_off(world.coin());
+            sleep(world.up_to(LONGEST_PARTITION)).await;
+            world.note("the broker's nodes meet again");
+            world.reunite();
         }
     }
 }

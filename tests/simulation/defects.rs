@@ -29,6 +29,8 @@ pub enum Defect {
     ParkWithoutConfirm,
     /// Calls go on after the delivery is somebody else's.
     NoFencing,
+    /// The store does not say that another replica has taken a newer epoch.
+    EpochUnchecked,
     /// The first call of a subscription does not wait until the calls of another replica are a second old.
     NoWaitAtTakeOver,
     /// The result is not recorded before the acknowledgement.
@@ -58,13 +60,14 @@ pub enum Defect {
 }
 
 impl Defect {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
         Self::ResendOfRecorded,
         Self::ParkWithoutConfirm,
         Self::NoFencing,
+        Self::EpochUnchecked,
         Self::NoWaitAtTakeOver,
         Self::NotCompleted,
         Self::LetterWithoutConfirm,

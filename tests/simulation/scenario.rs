@@ -130,6 +130,7 @@ pub struct Faults {
     pub stops_a_minute: f64,
     pub disconnects_a_minute: f64,
     pub blocks_a_minute: f64,
+    pub partitions_a_minute: f64,
     pub slowness: f64,
 }
 
@@ -231,7 +232,10 @@ impl Scenario {
             hold_bytes: hold_bytes(&mut SmallRng::seed_from_u64(seed.rotate_left(32))),
             replicas,
             sharing,
-            faults: Faults::by_chance(&mut chance),
+            faults: Faults {
+                partitions_a_minute: partitions_a_minute(replicas, &mut SmallRng::seed_from_u64(seed.rotate_left(16))),
+                ..Faults::by_chance(&mut chance)
+            },
             store: if is_doubtful { StoreTrouble::default() } else { store },
             episode,
             filtered: filtered(&mut SmallRng::seed_from_u64(!seed.rotate_left(32))),
@@ -247,6 +251,11 @@ impl Scenario {
 /// Most brokers have the limit that the daemon declares; some have a policy of an operator, or a crash loop behind them.
 fn delivery_limit(chance: &mut SmallRng) -> u32 {
     if chance.random_bool(0.15) { chance.random_range(0..4) } else { DELIVERY_LIMIT }
+}
+
+/// A partition matters where another replica can get the jobs.
+fn partitions_a_minute(replicas: usize, chance: &mut SmallRng) -> f64 {
+    if replicas > 1 && chance.random_bool(0.4) { chance.random_range(0.5..6.0) } else { 0.0 }
 }
 
 /// A header that a client in another language can send: a name in Latin-1, or tables in tables.
@@ -331,6 +340,7 @@ impl Faults {
             stops_a_minute: 0.0,
             disconnects_a_minute: 0.0,
             blocks_a_minute: 0.0,
+            partitions_a_minute: 0.0,
             slowness: 0.0,
         }
     }
@@ -354,6 +364,7 @@ impl Faults {
             stops_a_minute: up_to(4.0),
             disconnects_a_minute: up_to(12.0),
             blocks_a_minute: up_to(3.0),
+            partitions_a_minute: 0.0,
             slowness: up_to(1.0),
         }
     }
