@@ -119,7 +119,7 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     let (mq, http) = (broker.address().port(), url::Url::parse(&api).unwrap().port().unwrap());
 
     // A busy machine takes its time over a TLS handshake.
-    let configuration = |url: &str, app, api: &str, lines| {
+    let configuration = |url: &str, app: &str, api: &str, lines: &str| {
         configuration(url, app, api, lines).replace("request_timeout = \"1s\"", "request_timeout = \"30s\"")
     };
     let good = configuration(&url, APP, &api, "");
