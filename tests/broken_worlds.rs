@@ -71,6 +71,11 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
+/// A busy machine takes its time over a TLS handshake.
+fn patient_configuration(broker_url: &str, app: &str, endpoint: &str) -> String {
+    configuration(broker_url, app, endpoint, "").replace("request_timeout = \"1s\"", "request_timeout = \"15s\"")
+}
+
 /// Users with fewer rights, a virtual host, and queues that are not as the daemon declares them.
 fn definitions() -> String {
     let user = |name: &str| json!({ "name": name, "password": "password", "tags": [] });
@@ -118,15 +123,11 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     let (api, url) = (sandbox.endpoint(), broker.url().to_owned());
     let (mq, http) = (broker.address().port(), url::Url::parse(&api).unwrap().port().unwrap());
 
-    // A busy machine takes its time over a TLS handshake.
-    let configuration = |url: &str, app: &str, api: &str, lines: &str| {
-        configuration(url, app, api, lines).replace("request_timeout = \"1s\"", "request_timeout = \"30s\"")
-    };
-    let good = configuration(&url, APP, &api, "");
+    let good = patient_configuration(&url, APP, &api);
     let at = |url: &str| good.replace(broker.url(), url);
     let calling = |endpoint: &str| good.replace(&api, endpoint);
     let by = |user: &str| good.replace("guest:guest", &format!("{user}:password"));
-    let of = |app: &str| configuration(&url, app, &api, "");
+    let of = |app: &str| patient_configuration(&url, app, &api);
     let checking = |text: String| text.replace("[broker]\n", "[broker]\ndeclare = false\n");
     let in_broker = |lines: &str, text: String| text.replace("[broker]\n", &format!("[broker]\n{lines}\n"));
     let state = |lines: &str| format!("{good}[state]\n{lines}\n");
