@@ -25,9 +25,6 @@ use crate::{
     settle::progress::store::{Head, Key, Opening},
 };
 
-/// After a failure of the store, a replica tries again so soon to record what it knows.
-const RECORDED_LATE: Duration = Duration::from_secs(20);
-
 /// The clocks of the daemon and of this file round differently.
 const ROUNDING: Duration = Duration::from_millis(3);
 /// After that no call may leave.
@@ -42,6 +39,10 @@ pub struct Api {
     arrivals: VecDeque<(Instant, Arc<Life>)>,
     /// By group and first recipient.
     pub batches: BTreeMap<(String, String), Facts>,
+    /// Calls of batches of jobs with an id that had been accepted before.
+    repeats: usize,
+    /// When a group was first called for.
+    first_tried: BTreeMap<String, Instant>,
     /// Calls, reached or not, in the part of an episode that comes after all other trouble.
     pub calls_in_vain: u32,
 }
@@ -54,6 +55,10 @@ pub struct Facts {
     pub refused: bool,
     /// How often it met a fault of the account.
     pub account_refusals: u32,
+    /// Whether it met one after its group had been tried for as long as a batch is.
+    pub refused_late: bool,
+    /// Whether a call was accepted and its answer was on its way.
+    is_accepted: bool,
     /// A call had an outcome that the daemon could not know.
     pub in_doubt: bool,
     written_at: Option<Instant>,
@@ -99,6 +104,7 @@ impl crate::send::call::Api for SimulatedApi {
             sleep(self.world.up_to(Duration::from_millis(200))).await;
         }
         self.life.goes_on().await;
+        self.world.lock().api.first_tried.entry(request.group.clone()).or_insert_with(Instant::now);
         let episode = self.episode();
         if matches!(episode, Some(EpisodeKind::Unreachable)) && self.world.coin() {
             return Answer::NotSent { why: Diagnosis::unknown("no route") };
@@ -191,6 +197,8 @@ impl SimulatedApi {
         let mut world = self.world.lock();
         let facts = world.api.batches.entry(key(request)).or_default();
         facts.calls += 1;
+        let is_repeated = facts.is_accepted && planned.id.is_some();
+        facts.is_accepted |= matches!(outcome, Outcome::Accepted);
         let accepted = matches!(outcome, Outcome::Accepted | Outcome::AcceptedUnheard);
         let in_doubt = matches!(outcome, Outcome::AcceptedUnheard | Outcome::LostUnheard);
         facts.accepted += u32::from(accepted);
@@ -202,11 +210,22 @@ impl SimulatedApi {
         if accepted || in_doubt {
             facts.doubtful_since = facts.written_at;
         }
+        world.api.repeats += usize::from(is_repeated);
+        let app = &self.world.scenario().app;
+        let (repeats, take_overs) = (world.api.repeats, world.records.take_overs());
+        drop(world);
+        // What was in flight at a take-over, and what one second of calls allows.
+        if repeats > take_overs * (app.max_in_flight + app.calls_per_second as usize) {
+            self.world.broken(format!("{repeats} calls of accepted batches after {take_overs} take-overs"));
+        }
     }
 
     fn answered(&self, request: &Request, outcome: &Outcome) -> Answer {
         let api = |code: i64| Answer::Api { http_status: 200, action_ok: code == 0, code, info: "told".into() };
         let foreign = |http_status: u16| Answer::Foreign { http_status, info: "told".into() };
+        if matches!(outcome, Outcome::Account | Outcome::RefusedAll(_)) {
+            self.refused(request);
+        }
         match outcome {
             Outcome::Accepted => {
                 let mut world = self.world.lock();
@@ -224,6 +243,15 @@ impl SimulatedApi {
         }
     }
 
+    fn refused(&self, request: &Request) {
+        let mut world = self.world.lock();
+        let tried_for = world.api.first_tried.get(&request.group).map(|at| at.elapsed()).unwrap_or_default();
+        let is_late = tried_for >= self.world.scenario().app.retry.give_up_after;
+        if let Some(facts) = world.api.batches.get_mut(&key(request)) {
+            facts.refused_late |= is_late;
+        }
+    }
+
     /// A batch that needs no further call gets none.
     fn check_batch(&self, planned: &Planned, numbers: &[usize], request: &Request, members: &[String]) {
         let batches = planned.job.as_ref().map(super::scenario::Wanted::batches).unwrap_or_default();
@@ -232,17 +260,16 @@ impl SimulatedApi {
         };
         let world = self.world.lock();
         let recorded = planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
-        // When the store works again, a replica may read a record before the one that had the job has written what it knows.
-        let failed_lately = world.last_store_failure.is_some_and(|failure| failure.elapsed() < RECORDED_LATE);
-        let recorded = recorded && !(failed_lately && self.world.scenario().replicas > 1);
+        // A replica may take the jobs over while the store fails, and read a record before the other one can write what it knows.
+        let recorded = recorded && !world.records.is_unrecorded_lately();
         let facts = world.api.batches.get(&key(request));
         let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
             (None, _) => false,
-            (Some(since), Some(_)) => world.last_failure.is_none_or(|failure| failure < since),
+            (Some(since), Some(_)) => world.last_failure().is_none_or(|failure| failure < since),
             // Nobody recognises a job without an id when it comes again, and it can come more than once. Parked, it has a record.
             (Some(since), None) => {
                 let was_parked = numbers.iter().any(|&number| world.broker.fates[number].parkings > 0);
-                let has_failed = was_parked && world.last_failure.is_some_and(|failure| failure >= since);
+                let has_failed = was_parked && world.last_failure().is_some_and(|failure| failure >= since);
                 world.last_interruption.is_none() && !has_failed
             }
         };

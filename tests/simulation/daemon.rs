@@ -148,7 +148,7 @@ async fn keep_running(world: Shared, replica: usize) {
                 process.stop.cancel();
                 let _ = (&mut process.consuming).await;
                 // What could not be recorded in the time that a stop has is lost with the process.
-                let last_store_failure = world.lock().last_store_failure;
+                let last_store_failure = world.lock().records.last_failure();
                 if last_store_failure.is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE) {
                     world.failed();
                 }

@@ -1,6 +1,6 @@
 //! What must hold when everything has come to rest: each message has its answer, and the answers are true.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -14,9 +14,8 @@ use crate::{
     settle::result::{AudienceKind, ErrorKind, JobResult, Status},
 };
 
-/// Calls before the first probe of an episode, which four groups may be retried with, and probes before their wait has grown to
-/// its longest.
-const GROWING_WAITS: u32 = 40;
+/// Calls before the first probe of an episode, and probes before their wait has grown to its longest.
+const GROWING_WAITS: u32 = 30;
 
 #[derive(Deserialize)]
 struct Letter {
@@ -56,7 +55,7 @@ fn calls_in_vain(state: &World, world: &Shared) -> Option<String> {
 fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> Result<(), String> {
     let Some(first) = fate.results.first() else { return Err(format!("message {number} was never answered")) };
     for other in &fate.results {
-        if told(first, state) != told(other, state) && planned.id.is_some() {
+        if told(first) != told(other) && planned.id.is_some() {
             return Err(format!("message {number} was answered twice and differently: {first:?} {other:?}"));
         }
     }
@@ -81,16 +80,10 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
 }
 
 /// What an answer says, without what may differ between two of the same.
-fn told(result: &JobResult, state: &World) -> JobResult {
+fn told(result: &JobResult) -> JobResult {
     // A rejected job has no record that could remember when it first came.
     let received_at = if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
-    let mut told = JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() };
-    if state.last_store_failure.is_some() {
-        // An attempt that the store did not record is not counted by the process that comes after.
-        told.errors.iter_mut().for_each(|error| error.attempts = 0);
-        told.calls = 0;
-    }
-    told
+    JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() }
 }
 
 /// Whether another message has the same id and another content.
@@ -126,16 +119,14 @@ fn of_job(
         let key = (job.group.clone(), batch.first().cloned().unwrap_or_default());
         let facts = state.api.batches.get(&key);
         let accepted = facts.map_or(0, |facts| facts.accepted);
-        let in_doubt = facts.is_some_and(|facts| facts.in_doubt) || state.last_failure.is_some();
+        let in_doubt = facts.is_some_and(|facts| facts.in_doubt) || state.last_failure().is_some();
         // Nobody recognises a job without an id when it comes again.
         let in_doubt = in_doubt || planned.id.is_none() && state.last_interruption.is_some();
         let of_group = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
         // Refused once more after a probe had passed or others were accepted.
         let alone = of_group.map(|(_, facts)| facts.account_refusals).sum::<u32>() >= 2;
-        // A batch that was failing before is given up in time, whatever the last answer is.
-        let is_given_up_soon = world.scenario().app.retry.give_up_after < Duration::from_secs(60);
-        let may_end = alone || is_given_up_soon;
-        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && may_end);
+        // A batch that has failed for long enough, whatever with, ends with the refusal that it meets then.
+        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && alone || facts.refused_late);
         let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
         match kinds.get(&index) {
             _ if lived => return Err(format!("message {number} has no deadline and expired")),
@@ -176,15 +167,12 @@ fn of_job(
     Ok(())
 }
 
-/// Each request is counted, if no process or store failed in between.
+/// Each request is counted, unless a process failed in between, or a take-over met a store that fails.
 fn check_calls(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, state: &World) -> Result<(), String> {
     let of_job = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
     let written: u64 = of_job.map(|(_, facts)| u64::from(facts.calls)).sum();
-    let sure = if planned.id.is_some() { state.last_failure.is_none() } else { state.last_interruption.is_none() };
-    // A store that failed may have an intent whose call was never made. It counts: it may have been.
-    let may_count_intents = planned.promise == DeliveryPromise::AtMostOnce && state.last_store_failure.is_some();
-    let differs = if may_count_intents { written > result.calls } else { written != result.calls };
-    if sure && differs {
+    let sure = if planned.id.is_some() { state.last_failure().is_none() } else { state.last_interruption.is_none() };
+    if sure && written != result.calls {
         return Err(format!("message {number} tells {} calls, and there were {written}", result.calls));
     }
     Ok(())

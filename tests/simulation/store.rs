@@ -19,12 +19,19 @@ use crate::{
 /// How long a real store takes to say that there is no answer.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(8);
 
+/// After a failure of the store, a process tries again so soon to record what it knows.
+const RECORDED_LATE: Duration = Duration::from_secs(20);
+
 #[derive(Default)]
 pub struct Records {
     by_key: BTreeMap<Key, Stored>,
     /// The newest that was given out, and until when its holder counts as active.
     epoch: i64,
     holder: Option<Holder>,
+    /// How often another process took the jobs.
+    take_overs: usize,
+    last_failure: Option<Instant>,
+    unrecorded_at: Option<Instant>,
     active_until: Option<Instant>,
     stalled_until: Option<Instant>,
     refusing_until: Option<Instant>,
@@ -34,6 +41,13 @@ pub struct Records {
 struct Holder {
     life: Arc<Life>,
     since: Instant,
+    /// Whether a process of another replica had the jobs before.
+    is_another_replica: bool,
+}
+
+/// Whether a process may still be trying to record what it knew then.
+fn is_late(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() < RECORDED_LATE)
 }
 
 struct Stored {
@@ -65,6 +79,34 @@ impl Records {
         self.refusing_until = self.refusing_until.max(Some(end));
     }
 
+    /// When the store last failed.
+    pub fn last_failure(&self) -> Option<Instant> {
+        self.last_failure
+    }
+
+    /// When the store last failed around a take-over by another replica, which then did not read what the one before it knew.
+    pub fn unrecorded_at(&self) -> Option<Instant> {
+        self.unrecorded_at
+    }
+
+    pub fn is_unrecorded_lately(&self) -> bool {
+        is_late(self.unrecorded_at)
+    }
+
+    pub fn failed(&mut self) {
+        let now = Instant::now();
+        self.last_failure = Some(now);
+        let is_with_another = self.holder.as_ref().is_some_and(|holder| holder.is_another_replica && is_late(Some(holder.since)));
+        if is_with_another || is_late(self.unrecorded_at) {
+            self.unrecorded_at = Some(now);
+        }
+    }
+
+    /// How often another process took the jobs.
+    pub fn take_overs(&self) -> usize {
+        self.take_overs
+    }
+
     /// For how long another process has had the jobs.
     pub fn displaced_for(&self, life: &Arc<Life>) -> Option<Duration> {
         self.holder.as_ref().filter(|holder| !Arc::ptr_eq(&holder.life, life)).map(|holder| holder.since.elapsed())
@@ -81,7 +123,12 @@ impl Records {
         }
         self.epoch += 1;
         if self.holder.as_ref().is_none_or(|holder| !Arc::ptr_eq(&holder.life, life)) {
-            self.holder = Some(Holder { life: life.clone(), since: Instant::now() });
+            let is_another_replica = self.holder.as_ref().is_some_and(|holder| holder.life.replica != life.replica);
+            self.take_overs += usize::from(self.holder.is_some());
+            self.holder = Some(Holder { life: life.clone(), since: Instant::now(), is_another_replica });
+            if is_another_replica && is_late(self.last_failure) {
+                self.unrecorded_at = Some(Instant::now());
+            }
         }
         self.active_until = Some(Instant::now() + ACTIVE_FOR);
         Taken::Epoch(self.epoch)

@@ -50,10 +50,8 @@ pub struct World {
     pub broker: Broker,
     pub api: Api,
     pub records: Records,
-    /// When a process last failed, or the store under two of them: what was under way then may happen again.
-    pub last_failure: Option<Instant>,
-    /// When the store last failed.
-    pub last_store_failure: Option<Instant>,
+    /// When a process last failed.
+    last_process_failure: Option<Instant>,
     /// When a delivery was last taken from somebody who works on: what has no record may happen again.
     pub last_interruption: Option<Instant>,
 }
@@ -85,6 +83,12 @@ impl World {
     pub fn is_healed(&self) -> bool {
         self.healed
     }
+
+    /// When a process last failed, or the jobs went to another replica while the store failed: the outcomes that were not
+    /// recorded then are lost, and their calls are repeated.
+    pub fn last_failure(&self) -> Option<Instant> {
+        self.last_process_failure.max(self.records.unrecorded_at())
+    }
 }
 
 impl Shared {
@@ -97,8 +101,7 @@ impl Shared {
             broker: Broker::new(scenario.messages.len(), scenario.delivery_limit),
             api: Api::default(),
             records: Records::default(),
-            last_failure: None,
-            last_store_failure: None,
+            last_process_failure: None,
             last_interruption: None,
         };
         Self(Arc::new(Inner { scenario, defect, start: Instant::now(), state: Mutex::new(state) }))
@@ -178,18 +181,14 @@ impl Shared {
 
     pub fn failed(&self) {
         let mut world = self.lock();
-        world.last_failure = Some(Instant::now());
+        world.last_process_failure = Some(Instant::now());
         world.last_interruption = Some(Instant::now());
     }
 
-    /// The store did not answer, or said no. A process knows what it could not record; another one does not. A job without
-    /// an id cannot be parked meanwhile.
+    /// The store did not answer, or said no. A job without an id cannot be parked meanwhile.
     pub fn store_failed(&self) {
-        self.lock().last_store_failure = Some(Instant::now());
+        self.lock().records.failed();
         self.interrupted();
-        if self.scenario().replicas > 1 {
-            self.failed();
-        }
     }
 
     pub fn interrupted(&self) {
