@@ -25,8 +25,8 @@ impl Variables {
     pub(super) fn check<'a>(&self, apps: impl IntoIterator<Item = &'a App>) -> Result<(), ConfigError> {
         for app in apps.into_iter().filter(|app| goes_out(&app.endpoint)) {
             let names = if app.endpoint.scheme() == "https" { HTTPS } else { HTTP };
-            let used = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
-            for (name, _) in used.filter(|(_, value)| !is_proxy(value)) {
+            let mut used = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
+            if let Some((name, _)) = used.find(|(_, value)| !is_proxy(value)) {
                 return Err(ConfigError::wrong(name, "must be http://<host>:<port> (or https://); without a proxy, unset it"));
             }
         }
