@@ -179,10 +179,15 @@ fn quotes_a_job(line: &str) -> bool {
     line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == "hello" || is_recipient(word))
 }
 
+/// Set by whoever looks through what the tests log at another level.
+#[expect(clippy::disallowed_methods, reason = "the tests read no configuration")]
+fn log_filter() -> Option<String> {
+    std::env::var("GROUPCAST_TEST_LOG").ok()
+}
+
 fn spawn_command(mut command: Command, directory: &TempDir) -> Child {
     let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log file");
-    // To look through what the tests log at another level.
-    if let Ok(filter) = std::env::var("GROUPCAST_TEST_LOG") {
+    if let Some(filter) = log_filter() {
         command.env("GROUPCAST__LOG__FILTER", filter);
     }
     command
