@@ -19,11 +19,11 @@ use crate::{
         BrokerLost, Routing,
         browse::{Browsed, Browser, Refused},
         connection::Connector,
+        kept::{kept_headers, kept_properties},
         queues,
     },
     clock,
     job::{ATTEMPT_HEADER, DEADLINE_HEADER},
-    settle::kept::{kept_headers, kept_properties},
 };
 
 /// The kind of letters that the broker made, of jobs that it has delivered too often.

@@ -9,8 +9,8 @@ use std::{
 
 use groupcast::{
     accept::decode::{Rules, decode},
+    api::explain,
     config::{Config, ConfigFile, EmptyRecipients},
-    send::explain,
     settle::result::JobResult,
     telemetry::metrics::ALL,
 };

@@ -31,6 +31,7 @@ mod state_faults;
 mod state_stalls;
 mod state_store;
 mod status_page;
+mod structure;
 mod support;
 mod two_at_once;
 mod undeliverable;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Command, time::Duration};
 
 use groupcast::{
-    send::codes::{CODES, Class},
+    api::codes::{CODES, Class},
     telemetry::metrics::{ALL, Kind},
 };
 use serde_json::Value;

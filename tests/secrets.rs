@@ -1,8 +1,8 @@
 //! No secret reaches a log, whatever its filter and whatever goes wrong.
 
 use groupcast::{
+    api::user_sig::Claims,
     sandbox::{Fault, FaultRule, PUBLIC_KEY},
-    send::user_sig::Claims,
     settle::result::Status,
 };
 

@@ -1,10 +1,7 @@
 //! Whatever answers in the API's place is judged, and only one answer is a success.
 #![no_main]
 
-use groupcast::send::{
-    answer::parse,
-    classify::{Verdict, classify},
-};
+use groupcast::api::{answer::parse, classify::{Verdict, classify}};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

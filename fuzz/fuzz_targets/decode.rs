@@ -1,11 +1,7 @@
 //! A body is rejected or becomes a job whose batches have each recipient once; a list never becomes a broadcast.
 #![no_main]
 
-use groupcast::{
-    accept::decode::{Rules, decode},
-    config::EmptyRecipients,
-    job::Audience,
-};
+use groupcast::{accept::decode::{Rules, decode}, config::EmptyRecipients, job::Audience};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

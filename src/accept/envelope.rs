@@ -10,13 +10,14 @@ use lapin::{
 
 use tracing::debug;
 
-use crate::broker::frame;
-use crate::config::Replies;
-use crate::job::{
-    ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, OWED_HEADER,
-    PARKED_HEADER, Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
+use crate::{
+    broker::{frame, kept},
+    config::Replies,
+    job::{
+        ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, OWED_HEADER,
+        PARKED_HEADER, Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
+    },
 };
-use crate::settle::kept;
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// What a producer may say about a job.

@@ -22,8 +22,12 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
-    accept::consume::Subscribed, broker::connection::Connector, broker::publisher::Publisher, config, pipeline::Pipeline,
-    settle::progress::Progress, telemetry::metrics::Exposition,
+    broker::{connection::Connector, publisher::Publisher},
+    config,
+    journey::Pipeline,
+    progress::Progress,
+    subscribe::consume::Subscribed,
+    telemetry::metrics::Exposition,
 };
 
 /// What there is to show, and to act on.

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::{Shown, ShownApp};
 use crate::{
-    accept::consume::Subscribed,
-    dispatch::condition::{Condition, Trouble},
-    settle::progress::health,
+    progress::health,
+    send::condition::{Condition, Trouble},
+    subscribe::consume::Subscribed,
 };
 
 #[derive(Debug, Serialize)]
@@ -77,7 +77,7 @@ pub fn of(shown: &Shown) -> Readiness {
 
 impl AppState {
     fn of(app: &ShownApp) -> Self {
-        let condition = app.pipeline.standing();
+        let condition = app.pipeline.condition_now();
         let subscribed = app.subscribed.borrow().clone();
         match (condition, subscribed) {
             (Condition::Paused(why), _) => Self::Paused(why.into()),

@@ -8,7 +8,7 @@ use super::{
     Shown, ShownApp,
     readiness::{self, Readiness},
 };
-use crate::{accept::consume::Subscribed, dispatch::HeldJob, telemetry::failures::Failure};
+use crate::{journey::failures::Failure, send::HeldJob, subscribe::consume::Subscribed};
 
 /// Of many jobs the page shows those with the most calls left.
 const MAX_JOBS: usize = 20;

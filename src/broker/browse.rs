@@ -16,7 +16,7 @@ use super::{
     BrokerLost, Routing, bounded,
     connection::{self, Connector},
 };
-use crate::{amqp::as_number, job::ALTERED_HEADER, settle::kept::kept_properties};
+use crate::{amqp::as_number, broker::kept::kept_properties, job::ALTERED_HEADER};
 
 /// The broker's count of how often a message went back.
 const DELIVERY_COUNT: &str = "x-delivery-count";

@@ -1,5 +1,5 @@
 //! RabbitMQ as the rest of the crate sees it: [`connection`] opens connections in bounded time, [`publisher`] publishes
-//! with confirms over a [`session`], [`jobs_queue`] subscribes, [`topology`] declares the queues.
+//! with confirms over a [`session`], [`topology`] declares the queues. [`subscribe`](crate::subscribe) consumes.
 //!
 //! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a connection that publishes,
 //! acknowledgements too. Neither recovers by itself; whoever meets an error or an await past its bound tears it down and
@@ -10,13 +10,12 @@ pub mod connection;
 mod dial;
 pub mod frame;
 mod greeting;
-pub mod jobs_queue;
+pub mod kept;
 mod nodes;
 pub mod publisher;
 pub mod queues;
 pub mod session;
 pub mod topology;
-pub mod trial;
 pub mod troubles;
 pub mod wire;
 

@@ -10,20 +10,21 @@ use super::{
     say,
 };
 use crate::{
-    broker::{
-        connection::{self, Connector},
-        queues, trial,
-    },
-    config::{App, Config, StateStore},
-    diagnosis::Diagnosis,
-    send::{
+    api::{
         call::{Api, AtWrite, Caller},
         classify::{self, Answer, classify},
         codes::{Class, Effect},
         explain::{Explanation, explain},
         probe,
     },
-    settle::progress,
+    broker::{
+        connection::{self, Connector},
+        queues,
+    },
+    cli::trial,
+    config::{App, Config, StateStore},
+    diagnosis::Diagnosis,
+    progress,
 };
 
 /// Try what the daemon needs: the configuration, the broker, the state store and the API.
@@ -261,7 +262,7 @@ fn account(class: Class) -> Account {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::Fault;
+    use crate::job::outcome::Fault;
 
     fn found(class: Class, code: Option<i64>, info: &str) -> Result<String, String> {
         let fault = Fault { code, http_status: None, info: info.to_owned() };

@@ -9,14 +9,12 @@ use tokio::time::sleep;
 use super::{Failure, Verdict, choose_app, say};
 use crate::{
     config::Config,
-    outcome::BatchOutcome,
-    settle::{
-        progress::{
-            self,
-            store::{Record, Store},
-        },
-        result::{BatchCounts, JobResult},
+    job::outcome::BatchOutcome,
+    progress::{
+        self,
+        store::{Record, Store},
     },
+    settle::result::{BatchCounts, JobResult},
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);

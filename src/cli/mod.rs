@@ -5,14 +5,12 @@ mod config;
 mod dead;
 mod health;
 mod job;
-mod reload;
-mod run;
 mod running;
 mod sandbox;
 mod schema;
 mod send;
-mod supervisor;
 mod topology;
+mod trial;
 mod unrouted;
 mod usersig;
 
@@ -20,8 +18,10 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+pub use crate::failure::{Failure, Verdict};
 use crate::{
     config::{App, Config},
+    daemon,
     telemetry::standard_error,
 };
 
@@ -39,7 +39,7 @@ pub struct Cli {
 /// Described where their arguments are: a description here would hide that one.
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Args),
+    Run(daemon::Args),
     Check(check::Args),
     Send(send::Args),
     Job(job::Args),
@@ -51,35 +51,6 @@ enum Command {
     Usersig(usersig::Args),
     Schema(schema::Args),
     Config(config::Args),
-}
-
-/// Why a command failed, in words for its user.
-#[derive(Debug)]
-pub struct Failure(String);
-
-impl<E: std::fmt::Display> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl Failure {
-    fn with_causes(error: impl std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            text = format!("{text}: {source}");
-            cause = source.source();
-        }
-        Self(text)
-    }
-}
-
-/// What a command that did not fail found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    Good,
-    Bad,
 }
 
 pub fn main() -> ExitCode {
@@ -108,7 +79,7 @@ fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
 async fn execute(cli: Cli) -> Result<Verdict, Failure> {
     let load = move || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
     match cli.command {
-        Command::Run(args) => run::run(args, load).await,
+        Command::Run(args) => daemon::run(args, load).await,
         Command::Check(args) => check::run(args, load()?).await,
         Command::Send(args) => send::run(args, load()?).await,
         Command::Job(args) => job::run(args, load()?).await,

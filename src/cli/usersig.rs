@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use secrecy::ExposeSecret;
 
 use super::{Failure, Verdict, choose_app, say};
-use crate::{config::Config, send::user_sig::Claims};
+use crate::{api::user_sig::Claims, config::Config};
 
 /// Print a UserSig made with the configured key.
 #[derive(clap::Args)]

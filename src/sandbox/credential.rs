@@ -16,7 +16,7 @@ use super::{
     },
     settings::Settings,
 };
-use crate::send::user_sig::Claims;
+use crate::api::user_sig::Claims;
 
 /// An honest UserSig opens to some 200 bytes; this stops one that was deflated to grow without end.
 const MAX_OPENED_BYTES: u64 = 4096;

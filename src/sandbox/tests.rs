@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::send::user_sig::Claims;
+use crate::api::user_sig::Claims;
 
 /// Far longer than any of this takes: a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);

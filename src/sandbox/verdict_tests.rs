@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    api::user_sig::Claims,
     sandbox::{fault::FaultRule, settings::PUBLIC_KEY},
-    send::user_sig::Claims,
 };
 
 const PATH: &str = "/v4/group_open_http_svc/send_group_system_notification";

@@ -1,176 +1,69 @@
-//! One HTTP request to the API. Nothing else calls it.
-//!
-//! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are never followed.
+//! One attempt of one batch: its intent if it needs one, then the call, which at the moment of its writing asks once more whether
+//! it may be made.
 
-use std::{
-    error::Error as _,
-    pin::Pin,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU8, Ordering},
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::Span;
+
+use crate::{
+    api::{
+        call::{Api, AtWrite},
+        classify::Answer,
     },
-    task::{Context, Poll},
+    job::outcome::BatchProgress,
+    pace::SendSlot,
+    progress::{Entry, store::StoreLost},
+    subscribe::lease::Lease,
 };
 
-use super::{answer::parse, classify::Answer, target::Target};
-use crate::config::App;
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-
-/// The API's answers have about 100 bytes; more than this is something else's.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
-
-/// What the dispatcher calls: the API, or in tests a stand-in without sockets.
-pub trait Api: Send + Sync + 'static {
-    /// Sends one request body. `on_write` has the last word when the connection is there and the request is to be written.
-    fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> impl Future<Output = Answer> + Send;
-
-    /// The API refused the UserSig: the next call makes a new one, with a key that is read again if it is in a file.
-    fn renew_user_sig(&self);
+/// One call, and before it the record of the intent if it must not be repeated.
+pub(super) async fn call<A: Api>(
+    api: &A,
+    batch: u32,
+    body: Vec<u8>,
+    intent: Option<(Entry, BatchProgress)>,
+    permission: Permission,
+) -> Result<Answer, StoreLost> {
+    if let Some((entry, progress)) = intent {
+        entry.note(batch, &progress).await?;
+    }
+    Ok(api.call(body, move || permission.use_up(Instant::now())).await)
 }
 
-/// Asked once, at the moment of writing.
-pub trait OnWrite: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static {}
-
-impl<F: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static> OnWrite for F {}
-
-/// Whether a request that could be written now should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtWrite {
-    Send,
-    Withdraw,
+/// What a call needs at the moment of its writing, which may be a connection's handshake after it was started.
+pub(super) struct Permission {
+    pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub lease: Lease,
+    pub deadline: Option<Instant>,
+    pub slot: SendSlot,
 }
 
-/// Calls the API for one app.
-pub struct Caller(RwLock<Arc<Target>>);
-
-impl Caller {
-    pub fn new(app: &App) -> Result<Self, reqwest::Error> {
-        Ok(Self(RwLock::new(Arc::new(Target::of(app)?))))
-    }
-
-    /// What the calls of another configuration would go to. The connections and the UserSig are kept if they serve it too.
-    pub fn target_of(&self, app: &App) -> Result<Target, reqwest::Error> {
-        self.target().for_app(app)
-    }
-
-    /// From the next call on. Calls under way stay what they are.
-    pub fn aim_at(&self, target: Target) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
-    }
-
-    fn target(&self) -> Arc<Target> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+impl Permission {
+    fn use_up(self, now: Instant) -> AtWrite {
+        let allowed = self.lease.allows_calls() && (self.may_start)();
+        if !allowed || self.deadline.is_some_and(|deadline| deadline <= now) {
+            return AtWrite::Withdraw;
+        }
+        self.slot.written(now);
+        AtWrite::Send
     }
 }
 
-impl Api for Caller {
-    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
-        let fate = Arc::new(Fate::default());
-        let fate_of_body = fate.clone();
-        // Whoever comes first decides: the write, or the caller who no longer waits.
-        let on_write = move || match fate_of_body.settle(AT_WRITE) {
-            Ok(()) => {
-                let decision = on_write();
-                if decision == AtWrite::Withdraw {
-                    fate_of_body.0.store(WITHDRAWN, Ordering::Release);
-                }
-                decision
-            }
-            Err(_) => AtWrite::Withdraw,
-        };
-        let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
-        let target = self.target();
-        let user_sig = target.user_sig().await;
-        let (address, request) = target.request(&user_sig);
-        let answer = match request.body(reqwest::Body::wrap(body)).send().await {
-            Ok(response) => read(response, &user_sig).await,
-            Err(error) => match fate.settle(GIVEN_UP) {
-                Ok(()) => Answer::NotSent { why: target.why_not_reached(address, error) },
-                Err(WITHDRAWN) => Answer::Withdrawn,
-                Err(_) => Answer::NoAnswer { info: describe(error) },
-            },
-        };
-        target.learn(address, &answer);
-        answer
-    }
-
-    fn renew_user_sig(&self) {
-        self.target().doubt_user_sig();
-    }
-}
-
-async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
-    let http_status = response.status().as_u16();
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => body.extend_from_slice(&chunk),
-            Ok(Some(_)) => {
-                return Answer::Foreign { http_status, info: format!("answer of more than {MAX_ANSWER_BYTES} bytes") };
-            }
-            Ok(None) => break,
-            Err(error) => return Answer::NoAnswer { info: format!("HTTP {http_status}, then {}", describe(error)) },
+/// Writes on a call's span what came back.
+pub fn note_answer(span: &Span, answer: &Answer) {
+    match answer {
+        Answer::Api { http_status, code, .. } => {
+            span.record("groupcast.code", code).record("http.response.status_code", http_status);
+        }
+        Answer::Foreign { http_status, .. } => {
+            span.record("http.response.status_code", http_status);
+        }
+        Answer::NotSent { .. } | Answer::NoAnswer { .. } => {}
+        Answer::Withdrawn => {
+            span.record("groupcast.withdrawn", true);
+            return;
         }
     }
-    parse(http_status, &body, user_sig)
-}
-
-/// An error with its causes and without its URL.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
-}
-
-const UNDECIDED: u8 = 0;
-const AT_WRITE: u8 = 1;
-const WITHDRAWN: u8 = 2;
-const GIVEN_UP: u8 = 3;
-
-/// What became of a request: settled once, by whoever comes first.
-#[derive(Default)]
-struct Fate(AtomicU8);
-
-impl Fate {
-    /// Fails with what it is already.
-    fn settle(&self, fate: u8) -> Result<(), u8> {
-        self.0.compare_exchange(UNDECIDED, fate, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
-    }
-}
-
-/// A request body that tells when it is taken to be written: then the connection stands and the bytes leave.
-struct WatchedBody<F> {
-    bytes: Option<Bytes>,
-    on_write: Option<F>,
-}
-
-/// The request was withdrawn before any of it was written.
-#[derive(Debug, thiserror::Error)]
-#[error("withdrawn before it was sent")]
-struct Withdrawn;
-
-impl<F: OnWrite> Body for WatchedBody<F> {
-    type Data = Bytes;
-    type Error = Withdrawn;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
-        if self.on_write.take().is_some_and(|on_write| on_write() == AtWrite::Withdraw) {
-            return Poll::Ready(Some(Err(Withdrawn)));
-        }
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.bytes.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
+    span.record("otel.status_code", if answer.is_accepted() { "OK" } else { "ERROR" });
 }

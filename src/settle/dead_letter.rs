@@ -3,15 +3,18 @@
 
 use lapin::{BasicProperties, types::AMQPValue};
 
-use super::{
-    kept::{kept_headers, kept_properties},
-    result::{ErrorEntry, ErrorKind, JobResult},
-};
+use super::result::{ErrorEntry, ErrorKind, JobResult};
 use crate::{
-    broker::{Outgoing, Target, queues},
+    broker::{
+        Outgoing, Target,
+        kept::{kept_headers, kept_properties},
+        queues,
+    },
     clock,
-    job::{ATTEMPT_HEADER, Envelope, Job},
-    outcome::{BatchOutcome, Report},
+    job::{
+        ATTEMPT_HEADER, Envelope, Job,
+        outcome::{BatchOutcome, Report},
+    },
 };
 
 /// The dead letter of a rejected job.

@@ -1,37 +1,32 @@
 //! What a job owes when the work on it ends, in the order it is owed. A job that has ended owes its [`dead_letter`], then the
-//! [`reply`] with the [`result`](mod@result), then the record of the result in [`progress`]. One that waits owes its copy in a
+//! [`reply`] with the [`result`](mod@result), then the record of the result in [`progress`](crate::progress). One that waits owes its copy in a
 //! wait queue ([`parking`]). Each is confirmed before the next; the acknowledgement comes after, in
-//! [`pipeline`](crate::pipeline).
+//! [`journey`](crate::journey).
 //!
 //! A queue that takes no messages ends that in bounded time. A result whose reply queue is full, missing or refused goes to
 //! `.unrouted`. What else is not taken (a dead letter, or a result that the broker does not confirm) stays owed, and the
 //! pipeline parks the job with it.
 
 pub mod dead_letter;
-pub mod kept;
 pub mod parking;
-pub mod progress;
 pub mod reply;
 pub mod result;
 pub mod undeliverable;
 
 use std::{sync::Arc, time::Duration};
 
-use self::{
-    progress::{
-        Entry,
-        store::{Completion, StoreLost},
-    },
-    result::JobResult,
-};
+use self::result::JobResult;
 use crate::{
     broker::{
         Outgoing, Target,
         publisher::{Published, Publisher},
         troubles::Trouble,
     },
-    job::{Envelope, Job},
-    outcome::Report,
+    job::{Envelope, Job, outcome::Report},
+    progress::{
+        Entry,
+        store::{Completion, StoreLost},
+    },
     telemetry::metrics::{self, Unrouted},
 };
 

@@ -6,9 +6,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lapin::{BasicProperties, types::AMQPValue};
 
-use super::kept::{kept_headers, kept_properties};
 use crate::{
-    broker::{Outgoing, Target, publisher::Publisher, queues, troubles::Trouble},
+    broker::{
+        Outgoing, Target,
+        kept::{kept_headers, kept_properties},
+        publisher::Publisher,
+        queues,
+        troubles::Trouble,
+    },
     clock,
     job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, OWED_HEADER, PARKED_HEADER},
 };

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    job::{Audience, Envelope, Job, Rejection},
+use crate::job::{
+    Audience, Envelope, Job, Rejection,
     outcome::{BatchOutcome, FailureKind, Fault, MAX_INFO_CHARS, Report},
 };
 

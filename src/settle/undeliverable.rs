@@ -8,8 +8,10 @@ use lapin::{
 use crate::{
     amqp::as_text,
     clock,
-    job::{Envelope, Job},
-    outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault},
+    job::{
+        Envelope, Job,
+        outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault},
+    },
 };
 
 /// How the job's batches have ended: those that have an outcome keep it, all others have failed. If the deadline has passed

@@ -1,5 +1,5 @@
 //! Every metric: its name, labels, unit and meaning, which are written here and nowhere else in the code. What sets them is
-//! in [`meter`](super::meter), and for the whole process here.
+//! in [`journey::meter`](crate::journey::meter), and for the whole process here.
 //!
 //! Without [`Exposition::start`] nothing is recorded, and the handles cost next to nothing.
 
@@ -185,15 +185,15 @@ pub static ALL: [&Metric; 17] = [
 ];
 
 impl Metric {
-    pub(super) fn counter(&self, values: &[&str]) -> Counter {
+    pub fn counter(&self, values: &[&str]) -> Counter {
         metrics::counter!(self.name, self.labelled(values))
     }
 
-    pub(super) fn gauge(&self, values: &[&str]) -> Gauge {
+    pub fn gauge(&self, values: &[&str]) -> Gauge {
         metrics::gauge!(self.name, self.labelled(values))
     }
 
-    pub(super) fn histogram(&self, values: &[&str]) -> Histogram {
+    pub fn histogram(&self, values: &[&str]) -> Histogram {
         metrics::histogram!(self.name, self.labelled(values))
     }
 
@@ -259,7 +259,7 @@ pub fn count_unrouted(app: &str, why: Unrouted) {
 }
 
 /// So that the series are there before the first such result.
-pub(super) fn start_counting_unrouted(app: &str) {
+pub fn start_counting_unrouted(app: &str) {
     Unrouted::ALL.iter().for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
 }
 

@@ -1,12 +1,10 @@
-//! What the daemon tells of itself: its log, here, its [`metrics`], which each app's [`meter`] feeds, and its [`spans`].
+//! What the daemon tells of itself: its log, here, its [`metrics`] and its [`spans`].
 //!
 //! The log's filter is for our own events; what the libraries tell is capped at `info`, because at `trace` they tell
 //! frames and headers, and with them passwords and UserSigs. lapin is silent: it tells whole messages at `warn`, and
 //! whatever it fails at is an error that we report. Its lines go through [`standard_error`], so that no reader of them holds the
 //! daemon up.
 
-pub mod failures;
-pub mod meter;
 pub mod metrics;
 pub mod spans;
 pub mod standard_error;

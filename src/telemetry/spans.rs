@@ -19,8 +19,6 @@ use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
 use crate::{
     config::Telemetry,
     job::{Envelope, TraceContext},
-    send::classify::Answer,
-    settle::result::JobResult,
 };
 
 /// Of all spans and of nothing else.
@@ -110,34 +108,6 @@ pub fn of_call(batch: &Span, attempt: u32) -> Span {
         http.response.status_code = Empty,
         otel.status_code = Empty,
     )
-}
-
-pub fn note_result(span: &Span, result: &JobResult) {
-    if span.is_disabled() {
-        return;
-    }
-    span.record("groupcast.group_id", result.group_id.as_deref());
-    span.record("groupcast.batches", result.batches.map(|batches| batches.total));
-    span.record("groupcast.calls", result.calls);
-    span.record("groupcast.status", result.status.as_str());
-    span.record("otel.status_code", if result.errors.is_empty() { "OK" } else { "ERROR" });
-}
-
-pub fn note_answer(span: &Span, answer: &Answer) {
-    match answer {
-        Answer::Api { http_status, code, .. } => {
-            span.record("groupcast.code", code).record("http.response.status_code", http_status);
-        }
-        Answer::Foreign { http_status, .. } => {
-            span.record("http.response.status_code", http_status);
-        }
-        Answer::NotSent { .. } | Answer::NoAnswer { .. } => {}
-        Answer::Withdrawn => {
-            span.record("groupcast.withdrawn", true);
-            return;
-        }
-    }
-    span.record("otel.status_code", if answer.is_accepted() { "OK" } else { "ERROR" });
 }
 
 /// What W3C trace context says of the producer's span.

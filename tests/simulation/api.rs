@@ -15,14 +15,16 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    diagnosis::Diagnosis,
-    job::DeliveryPromise,
-    outcome::{BatchOutcome, BatchProgress, BatchState},
-    send::{
+    api::{
         call::{AtWrite, OnWrite},
         classify::Answer,
     },
-    settle::progress::store::{Head, Key, Opening},
+    diagnosis::Diagnosis,
+    job::{
+        DeliveryPromise,
+        outcome::{BatchOutcome, BatchProgress, BatchState},
+    },
+    progress::store::{Head, Key, Opening},
 };
 
 /// The clocks of the daemon and of this file round differently.
@@ -95,7 +97,7 @@ enum Outcome {
     RefusedAll(i64),
 }
 
-impl crate::send::call::Api for SimulatedApi {
+impl crate::api::call::Api for SimulatedApi {
     async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
         let request: Request = serde_json::from_slice(&body).expect("JSON");
         let faults = &self.world.scenario().faults;

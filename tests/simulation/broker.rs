@@ -30,10 +30,6 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    accept::{
-        consume::{Delivery, Queue, Source, Subscription},
-        lease::Acknowledge,
-    },
     broker::{
         BrokerLost, Outgoing, Routing, Target, frame,
         publisher::{Lane, Link, Linked, Mandatory, Seen, Unconfirmed, attempt_on},
@@ -41,6 +37,10 @@ use crate::{
     },
     job::REPLY_TO_HEADER,
     settle::result::{ErrorKind, JobResult, Status},
+    subscribe::{
+        consume::{Delivery, Queue, Source, Subscription},
+        lease::Acknowledge,
+    },
     watch,
 };
 

@@ -21,15 +21,15 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    accept::{
-        consume::{Subscribed, consume},
-        prefetch::Prefetch,
-    },
     broker::publisher::{Linked, Publisher},
     clock,
     job::DeliveryPromise,
-    pipeline::Pipeline,
-    settle::progress::Progress,
+    journey::Pipeline,
+    progress::Progress,
+    subscribe::{
+        consume::{Subscribed, consume},
+        prefetch::Prefetch,
+    },
     watch,
 };
 

@@ -7,12 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::world::Shared;
 use crate::{
-    accept::{
+    broker::BrokerLost,
+    journey::{Interrupted, Pipeline},
+    subscribe::{
         consume::{Delivery, Pause, Work},
         lease::{Acknowledge, Lease},
     },
-    broker::BrokerLost,
-    pipeline::{Interrupted, Pipeline},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     config::{App, Config, ConfigFile},
     job::DeliveryPromise,
-    settle::progress::store::Sharing,
+    progress::store::Sharing,
 };
 
 pub const APP: &str = "a";

@@ -10,10 +10,8 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    outcome::{BatchProgress, BatchState},
-    settle::progress::store::{
-        ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken,
-    },
+    job::outcome::{BatchProgress, BatchState},
+    progress::store::{ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken},
 };
 
 /// How long a real store takes to say that there is no answer.

@@ -5,8 +5,8 @@ mod redis;
 use std::{sync::Arc, time::Duration};
 
 use groupcast::{
-    outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault},
-    settle::progress::{
+    job::outcome::{BatchOutcome, BatchProgress, BatchState, FailureKind, Fault},
+    progress::{
         redis::RedisStore,
         sqlite::SqliteStore,
         store::{Completion, Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken},

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use groupcast::settle::progress::{
+use groupcast::progress::{
     redis::RedisStore,
     store::{Store, StoreLost},
 };

@@ -9,13 +9,13 @@ use crate::{
     accept::{decode::decode, envelope},
     cli::say,
     config::{App, Config},
-    dispatch::Advance,
     job::{Audience, Job},
-    pipeline,
+    journey,
+    send::Advance,
 };
 
 pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Result<Verdict, Failure> {
-    let rules = pipeline::rules(app, config.broker.max_job_bytes);
+    let rules = journey::rules(app, config.broker.max_job_bytes);
     let (progress, mut advances) = watch::channel(Advance::default());
     let bar = bar();
     let watched = bar.clone();
@@ -26,7 +26,7 @@ pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Re
             watched.set_position(u64::from(ended));
         }
     });
-    let result = pipeline::deliver_directly(name, app, &rules, message.body, &message.properties, progress).await?;
+    let result = journey::deliver_directly(name, app, &rules, message.body, &message.properties, progress).await?;
     watching.await?;
     bar.finish_and_clear();
     print(&result)
@@ -34,7 +34,7 @@ pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Re
 
 pub fn count(name: &str, app: &App, config: &Config, message: &Message) -> Result<Verdict, Failure> {
     let (_, checked) = envelope::read(&message.properties, name, None, &app.replies, Timestamp::now());
-    let decoded = decode(&message.body, &pipeline::rules(app, config.broker.max_job_bytes));
+    let decoded = decode(&message.body, &journey::rules(app, config.broker.max_job_bytes));
     let job = checked.and(decoded).map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
     let calls = job.batch_count();
     let seconds = f64::from(calls.saturating_sub(app.burst)) / f64::from(app.calls_per_second);

@@ -1,0 +1,141 @@
+//! Judges what came back from a call. Total: each possible answer has a verdict, also one that nobody documented.
+
+use super::{
+    codes::{Class, Effect, class_of},
+    http_status,
+};
+use crate::{
+    diagnosis::Diagnosis,
+    job::{SMALL_BATCH, outcome::Fault},
+};
+
+/// What came back from a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A body of the API's form. `action_ok` is whether `ActionStatus` is `OK`.
+    Api { http_status: u16, action_ok: bool, code: i64, info: String },
+    /// An HTTP answer whose body is not of the API's form.
+    Foreign { http_status: u16, info: String },
+    /// The request was withdrawn at the moment of writing.
+    Withdrawn,
+    /// The request never left: refused connection, unknown host, failed handshake.
+    NotSent { why: Diagnosis },
+    /// The request left and no whole answer came: timeout, reset.
+    NoAnswer { info: String },
+}
+
+impl Answer {
+    /// Whether the API accepted the batch: if anything contradicts that, nobody knows.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Self::Api { http_status: 200..=299, action_ok: true, code: 0, .. })
+    }
+}
+
+/// An answer judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The API accepted the batch.
+    Sent,
+    Failed {
+        class: Class,
+        fault: Fault,
+    },
+}
+
+impl Verdict {
+    /// Whether the call may have notified although it failed: no whole answer came, or one whose meaning nobody documented.
+    pub fn may_have_had_effect(&self) -> bool {
+        matches!(self, Self::Failed { class: Class::Transient(Effect::Unknown) | Class::TransientOrJob, .. })
+    }
+
+    /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought to take in one call is
+    /// refused for good.
+    pub fn on_batch_of(self, recipients: Option<u32>) -> Self {
+        match self {
+            Self::Failed { class: Class::TooManyRecipients, fault } if recipients.is_none_or(|count| count <= SMALL_BATCH) => {
+                Self::Failed { class: Class::Job, fault }
+            }
+            verdict @ (Self::Sent | Self::Failed { .. }) => verdict,
+        }
+    }
+}
+
+pub fn classify(answer: Answer) -> Verdict {
+    match answer {
+        answer if answer.is_accepted() => Verdict::Sent,
+        Answer::Api { http_status, action_ok, code: 0, info } => {
+            let info = format!("contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: {action_ok}; {info}");
+            failed(Class::Transient(Effect::Unknown), Some(0), None, info)
+        }
+        Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
+        Answer::Foreign { http_status, info } => failed(http_status::find(http_status).class, None, Some(http_status), info),
+        Answer::Withdrawn => failed(Class::Transient(Effect::None), None, None, "withdrawn before it was sent".into()),
+        Answer::NotSent { why } => failed(Class::Transient(Effect::None), None, None, why.to_string()),
+        Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
+    }
+}
+
+fn failed(class: Class, code: Option<i64>, http_status: Option<u16>, info: String) -> Verdict {
+    Verdict::Failed { class, fault: Fault { code, http_status, info } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(http_status: u16, action_ok: bool, code: i64) -> Answer {
+        Answer::Api { http_status, action_ok, code, info: String::new() }
+    }
+
+    fn class(answer: Answer) -> Option<Class> {
+        match classify(answer) {
+            Verdict::Sent => None,
+            Verdict::Failed { class, .. } => Some(class),
+        }
+    }
+
+    #[test]
+    fn only_a_2xx_with_error_code_0_and_action_status_ok_is_a_success() {
+        assert_eq!(class(api(200, true, 0)), None);
+        for contradictory in [api(200, false, 0), api(502, true, 0)] {
+            assert_eq!(class(contradictory), Some(Class::Transient(Effect::Unknown)));
+        }
+        assert_eq!(class(api(200, true, 10010)), Some(Class::Job));
+    }
+
+    #[test]
+    fn an_answer_without_an_error_code_is_judged_by_its_http_status() {
+        let foreign = |http_status| class(Answer::Foreign { http_status, info: String::new() });
+        let expected = [
+            (200, Class::Transient(Effect::Unknown)),
+            (302, Class::Account),
+            (403, Class::Account),
+            (413, Class::JobOrConfiguration),
+            (408, Class::Transient(Effect::None)),
+            (429, Class::RateLimited),
+            (502, Class::Transient(Effect::Unknown)),
+        ];
+        for (http_status, class) in expected {
+            assert_eq!(foreign(http_status), Some(class), "{http_status}");
+        }
+    }
+
+    #[test]
+    fn only_a_request_that_never_left_surely_had_no_effect() {
+        assert_eq!(class(Answer::NotSent { why: Diagnosis::unknown("") }), Some(Class::Transient(Effect::None)));
+        assert_eq!(class(Answer::NoAnswer { info: String::new() }), Some(Class::Transient(Effect::Unknown)));
+    }
+
+    #[test]
+    fn too_many_recipients_are_a_refusal_for_good_where_fewer_would_not_help() {
+        let on = |recipients| match classify(api(200, false, 10005)).on_batch_of(recipients) {
+            Verdict::Sent => None,
+            Verdict::Failed { class, .. } => Some(class),
+        };
+        assert_eq!(on(Some(51)), Some(Class::TooManyRecipients));
+        for small in [None, Some(50), Some(1)] {
+            assert_eq!(on(small), Some(Class::Job), "{small:?}");
+        }
+        assert_eq!(classify(api(200, true, 0)).on_batch_of(Some(1)), Verdict::Sent);
+    }
+}

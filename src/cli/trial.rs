@@ -1,0 +1,200 @@
+//! Tries what the daemon needs of the broker, for `groupcast check`: declare, read, publish. No job is taken out of its queue and
+//! none is counted as delivered.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::StreamExt;
+use lapin::{
+    Connection, Event, Queue,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use tokio::time::sleep;
+
+use crate::{
+    broker::{
+        BrokerLost, Refusal, bounded, queues, session,
+        topology::{self, QueueSpec},
+    },
+    config::App,
+    diagnosis::Diagnosis,
+    subscribe::jobs_queue,
+};
+
+/// How long the broker may take to say that nobody got a message.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// What was found of an app's queues.
+#[derive(Debug, Default)]
+pub struct Tried {
+    /// What the daemon cannot work with.
+    pub failures: Vec<Diagnosis>,
+    /// What it works with, although it would have made it otherwise.
+    pub doubts: Vec<Diagnosis>,
+    /// What could not be tried without taking messages.
+    pub untried: Vec<String>,
+}
+
+/// Declares or checks the app's queues as the daemon does at its start, then reads the two that it consumes.
+pub async fn queues(connection: &Connection, name: &str, app: &App, declare: bool) -> Tried {
+    let mut tried = Tried::default();
+    let mut refusals: Vec<(Option<Refusal>, usize)> = Vec::new();
+    let (mut jobs, mut undeliverable) = (Known::Unusable, Known::Unusable);
+    for spec in topology::queues_of(name, app) {
+        let known = match spec.ensure(connection, declare).await {
+            Ok(seen) if declare => Known::AsDeclared(seen),
+            Ok(seen) => compare(connection, &spec, seen, &mut tried).await,
+            Err(error) => {
+                // Missing rights concern all queues alike.
+                match refusals.iter_mut().find(|(refusal, _)| *refusal == error.refusal && refusal.is_some()) {
+                    Some((_, more)) => *more += 1,
+                    None => {
+                        refusals.push((error.refusal, 0));
+                        tried.failures.push(error.diagnosis);
+                    }
+                }
+                Known::Unusable
+            }
+        };
+        if spec.name == queues::jobs(name) {
+            jobs = known;
+        } else if spec.name == queues::undeliverable(name) {
+            undeliverable = known;
+        }
+    }
+    for (failure, (_, more)) in tried.failures.iter_mut().zip(refusals).filter(|(_, (_, more))| *more > 0) {
+        failure.what.push_str(&format!("; the same goes for {more} more of the app's queues"));
+    }
+    read_jobs(connection, &queues::jobs(name), &jobs, &mut tried).await;
+    consume_undeliverable(connection, &queues::undeliverable(name), &undeliverable, &mut tried).await;
+    tried
+}
+
+/// What is known of a queue before it is read.
+enum Known {
+    /// It is not there, or cannot be looked at.
+    Unusable,
+    /// It has the type and the arguments that the daemon declares.
+    AsDeclared(Option<Queue>),
+    /// It is there, and may be of another kind.
+    Other(Option<Queue>),
+}
+
+impl Known {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::AsDeclared(queue) | Self::Other(queue) => queue.as_ref().is_some_and(|queue| queue.message_count() == 0),
+            Self::Unusable => false,
+        }
+    }
+}
+
+/// With `declare = false`, compares a queue that is there with what the daemon would declare, if the rights allow that: declaring a
+/// queue that exists changes nothing.
+async fn compare(connection: &Connection, spec: &QueueSpec, seen: Option<Queue>, tried: &mut Tried) -> Known {
+    if seen.is_none() {
+        return Known::Other(None);
+    }
+    match spec.ensure(connection, true).await {
+        Ok(seen) => Known::AsDeclared(seen),
+        Err(error) => {
+            if error.refusal == Some(Refusal::OtherArguments) {
+                tried.doubts.push(error.diagnosis);
+            }
+            Known::Other(seen)
+        }
+    }
+}
+
+/// Proves the right to read the jobs queue. A consumer would be given jobs if it is the only one, and each job given back counts
+/// as a delivery. So the queue is asked for one message: the broker looks at the right, and then refuses this to every queue with a
+/// single active consumer. Other queues are asked only while they are empty.
+async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
+    match known {
+        Known::Unusable => return,
+        Known::Other(_) if !known.is_empty() => {
+            tried.untried.push(format!("{queue} was not read, for a job in it would be counted as delivered"));
+            return;
+        }
+        Known::AsDeclared(_) | Known::Other(_) => {}
+    }
+    match jobs_queue::serves_one_consumer(connection, queue).await {
+        Ok(Ok(())) => {}
+        Ok(Err(diagnosis)) => tried.failures.push(diagnosis),
+        Err(error) => tried.failures.push(may_not_read(queue, error)),
+    }
+}
+
+/// Consumes from the queue of jobs that the broker has given up, as the daemon does. It is almost always empty; otherwise it is left
+/// alone.
+async fn consume_undeliverable(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
+    if matches!(known, Known::Unusable) {
+        return;
+    }
+    if !known.is_empty() {
+        return tried.untried.push(format!("{queue} was not read, for a message in it would be counted as delivered"));
+    }
+    if let Err(error) = consume_and_cancel(connection, queue).await {
+        tried.failures.push(may_not_read(queue, error));
+    }
+}
+
+async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), BrokerLost> {
+    let channel = bounded("open a channel", connection.create_channel()).await?;
+    bounded("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let tag = format!("groupcast-check-{}", uuid::Uuid::new_v4());
+    let consuming = channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
+    let consumer = bounded("consume", consuming).await?;
+    bounded("cancel the subscription", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+    // Gives back what came in between.
+    bounded("close a channel", channel.close(200, "OK".into())).await
+}
+
+fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
+    match error.refusal {
+        Some(Refusal::Forbidden) => Diagnosis::new(
+            format!("the broker's user may not read the queue {queue}"),
+            "grant the read permission, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE '^groupcast[.].*'`",
+        )
+        .with_words(error.diagnosis.what),
+        _ => Diagnosis::new(
+            format!("the queue {queue} cannot be consumed"),
+            "look at the queue on the broker (`rabbitmq-diagnostics quorum_status QUEUE`): a queue without a majority of its \
+             members answers nobody",
+        )
+        .with_words(error),
+    }
+}
+
+/// Publishes what no queue takes, as the daemon does before it starts a call. On a connection that does nothing else: a broker in
+/// alarm stops reading from it.
+pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
+    let mut events = connection.events_listener();
+    let mut published = pin!(async {
+        session::publish_to_nobody(connection).await?;
+        // The broker blocks a connection after its first publish: only one that is not blocked answers once more.
+        connection.create_channel().await.map(drop)
+    });
+    let mut late = pin!(sleep(PUBLISHED_WITHIN));
+    loop {
+        tokio::select! {
+            published = &mut published => return published.map_err(|error| match Refusal::of(&error) {
+                Some(Refusal::Forbidden) => session::may_not_publish(),
+                _ => Diagnosis::unknown(format!("publish: {error}")),
+            }),
+            Some(event) = events.next() => if let Event::ConnectionBlocked(reason) = event {
+                return Err(session::blocked(Some(&reason)));
+            },
+            () = &mut late => {
+                return Err(if connection.status().blocked() { session::blocked(None) } else { silent() });
+            }
+        }
+    }
+}
+
+fn silent() -> Diagnosis {
+    Diagnosis::new(
+        format!("the broker did not confirm a publish within {PUBLISHED_WITHIN:?}"),
+        "look for alarms (`rabbitmq-diagnostics alarms`) and at the load of the broker",
+    )
+}

@@ -1,0 +1,55 @@
+//! A job without a broker, for whoever waits for it.
+
+use std::sync::Arc;
+
+use lapin::BasicProperties;
+use tokio::{sync::watch, time::Instant};
+use tracing::Span;
+
+use super::reading::read_body;
+use crate::{
+    accept::{decode::Rules, envelope},
+    api::call::Caller,
+    clock,
+    config::App,
+    pace::Pacer,
+    send::{self, Advance, Dispatcher, Ending, Submission, Tuning},
+    settle::result::JobResult,
+    subscribe::lease::Lease,
+};
+
+/// Carries one job to its result without a broker: the same reading, pacing, calls and retries.
+pub async fn deliver_directly(
+    name: &str,
+    app: &App,
+    rules: &Rules,
+    body: Vec<u8>,
+    properties: &BasicProperties,
+    told: watch::Sender<Advance>,
+) -> Result<JobResult, reqwest::Error> {
+    let (envelope, checked) = envelope::read(properties, name, None, &app.replies, clock::now());
+    let job = match read_body(body, checked, rules).1 {
+        Ok((job, _)) => Arc::new(job),
+        Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
+    };
+    let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
+    let settings = send::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
+    let dispatcher = Dispatcher::start(settings, Tuning::of(app));
+    let mut submission = Submission {
+        job,
+        envelope: Arc::new(envelope),
+        lease: Lease::unlimited(),
+        entry: None,
+        batches: Vec::new(),
+        told: Some(told),
+        span: Span::none(),
+    };
+    loop {
+        let Submission { job, envelope, .. } = &submission;
+        match dispatcher.send(submission.clone()).await {
+            Ok(Ending::Finished(report)) => return Ok(JobResult::finished(name, envelope, job, &report, clock::now())),
+            Ok(Ending::TooLarge(touched)) => submission = submission.split_again(&touched),
+            Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
+        }
+    }
+}

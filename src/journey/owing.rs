@@ -1,0 +1,126 @@
+//! What a job owes is published here, or waits with the job.
+//!
+//! A queue that takes no messages must not hold the job's place among the held ones. So the job is parked with what it still
+//! owes: its record says how it ended, and when it comes back it is answered without a call. If no wait queue takes it either,
+//! it is held for a while and then goes back to the jobs queue.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::{Interrupted, Pipeline};
+use crate::{
+    job::{
+        Envelope,
+        outcome::{BatchOutcome, BatchProgress, BatchState, Report},
+    },
+    progress::store::Completion,
+    settle::{Content, Owed, Settled, Tally, parking, settle},
+    subscribe::lease::Lease,
+};
+
+/// No delivery is held for more than ten minutes and the calls in flight then.
+const GIVEN_BACK_AFTER: Duration = Duration::from_secs(9 * 60);
+/// A job that took that long to send has at least so long to be settled.
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
+/// How soon to try again what no queue takes.
+const TRIED_EVERY: Duration = Duration::from_secs(10);
+
+/// What is left of what a delivery owed.
+pub(super) enum Left {
+    Nothing(Tally),
+    /// No queue takes it. The delivery goes back.
+    Something,
+    /// The same, and the broker takes the delivery back by itself.
+    SubscriptionEnds,
+}
+
+impl Pipeline {
+    /// Does what a delivery owes, or parks it with that.
+    pub(super) async fn settle(
+        &self,
+        mut owed: Owed,
+        properties: &BasicProperties,
+        lease: &Lease,
+        delivered_at: Instant,
+    ) -> Result<Left, Interrupted> {
+        let given_back_at = (delivered_at + GIVEN_BACK_AFTER).max(Instant::now() + SETTLED_WITHIN);
+        loop {
+            match settle(&self.publisher, &self.app, &self.park, &mut owed).await? {
+                Settled::All => return Ok(Left::Nothing(owed.into_tally())),
+                Settled::Withheld(_) if self.park_with_debt(&mut owed, properties).await? => {
+                    return Ok(Left::Nothing(Tally::Parked));
+                }
+                Settled::Withheld(trouble) => {
+                    if Instant::now() >= given_back_at && owed.may_go_back() {
+                        warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; it goes back to the jobs queue");
+                        return Ok(Left::Something);
+                    }
+                }
+            }
+            if !owed.may_go_back() {
+                sleep(TRIED_EVERY).await;
+            } else if lease.while_calls_may_start(sleep(TRIED_EVERY)).await.is_none() {
+                return Ok(Left::SubscriptionEnds);
+            }
+        }
+    }
+
+    /// Parks a job that has ended. `false` if no wait queue takes it.
+    async fn park_with_debt(&self, owed: &mut Owed, properties: &BasicProperties) -> Result<bool, Interrupted> {
+        let Owed::Answer { dead_letter, record, tally, job, .. } = owed else { return Ok(false) };
+        let body = match (&job.content, &dead_letter) {
+            (Content::Job(content), _) => content.body(),
+            (Content::Original(body), _) => body.clone(),
+            (Content::OfLetter, Some(letter)) => letter.body.clone(),
+            (Content::OfLetter, None) => return Ok(false),
+        };
+        if let (None, Content::Job(content), Some((fingerprint, report)), Tally::Ended { result, .. }) =
+            (&record, &job.content, &job.unrecorded, &*tally)
+        {
+            // Nothing of it may be sent again when it comes back.
+            let (fingerprint, progress) = (fingerprint.clone(), progress_of(report));
+            let entry = self.progress.remember(&self.tenure, &job.envelope, content, fingerprint, &progress).await?;
+            *record = Some((entry, result.json()));
+        } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
+            && result.calls == 0
+        {
+            // The store may have waited for something to say.
+            entry.note(0, &BatchProgress::default()).await?;
+        }
+        let only_result = (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);
+        let left = if only_result { parking::Left::Result } else { parking::Left::Everything };
+        let Envelope { job_id, .. } = &*job.envelope;
+        let parked = parking::compose(&self.app, body, properties, &job.envelope, &self.park, left);
+        if parking::publish(&self.publisher, &self.app, &parked, &self.park).await.is_err() {
+            return Ok(false);
+        }
+        debug!(app = self.app, job_id, queue = parked.target.queue(), "job parked with what it owes");
+        // Afterwards: a crash in between makes a second answer, but none that is marked as a duplicate of nothing.
+        if let Some((entry, result)) = record
+            && only_result
+        {
+            entry.complete(Completion { result: result.clone(), owes_result: true }).await?;
+        }
+        Ok(true)
+    }
+}
+
+/// What a report says of each batch, for a record. The calls of all stand with the first.
+fn progress_of(report: &Report) -> Vec<(u32, BatchProgress)> {
+    let mut calls = u32::try_from(report.calls).unwrap_or(u32::MAX);
+    let progress = |(batch, outcome): (u32, &BatchOutcome)| {
+        let attempts = match outcome {
+            BatchOutcome::Sent => 1,
+            BatchOutcome::Failed { attempts, .. } | BatchOutcome::Unknown { attempts, .. } => *attempts,
+        };
+        let state = BatchState::Ended(outcome.clone());
+        (
+            batch,
+            BatchProgress { calls: std::mem::take(&mut calls), attempts, first_attempt_at: None, last_attempt_at: None, state },
+        )
+    };
+    (0..).zip(&report.batches).map(progress).collect()
+}

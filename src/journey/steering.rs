@@ -1,0 +1,87 @@
+//! How an app's pipeline fares, for whoever looks, and how an operator halts it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Pipeline;
+use crate::{
+    clock,
+    journey::failures::Failure,
+    send::{
+        HeldJob,
+        condition::{Condition, Trouble},
+    },
+};
+
+impl Pipeline {
+    /// The waits of the app's wait queues.
+    pub fn waits(&self) -> &[Duration] {
+        &self.park
+    }
+
+    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight finish, other jobs go back to
+    /// the queue.
+    pub fn pause(&self) {
+        self.halted.send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
+    }
+
+    pub fn resume(&self) {
+        self.halted.send_replace(None);
+    }
+
+    pub fn is_paused_by_operator(&self) -> bool {
+        self.halted.borrow().is_some()
+    }
+
+    /// How the app fares, for whoever looks.
+    pub fn condition_now(&self) -> Condition {
+        let condition = self.dispatcher.condition().borrow().clone();
+        match *self.halted.borrow() {
+            Some(since) if !condition.is_paused() => Condition::Paused(Trouble {
+                since,
+                code: None,
+                http_status: None,
+                reason: "paused by an operator".into(),
+                info: String::new(),
+                advice: "resume it on the status page; a restart of the daemon resumes it too",
+            }),
+            Some(_) | None => condition,
+        }
+    }
+
+    /// The jobs that are being sent.
+    pub async fn held(&self) -> Vec<HeldJob> {
+        self.dispatcher.held().await
+    }
+
+    /// The last jobs that were not sent whole, the newest first.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.failures.last()
+    }
+
+    /// The rate that is configured.
+    pub fn calls_per_second_limit(&self) -> u32 {
+        self.pacer.limit()
+    }
+
+    /// The pacer's present rate.
+    pub fn calls_per_second(&self) -> f64 {
+        self.pacer.rate(Instant::now())
+    }
+
+    /// Calls that have left so far.
+    pub fn calls_so_far(&self) -> u64 {
+        self.pacer.calls_so_far()
+    }
+
+    /// The most calls that left in any second so far.
+    pub fn calls_max_1s(&self) -> usize {
+        self.pacer.most_in_one_second()
+    }
+
+    /// Sets the metrics that mirror what is so now.
+    pub fn mirror(&self) {
+        self.meter.mirror(&self.pacer, &self.condition_now());
+    }
+}

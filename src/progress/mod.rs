@@ -1,0 +1,314 @@
+//! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is answered at once.
+//!
+//! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch stands, at last its
+//! result. Two messages with one id are one job: the second waits for the first. A batch counts as ended, and a call that must
+//! not be repeated starts, only after the store has confirmed it.
+//!
+//! While the store is [away](health), no call starts. What is known by then is kept and recorded when the store works again:
+//! an operation has no time limit, and the claim on its job is held until it has succeeded. No call starts either while a write
+//! has waited for a second, so a crash repeats no more than that.
+
+mod claims;
+pub mod health;
+mod pending;
+pub mod redis;
+pub mod sqlite;
+pub mod store;
+pub mod tenure;
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::try_join_all;
+use tokio::{task::spawn_blocking, time::timeout};
+
+use self::{
+    claims::{Claim, Claims},
+    health::{Attempt, Health},
+    pending::Pending,
+    redis::{Certificates, RedisStore},
+    sqlite::SqliteStore,
+    store::{Answer, Completion, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
+    tenure::Tenure,
+};
+use crate::{
+    clock::Moment,
+    config::{Config, State, StateStore, file},
+    job::{
+        Cut, Envelope, Job,
+        outcome::{BatchProgress, BatchState},
+    },
+};
+
+/// The store that the configuration names.
+pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
+    let retention = retention_of(config);
+    Ok(match config.state.url.store() {
+        StateStore::Sqlite(path) => Arc::new(SqliteStore::new(path.clone(), retention)),
+        StateStore::Redis => Arc::new(RedisStore::new(config.state.url.expose(), certificates_of(&config.state)?, retention)?),
+    })
+}
+
+/// Claims the file of the state for this process, until what is returned is dropped. Two daemons with one file would each
+/// believe to know all that is under way.
+pub async fn claim_file(config: &Config) -> Result<Option<fs::File>, StoreLost> {
+    let StateStore::Sqlite(path) = config.state.url.store().clone() else { return Ok(None) };
+    let claiming = spawn_blocking(move || sqlite::claim(&path));
+    // A disk that hangs is the store's to tell.
+    timeout(CLAIMED_WITHIN, claiming).await.map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
+}
+
+/// The same store for somebody who only looks: it is not made if it is missing.
+pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
+    match config.state.url.store() {
+        StateStore::Sqlite(path) => Ok(Arc::new(SqliteStore::existing(path.clone()))),
+        StateStore::Redis => store_of(config),
+    }
+}
+
+fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
+    let read = |path: &Option<PathBuf>| match path {
+        Some(path) => file::read(path, file::LARGEST_BYTES)
+            .map(Some)
+            .map_err(|error| StoreLost::new("read the certificates of state", format!("{}: {error}", path.display()))),
+        None => Ok(None),
+    };
+    Ok(Certificates { ca: read(&state.ca_file)?, client: read(&state.cert_file)?.zip(read(&state.key_file)?) })
+}
+
+const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the record of a job is kept that has not ended and does not come: it may wait in its queue while the app is paused or
+/// has a backlog. Each time the job comes, or is parked again until its time, the record is kept for as long anew.
+const UNFINISHED_KEPT_FOR: Duration = Duration::from_hours(24 * 90);
+
+/// `state.retention` is for jobs that have ended. A record must outlive any wait of a job that can still come back, whatever
+/// the configuration says.
+fn retention_of(config: &Config) -> Retention {
+    let retries = config.apps.values().map(|app| &app.retry);
+    let longest = retries.map(|retry| {
+        let longest_wait = retry.park.iter().max().copied().unwrap_or_default();
+        retry.give_up_after + retry.hold + 2 * longest_wait
+    });
+    let unfinished = UNFINISHED_KEPT_FOR + longest.max().unwrap_or_default();
+    Retention { ended: config.state.retention, under_way: unfinished.max(config.state.retention) }
+}
+
+/// The daemon's memory of jobs.
+#[derive(Clone)]
+pub struct Progress(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    health: Health,
+    claims: Claims,
+    pending: Pending,
+}
+
+/// What is known of a job that has come.
+pub enum Opened {
+    /// It is to be sent, or to go on with.
+    Unfinished(Earlier),
+    /// It has ended before, with this result as JSON.
+    Answered(String),
+    /// Its id belongs to a job with other content.
+    OtherContent,
+    /// Another message with its id is still worked on.
+    Busy,
+}
+
+/// How far a job has come before.
+pub struct Earlier {
+    pub entry: Entry,
+    pub head: Head,
+    /// The batches that have been touched.
+    pub batches: Vec<(u32, BatchProgress)>,
+    pub made: Made,
+}
+
+/// When a record was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    Now,
+    /// By another delivery: another replica may be working on it.
+    Before,
+}
+
+/// A job's place in the store. While one is held, another message with the same id waits.
+#[derive(Clone)]
+pub struct Entry(Arc<Place>);
+
+struct Place {
+    inner: Arc<Inner>,
+    tenure: Arc<tenure::Shared>,
+    opening: Arc<Opening>,
+    claim: Arc<Claim>,
+}
+
+impl Progress {
+    /// Takes the store as away until it has answered for the first time.
+    pub fn start(store: Arc<dyn Store>) -> Self {
+        let health = Health::watch(store.clone());
+        Self(Arc::new(Inner { store, health, claims: Claims::default(), pending: Pending::default() }))
+    }
+
+    /// Looks a job up, and makes a record of it if there is none. Waits while another message with its id is worked on, but
+    /// not longer than `patience`.
+    pub async fn open(
+        &self,
+        tenure: &Tenure,
+        envelope: &Envelope,
+        job: &Job,
+        fingerprint: String,
+        patience: Duration,
+    ) -> Result<Opened, StoreLost> {
+        let epoch = tenure.epoch().await?;
+        let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, epoch));
+        let claiming = self.0.claims.claim(opening.key.clone());
+        let Ok(claim) = timeout(patience, claiming).await else { return Ok(Opened::Busy) };
+        let Record { key, head, batches, result } = {
+            let opening = opening.clone();
+            let opened = self.0.insist(move |store| store.open(opening.clone())).await;
+            tenure.shared().heed(epoch, opened)?
+        };
+        if head.content != opening.head.content {
+            return Ok(Opened::OtherContent);
+        }
+        if let Some(result) = result {
+            return Ok(Opened::Answered(result));
+        }
+        let made = if head == opening.head { Made::Now } else { Made::Before };
+        let opening = Arc::new(Opening { key, head: head.clone(), epoch });
+        let (inner, tenure) = (self.0.clone(), tenure.shared());
+        let entry = Entry(Arc::new(Place { inner, tenure, opening, claim: Arc::new(claim) }));
+        Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
+    }
+
+    /// Makes a record of a job that came without an id and now has one: nobody else knows it.
+    pub async fn remember(
+        &self,
+        tenure: &Tenure,
+        envelope: &Envelope,
+        job: &Job,
+        fingerprint: String,
+        touched: &[(u32, BatchProgress)],
+    ) -> Result<Entry, StoreLost> {
+        let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
+        let claim = Arc::new(self.0.claims.claim(opening.key.clone()).await);
+        let entry = Entry(Arc::new(Place { inner: self.0.clone(), tenure: tenure.shared(), opening, claim }));
+        if touched.is_empty() {
+            entry.note(0, &BatchProgress::default()).await?;
+        }
+        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+        Ok(entry)
+    }
+
+    /// For one app of this process.
+    pub fn tenure(&self, app: &str) -> Tenure {
+        Tenure::new(app, self.0.clone())
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.0.health
+    }
+
+    /// Whether the outcome of a call that starts now would soon be recorded.
+    pub fn can_record(&self) -> bool {
+        self.0.health.works() && self.0.pending.is_short()
+    }
+
+    pub fn sharing(&self) -> Sharing {
+        self.0.store.sharing()
+    }
+}
+
+fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch: i64) -> Opening {
+    let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
+    let head = Head {
+        content: fingerprint,
+        batch_size: job.cut().batch_size,
+        within: job.cut().within,
+        batches: job.batch_count(),
+        duplicates: job.duplicates(),
+        received_at: envelope.received_at,
+    };
+    Opening { key, head, epoch }
+}
+
+impl Entry {
+    /// Records how a batch stands. Fails if the record cannot be written; and an intent also if another replica has taken the
+    /// app's jobs over.
+    pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
+        let is_intent = progress.state == BatchState::Intended;
+        let (opening, progress) = (self.0.opening.clone(), progress.clone());
+        match self.record(move |store| store.note(opening.clone(), batch, progress.clone())).await {
+            // It is recorded all the same.
+            Err(error) if error.scope == Scope::Displaced && !is_intent => Ok(()),
+            noted => noted,
+        }
+    }
+
+    /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so with the entry returned.
+    pub async fn split_again(&self, job: &Job, batches: &[(u32, BatchProgress)]) -> Result<Self, StoreLost> {
+        let Place { inner, tenure, opening, claim } = &*self.0;
+        let Opening { key, head, epoch } = (**opening).clone();
+        let Cut { batch_size, within } = job.cut();
+        let head = Head { batch_size, within, batches: job.batch_count(), ..head };
+        let opening = Arc::new(Opening { key, head, epoch });
+        let (recorded, batches) = (opening.clone(), batches.to_vec());
+        self.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;
+        let (inner, tenure, claim) = (inner.clone(), tenure.clone(), claim.clone());
+        Ok(Self(Arc::new(Place { inner, tenure, opening, claim })))
+    }
+
+    /// Records how the job has ended. From then on it is answered from that.
+    pub async fn complete(&self, completion: Completion) -> Result<(), StoreLost> {
+        let opening = self.0.opening.clone();
+        match self.record(move |store| store.complete(opening.clone(), completion.clone())).await {
+            // It is recorded all the same.
+            Err(error) if error.scope == Scope::Displaced => Ok(()),
+            completed => completed,
+        }
+    }
+
+    /// Has what the daemon knows recorded.
+    async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
+    where
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
+    {
+        let Place { inner, tenure, opening, .. } = &*self.0;
+        let _unconfirmed = inner.pending.begin();
+        tenure.heed(opening.epoch, inner.insist(operation).await)
+    }
+}
+
+impl Inner {
+    /// Has the store do it, however long the store is away, and says when it was asked. Fails only over a record that cannot be
+    /// read or written, and over a newer epoch.
+    async fn insist<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
+    where
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        loop {
+            self.health.until_it_works().await;
+            let asked_at = Moment::now();
+            match operation(&*self.store).await {
+                Ok(value) => return Ok((value, asked_at)),
+                Err(error) if error.scope == Scope::Store => self.health.failed(&error, attempt(operation.clone())),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The operation without what it finds.
+fn attempt<T, O>(operation: O) -> Attempt
+where
+    O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Send + Sync + 'static,
+    T: Send + 'static,
+{
+    Arc::new(move |store| {
+        let answer = operation(store);
+        Box::pin(async move { answer.await.map(drop) })
+    })
+}

@@ -1,0 +1,203 @@
+//! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader sees half of one.
+//!
+//! A batch that has ended is in a field that is never overwritten and goes before the field of one that has not, so writes
+//! of two processes may come in any order. A field names how the job was cut that it counts by; those of another cut than the
+//! head's are of no account. The key `groupcast:born` is as old as the data: when it is gone, so are they.
+
+mod birth;
+mod fault;
+mod link;
+mod records;
+mod scripts;
+
+use std::{sync::Arc, time::Duration};
+
+pub use self::link::Certificates;
+use self::{
+    birth::{BORN, Birth},
+    link::Link,
+    records::{Fields, deaths_key, record_key},
+    scripts::Script,
+};
+use super::store::{ACTIVE_FOR, Answer, Completion, Key, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
+use crate::job::outcome::{BatchProgress, BatchState};
+
+pub struct RedisStore {
+    link: Link,
+    birth: Birth,
+    retention: Retention,
+}
+
+impl RedisStore {
+    /// Connects with the first operation. Fails if the URL is none.
+    pub fn new(url: &str, certificates: Certificates, retention: Retention) -> Result<Self, StoreLost> {
+        // A late write to a record that has ended must not shorten its life.
+        let under_way = retention.under_way.max(retention.ended);
+        Ok(Self { link: Link::new(url, certificates)?, birth: Birth::default(), retention: Retention { under_way, ..retention } })
+    }
+
+    /// Runs a script that changes a record, and says whether the writer has been displaced.
+    async fn change(
+        &self,
+        operation: &'static str,
+        script: Script,
+        opening: &Opening,
+        kept_for: Duration,
+        arguments: &[&str],
+    ) -> Result<(), StoreLost> {
+        let (keys, common) = (keys_of(&opening.key), self.common_arguments(opening, kept_for));
+        let arguments: Vec<&str> = common.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        match self.link.run_script(operation, script, &keys, &arguments).await? {
+            DISPLACED => Err(StoreLost::displaced(operation)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The arguments that every script for a record has, in their order.
+    fn common_arguments(&self, opening: &Opening, kept_for: Duration) -> [String; 5] {
+        let Opening { key, epoch, .. } = opening;
+        let (deaths, deaths_kept_for) = (key.earlier_deaths.to_string(), in_ms(self.retention.under_way).to_string());
+        [epoch.to_string(), head_json(opening), in_ms(kept_for).to_string(), deaths, deaths_kept_for]
+    }
+
+    async fn open_record(&self, opening: &Opening) -> Result<Record, StoreLost> {
+        const OPERATION: &str = "open a job's record";
+        let mut keys = keys_of(&opening.key).to_vec();
+        keys.push(BORN.to_owned());
+        let mut arguments = self.common_arguments(opening, self.retention.under_way).to_vec();
+        arguments.push(birth::new_mark());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let opened = self.link.run_script(OPERATION, Script::Open, &keys, &arguments).await?;
+        let (displaced, born, fields): (i64, String, Fields) = opened;
+        if displaced == DISPLACED {
+            return Err(StoreLost::displaced(OPERATION));
+        }
+        self.birth.compare(born);
+        let record = records::decode(&opening.key, &fields).map_err(|error| StoreLost::of_record(OPERATION, error))?;
+        record.ok_or_else(|| self.link.lost(OPERATION, "it was evicted at once; raise maxmemory"))
+    }
+
+    async fn find_latest(&self, app: String, job_id: String) -> Result<Option<Record>, StoreLost> {
+        const OPERATION: &str = "look a job up";
+        let mut key = Key { app, job_id, earlier_deaths: 0 };
+        let deaths: (Vec<u32>,) = self.link.run(OPERATION, redis::pipe().smembers(deaths_key(&key.app, &key.job_id))).await?;
+        let mut deaths = deaths.0;
+        deaths.push(0);
+        deaths.sort_unstable_by(|one, other| other.cmp(one));
+        // Of those, some may have expired.
+        for earlier_deaths in deaths {
+            key.earlier_deaths = earlier_deaths;
+            let fields: (Fields,) = self.link.run(OPERATION, redis::pipe().hgetall(record_key(&key))).await?;
+            let record = records::decode(&key, &fields.0).map_err(|error| StoreLost::of_record(OPERATION, error))?;
+            if record.is_some() {
+                return Ok(record);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Store for RedisStore {
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
+        Box::pin(async move { self.open_record(&opening).await })
+    }
+
+    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let cut = opening.head.cut();
+            let (touched, ended) = (records::touched(cut, batch), records::ended(cut, batch));
+            let stands = match progress.state {
+                BatchState::Open => "o",
+                BatchState::Intended => "i",
+                BatchState::Ended(_) => "e",
+            };
+            let (json, kept_for) = (progress_json(&progress), self.retention.under_way);
+            let arguments = [touched.as_str(), &ended, &json, stands];
+            self.change("record how a batch stands", Script::Note, &opening, kept_for, &arguments).await
+        })
+    }
+
+    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let cut = opening.head.cut();
+            let field = |batch: u32, progress: &BatchProgress| match progress.state {
+                BatchState::Open | BatchState::Intended => {
+                    [records::touched(cut, batch), format!("{} {}", opening.epoch, progress_json(progress))]
+                }
+                BatchState::Ended(_) => [records::ended(cut, batch), progress_json(progress)],
+            };
+            let fields: Vec<String> = batches.iter().flat_map(|(batch, progress)| field(*batch, progress)).collect();
+            let arguments: Vec<&str> = fields.iter().map(String::as_str).collect();
+            let kept_for = self.retention.under_way;
+            self.change("record that a job is split again", Script::SplitAgain, &opening, kept_for, &arguments).await
+        })
+    }
+
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let kept_for = self.retention.of(&completion);
+            self.change("record a job's result", Script::Complete, &opening, kept_for, &[&completion.result]).await
+        })
+    }
+
+    fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
+        Box::pin(self.find_latest(app, job_id))
+    }
+
+    fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
+        Box::pin(async move {
+            let TakeOver { app, at_least, leave_active } = take_over;
+            let keys = [records::epoch_key(&app), records::active_key(&app)];
+            let (at_least, active_for) = (at_least.as_millisecond().to_string(), in_ms(ACTIVE_FOR).to_string());
+            let arguments = [at_least.as_str(), &active_for, if leave_active { "1" } else { "0" }];
+            let taken = self.link.run_script("take an app's jobs over", Script::TakeOver, &keys, &arguments).await?;
+            Ok(if taken == 0 { Taken::LeftToAnother } else { Taken::Epoch(taken) })
+        })
+    }
+
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
+        const OPERATION: &str = "confirm that the app's jobs are here";
+        Box::pin(async move {
+            let keys = [records::epoch_key(&app), records::active_key(&app)];
+            let (epoch, active_for) = (epoch.to_string(), in_ms(ACTIVE_FOR).to_string());
+            match self.link.run_script(OPERATION, Script::Confirm, &keys, &[&epoch, &active_for]).await? {
+                DISPLACED => Err(StoreLost::displaced(OPERATION)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn probe(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            let mut pipe = redis::pipe();
+            self.birth.ask(pipe.atomic());
+            let (born,): (String,) = self.link.run("try the state store", &pipe).await?;
+            self.birth.compare(born);
+            Ok(())
+        })
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Replicas
+    }
+}
+
+/// What a script says of a writer with an older epoch.
+const DISPLACED: i64 = 1;
+
+/// The keys that every script for a record has, in their order.
+fn keys_of(key: &Key) -> [String; 3] {
+    [records::epoch_key(&key.app), record_key(key), deaths_key(&key.app, &key.job_id)]
+}
+
+fn progress_json(progress: &BatchProgress) -> String {
+    serde_json::to_string(progress).expect("progress is always JSON")
+}
+
+fn head_json(opening: &Opening) -> String {
+    serde_json::to_string(&opening.head).expect("a head is always JSON")
+}
+
+fn in_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

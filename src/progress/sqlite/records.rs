@@ -1,0 +1,350 @@
+//! What each operation reads and writes, within the transaction that it is given.
+//!
+//! A batch that has ended stays as it ended; a record whose time is over counts as absent.
+
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+
+use super::{
+    super::store::{ACTIVE_FOR, Completion, Key, Opening, Retention, TakeOver, Taken},
+    schema,
+    stored::StoredRecord,
+    writer::{Batch, Done, Work},
+};
+use crate::job::outcome::BatchState;
+
+/// A record's life is prolonged when a write finds it this much shorter, not at each.
+const COARSE: Duration = Duration::from_hours(1);
+
+/// Records that are looked at together for their expiry.
+const LOOKED_AT: i64 = 5_000;
+
+/// What a look for expired records came to.
+pub struct Removed {
+    pub count: usize,
+    /// The last record that was looked at; `None` at the end of the table.
+    pub up_to: Option<i64>,
+}
+
+/// The records as they are at `now`, in Unix milliseconds.
+pub struct Records<'a> {
+    connection: &'a Connection,
+    now: i64,
+    retention: Retention,
+}
+
+/// A job's row, for those who write to it.
+struct Job {
+    id: i64,
+    head: String,
+    result: Option<String>,
+    expires_at: i64,
+    /// Of its only batch.
+    progress: Option<String>,
+}
+
+impl<'a> Records<'a> {
+    pub fn new(connection: &'a Connection, now: i64, retention: Retention) -> Self {
+        Self { connection, now, retention }
+    }
+
+    /// Of a process that has been displaced only what it knows for certain is written.
+    pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Done> {
+        match work {
+            Work::Open(opening) if self.is_displaced(opening)? => Ok(Done::Displaced),
+            Work::Open(opening) => self.open(opening).map(|record| Done::Found(Some(record))),
+            Work::Note { opening, batch } => {
+                self.fenced(opening, batch.state != BatchState::Intended, || self.note(opening, batch))
+            }
+            Work::SplitAgain { opening, batches } => self.fenced(opening, false, || self.split_again(opening, batches)),
+            Work::Complete { opening, completion } => self.fenced(opening, true, || self.complete(opening, completion)),
+            Work::Find { app, job_id } => self.find(app, job_id).map(Done::Found),
+            Work::TakeOver(take_over) => self.take_over(take_over).map(Done::Taken),
+            Work::Confirm { app, epoch } => self.confirm(app, *epoch),
+            Work::Probe => schema::write_version(self.connection).map(|()| Done::Changed),
+        }
+    }
+
+    /// Writes unless the writer has been displaced; what is certain in any case.
+    fn fenced(
+        &self,
+        opening: &Opening,
+        is_certain: bool,
+        write: impl FnOnce() -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<Done> {
+        let is_displaced = self.is_displaced(opening)?;
+        if is_certain || !is_displaced {
+            write()?;
+        }
+        Ok(if is_displaced { Done::Displaced } else { Done::Changed })
+    }
+
+    fn is_displaced(&self, opening: &Opening) -> rusqlite::Result<bool> {
+        Ok(self.newest_epoch(&opening.key.app)? > opening.epoch)
+    }
+
+    fn newest_epoch(&self, app: &str) -> rusqlite::Result<i64> {
+        let newest = self.prepare("SELECT epoch FROM epochs WHERE app = ?1")?.query_row([app], |row| row.get(0)).optional()?;
+        Ok(newest.unwrap_or(0))
+    }
+
+    fn take_over(&self, take_over: &TakeOver) -> rusqlite::Result<Taken> {
+        let TakeOver { app, at_least, leave_active } = take_over;
+        let is_active = "SELECT 1 FROM epochs WHERE app = ?1 AND active_until > ?2";
+        if *leave_active && self.prepare(is_active)?.exists(params![app, self.now])? {
+            return Ok(Taken::LeftToAnother);
+        }
+        let epoch = at_least.as_millisecond().max(self.newest_epoch(app)? + 1);
+        self.hold(app, epoch)?;
+        Ok(Taken::Epoch(epoch))
+    }
+
+    fn confirm(&self, app: &str, epoch: i64) -> rusqlite::Result<Done> {
+        if self.newest_epoch(app)? > epoch {
+            return Ok(Done::Displaced);
+        }
+        self.hold(app, epoch)?;
+        Ok(Done::Changed)
+    }
+
+    fn hold(&self, app: &str, epoch: i64) -> rusqlite::Result<()> {
+        let active_until = self.in_future(ACTIVE_FOR);
+        self.prepare("INSERT OR REPLACE INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)")?.execute(params![
+            app,
+            epoch,
+            active_until
+        ])?;
+        Ok(())
+    }
+
+    /// The record of a job of one batch is made when there is something to say of the batch.
+    fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
+        let key = opening.key.clone();
+        let Some(job) = self.present(opening)? else {
+            let head = if has_one_batch(opening) { head_of(opening) } else { self.make(opening)?.head };
+            return Ok(StoredRecord { key, head, batches: Vec::new(), result: None });
+        };
+        let batches = if job.result.is_none() {
+            self.keep_under_way(&job)?;
+            self.batches(&job)?
+        } else {
+            Vec::new()
+        };
+        Ok(StoredRecord { key, head: job.head, batches, result: job.result })
+    }
+
+    fn note(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
+        if has_one_batch(opening) { self.note_only_batch(opening, batch) } else { self.note_batch(opening, batch) }
+    }
+
+    fn note_only_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let expires_at = self.in_future(self.retention.under_way);
+        // Otherwise the batch or the job has ended meanwhile, or the job is cut in another way.
+        self.prepare(
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, progress_ended, progress_epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT (app, job_id, earlier_deaths) DO UPDATE
+             SET progress = excluded.progress, progress_ended = excluded.progress_ended, progress_epoch = excluded.progress_epoch
+             WHERE result IS NULL AND NOT progress_ended
+                AND (excluded.progress_ended OR progress_epoch <= excluded.progress_epoch)
+                AND head ->> 'batch_size' = excluded.head ->> 'batch_size'
+                AND head ->> 'within' IS excluded.head ->> 'within'",
+        )?
+        .execute(params![
+            app,
+            job_id,
+            earlier_deaths,
+            head_of(opening),
+            expires_at,
+            batch.json,
+            batch.has_ended(),
+            opening.epoch
+        ])?;
+        Ok(())
+    }
+
+    fn note_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let Batch { number, json, .. } = batch;
+        let cut = opening.head.cut();
+        let write = || {
+            self.prepare(
+                "INSERT INTO batches (job, batch, progress, ended, epoch)
+                 SELECT id, ?4, ?5, ?6, ?8 FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND head ->> 'batch_size' = ?7
+                        AND head ->> 'within' IS ?9
+                 ON CONFLICT (job, batch) DO UPDATE
+                 SET progress = excluded.progress, ended = excluded.ended, epoch = excluded.epoch
+                 WHERE NOT ended AND (excluded.ended OR epoch <= excluded.epoch)",
+            )?
+            .execute(params![
+                app,
+                job_id,
+                earlier_deaths,
+                number,
+                json,
+                batch.has_ended(),
+                cut.batch_size,
+                opening.epoch,
+                cut.within
+            ])
+        };
+        // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the file is not the one that the job was opened in.
+        if write()? == 0 && self.present(opening)?.is_none() {
+            self.make(opening)?;
+            write()?;
+        }
+        Ok(())
+    }
+
+    fn split_again(&self, opening: &Opening, batches: &[Batch]) -> rusqlite::Result<()> {
+        let job = match self.present(opening)? {
+            Some(Job { result: Some(_), .. }) => return Ok(()),
+            Some(job) => job,
+            None => self.make(opening)?,
+        };
+        let expires_at = self.in_future(self.retention.under_way);
+        self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended = 0 WHERE id = ?1")?
+            .execute(params![job.id, head_of(opening), expires_at])?;
+        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
+        let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended, epoch) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        for batch in batches {
+            insert.execute(params![job.id, batch.number, batch.json, batch.has_ended(), opening.epoch])?;
+        }
+        Ok(())
+    }
+
+    fn complete(&self, opening: &Opening, completion: &Completion) -> rusqlite::Result<()> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let Completion { result, .. } = completion;
+        let expires_at = self.in_future(self.retention.of(completion));
+        let write = || {
+            self.prepare(
+                "UPDATE jobs SET result = ?4, expires_at = ?5, progress = NULL
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
+            )?
+            .execute(params![app, job_id, earlier_deaths, result, expires_at])
+        };
+        if write()? == 0 {
+            self.make(opening)?;
+            write()?;
+        }
+        if !has_one_batch(opening) {
+            let id = "SELECT id FROM jobs WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3";
+            self.prepare(&format!("DELETE FROM batches WHERE job = ({id})"))?.execute(params![app, job_id, earlier_deaths])?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, app: &str, job_id: &str) -> rusqlite::Result<Option<StoredRecord>> {
+        let latest = self
+            .prepare(
+                "SELECT id, head, result, expires_at, progress, earlier_deaths FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC LIMIT 1",
+            )?
+            .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(5)?)))
+            .optional()?;
+        let Some((job, earlier_deaths)) = latest else {
+            return Ok(None);
+        };
+        let key = Key { app: app.to_owned(), job_id: job_id.to_owned(), earlier_deaths };
+        Ok(Some(StoredRecord { key, batches: self.batches(&job)?, head: job.head, result: job.result }))
+    }
+
+    /// Looks at the records after the one with the id `after`, at most [`LOOKED_AT`], and removes up to `most` that have expired.
+    pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Removed> {
+        let mut next = self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+        let looked_at: Vec<(i64, i64)> =
+            next.query_map([after, LOOKED_AT], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+        let expired: Vec<i64> =
+            looked_at.iter().filter(|(_, expires_at)| *expires_at <= self.now).map(|(id, _)| *id).take(most).collect();
+        expired.iter().try_for_each(|id| self.remove(*id))?;
+        let last = if expired.len() == most { expired.last().copied() } else { looked_at.last().map(|(id, _)| *id) };
+        Ok(Removed { count: expired.len(), up_to: last })
+    }
+
+    fn remove(&self, job: i64) -> rusqlite::Result<()> {
+        self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job])?;
+        self.prepare("DELETE FROM jobs WHERE id = ?1")?.execute([job])?;
+        Ok(())
+    }
+
+    /// The job's row, unless it is missing or its time is over.
+    fn present(&self, opening: &Opening) -> rusqlite::Result<Option<Job>> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let found = self
+            .prepare(
+                "SELECT id, head, result, expires_at, progress FROM jobs
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
+            )?
+            .query_row(params![app, job_id, earlier_deaths], Job::read)
+            .optional()?;
+        match found {
+            Some(job) if job.expires_at <= self.now => self.remove(job.id).map(|()| None),
+            found => Ok(found),
+        }
+    }
+
+    fn make(&self, opening: &Opening) -> rusqlite::Result<Job> {
+        let Key { app, job_id, earlier_deaths } = &opening.key;
+        let head = head_of(opening);
+        let expires_at = self.in_future(self.retention.under_way);
+        self.prepare("INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
+        Ok(Job { id: self.connection.last_insert_rowid(), head, result: None, expires_at, progress: None })
+    }
+
+    fn keep_under_way(&self, job: &Job) -> rusqlite::Result<()> {
+        let coarse = COARSE.min(self.retention.under_way / 24);
+        let expires_at = self.in_future(self.retention.under_way);
+        if expires_at - job.expires_at > in_ms(coarse) {
+            self.prepare("UPDATE jobs SET expires_at = ?2 WHERE id = ?1")?.execute([job.id, expires_at])?;
+        }
+        Ok(())
+    }
+
+    fn batches(&self, job: &Job) -> rusqlite::Result<Vec<(u32, String)>> {
+        if let Some(progress) = &job.progress {
+            return Ok(vec![(0, progress.clone())]);
+        }
+        let mut statement = self.prepare("SELECT batch, progress FROM batches WHERE job = ?1")?;
+        statement.query_map([job.id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    fn in_future(&self, duration: Duration) -> i64 {
+        self.now.saturating_add(in_ms(duration))
+    }
+
+    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
+        self.connection.prepare_cached(sql)
+    }
+}
+
+impl Batch {
+    fn has_ended(&self) -> bool {
+        match self.state {
+            BatchState::Open | BatchState::Intended => false,
+            BatchState::Ended(_) => true,
+        }
+    }
+}
+
+impl Job {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, head: row.get(1)?, result: row.get(2)?, expires_at: row.get(3)?, progress: row.get(4)? })
+    }
+}
+
+fn has_one_batch(opening: &Opening) -> bool {
+    opening.head.batches == 1
+}
+
+fn head_of(opening: &Opening) -> String {
+    serde_json::to_string(&opening.head).expect("a head is always JSON")
+}
+
+fn in_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

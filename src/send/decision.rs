@@ -1,0 +1,256 @@
+//! What follows for a batch from the answer to its call. Pure: the verdict and the circumstances in, a decision out.
+
+use std::time::Duration;
+
+use crate::{
+    api::{
+        classify::Verdict,
+        codes::{Class, Effect},
+    },
+    config::Retry,
+    delay,
+    job::{
+        DeliveryPromise,
+        outcome::{BatchOutcome, BatchState, FailureKind, Fault},
+    },
+    send::breaker::Blame,
+};
+
+/// An answer that said "slow down" is asked again after the API's own window has passed.
+const AFTER_RATE_LIMIT: Duration = Duration::from_secs(1);
+/// What nobody documented passes within so many attempts, or not at all.
+const ATTEMPTS_AT_UNDOCUMENTED: u32 = 5;
+/// A group that alone meets a fault of the account has so many attempts, with the waits of parked jobs in between.
+const ATTEMPTS_OF_A_GROUP: u32 = 5;
+
+/// Where a batch stands in its attempts.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempts {
+    /// Attempts that counted, this one included; answers that only said "slow down" do not.
+    pub count: u32,
+    /// Time since the first of them. Faults of the account do not count, and no wait that the API asked for.
+    pub since_first: Duration,
+    /// Time that the batch has been failing since the job was taken up.
+    pub held: Duration,
+}
+
+/// Whether somebody waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supervision {
+    /// The daemon: long waits are no harm, and a fault of the account pauses the app, and ends no job.
+    Unattended,
+    /// Somebody at a terminal: neither a long wait nor a fault that somebody has to mend is waited for.
+    Attended,
+}
+
+/// What to do with a batch now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    Ended(BatchOutcome),
+    Again {
+        after: Duration,
+    },
+    /// Again as soon as a call may leave: nothing is held against the batch.
+    AgainAtOnce,
+    /// Again when the app goes on.
+    WhenTheAppGoesOn,
+    /// Again, and not so soon that the job could be held until then.
+    Park,
+    /// Its recipients again, in smaller batches.
+    Split,
+}
+
+impl Decision {
+    /// How the batch stands from now on.
+    pub fn state(&self) -> BatchState {
+        match self {
+            Self::Ended(outcome) => BatchState::Ended(outcome.clone()),
+            Self::Again { .. } | Self::AgainAtOnce | Self::WhenTheAppGoesOn | Self::Park | Self::Split => BatchState::Open,
+        }
+    }
+}
+
+/// What a decision depends on, beside the verdict.
+pub struct Circumstances<'a> {
+    /// Whose fault the answer is, as the app's other calls show.
+    pub blame: Blame,
+    pub promise: DeliveryPromise,
+    pub attempts: Attempts,
+    /// For how long the group has met faults of the account.
+    pub group_refused_for: Duration,
+    pub policy: &'a Retry,
+    pub supervision: Supervision,
+    /// From 0 to 1.
+    pub jitter: f64,
+}
+
+/// What follows, whoever is to blame.
+pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
+    let Circumstances { blame, promise, attempts, group_refused_for, policy, .. } = circumstances;
+    let waited_enough = attempts.since_first > policy.give_up_after;
+    match blame {
+        Blame::OldUserSig | Blame::UserSig => Decision::AgainAtOnce,
+        Blame::App => Decision::WhenTheAppGoesOn,
+        Blame::Group if attempts.count < ATTEMPTS_OF_A_GROUP && !waited_enough => Decision::Park,
+        // A call that may have had its effect is not made again, whoever is to blame. Otherwise the batch should not be the first
+        // to be tried when the app goes on, but it is not tried for ever.
+        Blame::AppOrBatch if !is_in_doubt(&verdict, *promise) && !waited_enough && *group_refused_for <= policy.give_up_after => {
+            Decision::Park
+        }
+        Blame::Batch | Blame::Group | Blame::AppOrBatch => of_the_batch(verdict, circumstances),
+    }
+}
+
+/// Whether the job forbids to send again what this verdict leaves open.
+fn is_in_doubt(verdict: &Verdict, promise: DeliveryPromise) -> bool {
+    promise == DeliveryPromise::AtMostOnce && verdict.may_have_had_effect()
+}
+
+/// What follows for a batch that is itself to blame, or the moment.
+fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
+    let Circumstances { promise, attempts, policy, supervision, jitter, .. } = circumstances;
+    let is_in_doubt = is_in_doubt(&verdict, *promise);
+    let Verdict::Failed { class, fault } = verdict else { return Decision::Ended(BatchOutcome::Sent) };
+    let failed = |kind, fault: Fault| Decision::Ended(BatchOutcome::Failed { kind, fault, attempts: attempts.count });
+    let backoff = delay::after_attempt(attempts.count, policy.first_delay, policy.max_delay, *jitter);
+    let later = |after: Duration, fault: Fault| match supervision {
+        _ if attempts.held + after <= policy.hold => Decision::Again { after },
+        Supervision::Unattended => Decision::Park,
+        Supervision::Attended => failed(FailureKind::Transient, fault),
+    };
+    let for_a_while = |after: Duration, fault: Fault| match attempts.since_first + after > policy.give_up_after {
+        true => failed(FailureKind::Transient, fault),
+        false => later(after, fault),
+    };
+    match class {
+        _ if is_in_doubt => Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count }),
+        Class::RateLimited => later(AFTER_RATE_LIMIT, fault),
+        Class::Transient(Effect::None | Effect::Unknown) => for_a_while(backoff, fault),
+        Class::TransientOrJob if attempts.count < ATTEMPTS_AT_UNDOCUMENTED => for_a_while(backoff, fault),
+        Class::TransientOrJob | Class::Job | Class::JobOrConfiguration => failed(FailureKind::Job, fault),
+        // Only where somebody waits: the daemon pauses the app.
+        Class::Credential | Class::CredentialOrJob | Class::Account => failed(FailureKind::Job, fault),
+        Class::TooManyRecipients => Decision::Split,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use DeliveryPromise::{AtLeastOnce, AtMostOnce};
+
+    use super::*;
+
+    fn policy() -> Retry {
+        Retry {
+            first_delay: Duration::from_millis(500),
+            max_delay: Duration::from_secs(30),
+            hold: Duration::from_secs(60),
+            park: Vec::new(),
+            give_up_after: Duration::from_secs(24 * 3600),
+        }
+    }
+
+    fn failed(class: Class) -> Verdict {
+        Verdict::Failed { class, fault: Fault { code: None, http_status: None, info: String::new() } }
+    }
+
+    fn attempts(count: u32, since_first_seconds: u64) -> Attempts {
+        let since_first = Duration::from_secs(since_first_seconds);
+        Attempts { count, since_first, held: since_first.min(Duration::from_secs(50)) }
+    }
+
+    fn in_these(
+        blame: Blame,
+        promise: DeliveryPromise,
+        attempts: Attempts,
+        change: impl FnOnce(Circumstances<'static>) -> Circumstances<'static>,
+    ) -> Circumstances<'static> {
+        static POLICY: std::sync::LazyLock<Retry> = std::sync::LazyLock::new(policy);
+        change(Circumstances {
+            blame,
+            promise,
+            attempts,
+            group_refused_for: Duration::ZERO,
+            policy: &POLICY,
+            supervision: Supervision::Unattended,
+            jitter: 0.5,
+        })
+    }
+
+    fn next(class: Class, promise: DeliveryPromise, since_first_seconds: u64) -> Decision {
+        decide(failed(class), &in_these(Blame::Batch, promise, attempts(3, since_first_seconds), |same| same))
+    }
+
+    fn is_failed(decision: &Decision, expected: FailureKind) -> bool {
+        matches!(decision, Decision::Ended(BatchOutcome::Failed { kind, .. }) if *kind == expected)
+    }
+
+    fn is_unknown(decision: &Decision) -> bool {
+        matches!(decision, Decision::Ended(BatchOutcome::Unknown { .. }))
+    }
+
+    #[test]
+    fn whose_fault_it_is_decides_what_happens() {
+        let after = |seconds| Decision::Again { after: Duration::from_secs(seconds) };
+        assert_eq!(next(Class::Transient(Effect::Unknown), AtLeastOnce, 1), after(2));
+        assert_eq!(next(Class::Transient(Effect::None), AtMostOnce, 1), after(2));
+        assert_eq!(next(Class::RateLimited, AtMostOnce, 1), after(1));
+        for of_the_job in [Class::Job, Class::JobOrConfiguration] {
+            assert!(is_failed(&next(of_the_job, AtLeastOnce, 1), FailureKind::Job));
+        }
+        assert_eq!(next(Class::TooManyRecipients, AtMostOnce, 24 * 3600), Decision::Split);
+        assert_eq!(next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600 - 3), after(2));
+        assert!(is_failed(&next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600), FailureKind::Transient));
+    }
+
+    #[test]
+    fn what_may_have_had_its_effect_is_not_sent_again_where_that_is_forbidden_whoever_is_to_blame() {
+        for class in [Class::Transient(Effect::Unknown), Class::TransientOrJob] {
+            assert!(is_unknown(&next(class, AtMostOnce, 1)));
+            let perhaps_the_app = in_these(Blame::AppOrBatch, AtMostOnce, attempts(1, 1), |same| same);
+            assert!(is_unknown(&decide(failed(class), &perhaps_the_app)));
+        }
+    }
+
+    #[test]
+    fn a_batch_waits_while_the_app_may_be_to_blame_and_not_for_ever() {
+        let refused = |blame, attempts, group_refused_for| {
+            let change = |same| Circumstances { group_refused_for: Duration::from_secs(group_refused_for), ..same };
+            decide(failed(Class::JobOrConfiguration), &in_these(blame, AtLeastOnce, attempts, change))
+        };
+        assert_eq!(refused(Blame::App, attempts(9, 1_000_000), 0), Decision::WhenTheAppGoesOn);
+        assert_eq!(refused(Blame::UserSig, attempts(9, 1_000_000), 0), Decision::AgainAtOnce);
+        assert_eq!(refused(Blame::AppOrBatch, attempts(9, 24 * 3600), 24 * 3600), Decision::Park);
+        assert!(is_failed(&refused(Blame::AppOrBatch, attempts(1, 24 * 3600 + 1), 0), FailureKind::Job));
+        assert!(is_failed(&refused(Blame::AppOrBatch, attempts(1, 0), 24 * 3600 + 1), FailureKind::Job));
+        assert_eq!(refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP - 1, 24 * 3600), 0), Decision::Park);
+        assert!(is_failed(&refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP, 0), 0), FailureKind::Job));
+    }
+
+    #[test]
+    fn who_would_wait_longer_than_a_job_is_held_is_parked_unless_somebody_waits() {
+        let next = |class, held, supervision| {
+            let held = Duration::from_secs(held);
+            let attempts = Attempts { count: 3, since_first: held, held };
+            decide(failed(class), &in_these(Blame::Batch, AtLeastOnce, attempts, |same| Circumstances { supervision, ..same }))
+        };
+        let class = Class::Transient(Effect::None);
+        assert!(matches!(next(class, 58, Supervision::Unattended), Decision::Again { .. }));
+        assert_eq!(next(class, 59, Supervision::Unattended), Decision::Park);
+        assert_eq!(next(Class::RateLimited, 60, Supervision::Unattended), Decision::Park);
+        assert!(is_failed(&next(class, 59, Supervision::Attended), FailureKind::Transient));
+    }
+
+    #[test]
+    fn a_rate_limit_never_ends_a_job() {
+        assert!(matches!(next(Class::RateLimited, AtMostOnce, 1_000_000), Decision::Again { .. }));
+    }
+
+    #[test]
+    fn what_nobody_documented_is_tried_a_few_times_and_then_the_jobs_fault() {
+        let after =
+            |count| decide(failed(Class::TransientOrJob), &in_these(Blame::Batch, AtLeastOnce, attempts(count, 0), |same| same));
+        assert!(matches!(after(ATTEMPTS_AT_UNDOCUMENTED - 1), Decision::Again { .. }));
+        assert!(is_failed(&after(ATTEMPTS_AT_UNDOCUMENTED), FailureKind::Job));
+    }
+}

@@ -1,0 +1,179 @@
+//! What the rest of the crate has of an app's dispatcher: it starts one, hands it jobs, and sees how its calls fare.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::error;
+
+use super::{Dispatch, Ending, HeldJob, Submission, Supervision, Unfinished, condition::Condition};
+use crate::{
+    api::call::Api,
+    config::{App, Pause, Retry},
+    pace::Pacer,
+};
+
+/// Jobs handed over and not yet taken up.
+const INBOX: usize = 64;
+/// A third of the time after which brokers commonly take deliveries back. A job that is split again is taken up twice.
+const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
+
+/// Hands jobs to an app's dispatcher.
+#[derive(Clone)]
+pub struct Dispatcher {
+    commands: mpsc::Sender<Command>,
+    tuning: Arc<watch::Sender<Tuning>>,
+    condition: watch::Receiver<Condition>,
+}
+
+pub(super) enum Command {
+    Send(Submission, oneshot::Sender<Result<Ending, Unfinished>>),
+    /// Let go of jobs whose lease no longer allows calls.
+    LetGo,
+    Tell(oneshot::Sender<Vec<HeldJob>>),
+}
+
+/// What a dispatcher works with.
+pub struct Settings<A> {
+    pub app: String,
+    pub api: Arc<A>,
+    pub pacer: Pacer,
+    pub supervision: Supervision,
+    /// Whether the outcome of a call that starts now could be told and recorded.
+    pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether another replica consumes the app's jobs. Only one may call.
+    pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+    /// Whether an operator has paused the app.
+    pub is_halted: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl<A> Settings<A> {
+    /// For a caller who waits, and works alone.
+    pub fn attended(app: &str, api: Arc<A>, pacer: Pacer) -> Self {
+        Self {
+            app: app.to_owned(),
+            api,
+            pacer,
+            supervision: Supervision::Attended,
+            may_start: Arc::new(|| true),
+            is_with_another: Box::new(|| Box::pin(async { false })),
+            is_halted: Box::new(|| false),
+        }
+    }
+}
+
+/// What can change while it runs.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    pub max_in_flight: usize,
+    pub retry: Retry,
+    pub pause: Pause,
+    /// A job that is not done by then is parked, whatever it waits for.
+    pub held_at_most: Duration,
+}
+
+impl Tuning {
+    pub fn of(app: &App) -> Self {
+        let (retry, pause) = (app.retry.clone(), app.pause.clone());
+        Self { max_in_flight: app.max_in_flight, retry, pause, held_at_most: HELD_AT_MOST }
+    }
+
+    fn holding_at_most(mut self, held_at_most: Duration) -> Self {
+        self.held_at_most = self.held_at_most.min(held_at_most);
+        self.retry.hold = self.retry.hold.min(held_at_most);
+        self
+    }
+}
+
+impl Dispatcher {
+    /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the dispatcher.
+    pub fn start<A: Api>(settings: Settings<A>, tuning: Tuning) -> Self {
+        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let settings = Arc::new(settings);
+        let (tuning, tuned) = watch::channel(tuning);
+        let (told, condition) = watch::channel(Condition::Working);
+        let told = Arc::new(told);
+        tokio::spawn(async move {
+            let dispatch = || Dispatch::new(settings.clone(), tuned.clone(), told.clone());
+            while AssertUnwindSafe(dispatch().run(&mut inbox)).catch_unwind().await.is_err() {
+                error!("the dispatcher panicked; its jobs come again");
+            }
+        });
+        Self { commands: sender, tuning: Arc::new(tuning), condition }
+    }
+
+    /// Sends a job's batches and says how that ended.
+    pub async fn send(&self, submission: Submission) -> Result<Ending, Unfinished> {
+        let (done, ending) = oneshot::channel();
+        self.commands.send(Command::Send(submission, done)).await.map_err(|_| Unfinished::LetGo)?;
+        ending.await.map_err(|_| Unfinished::LetGo)?
+    }
+
+    /// Holds for what is decided from now on; a changed pace is noticed too.
+    pub fn tune(&self, tuning: Tuning) {
+        self.tuning.send_modify(|present| {
+            let held_at_most = present.held_at_most;
+            *present = tuning.holding_at_most(held_at_most);
+        });
+    }
+
+    /// Holds no job for longer from now on.
+    pub fn hold_at_most(&self, held_at_most: Duration) {
+        self.tuning.send_modify(|present| *present = present.clone().holding_at_most(held_at_most));
+    }
+
+    pub fn held_at_most(&self) -> Duration {
+        self.tuning.borrow().held_at_most
+    }
+
+    /// Lets go of the jobs whose lease no longer allows calls.
+    pub async fn let_go(&self) {
+        let _ = self.commands.send(Command::LetGo).await;
+    }
+
+    /// The jobs that are being sent.
+    pub async fn held(&self) -> Vec<HeldJob> {
+        let (answer, told) = oneshot::channel();
+        match self.commands.send(Command::Tell(answer)).await {
+            Ok(()) => told.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// How the app's calls fare, now and from now on.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{api::call::Caller, config::Config};
+
+    #[tokio::test]
+    async fn a_shorter_hold_outlives_a_new_configuration() {
+        let app = |hold: &str| {
+            let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold = \"{hold}\"");
+            let file = crate::config::ConfigFile { path: "groupcast.toml".into(), text };
+            Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap()
+        };
+        let start = app("60s");
+        let pacer = Pacer::new(start.calls_per_second, start.burst, tokio::time::Instant::now());
+        let api = Arc::new(Caller::new(&start).unwrap());
+        let dispatcher = Dispatcher::start(Settings::attended("a", api, pacer), Tuning::of(&start));
+        let holds = || {
+            let tuning = dispatcher.tuning.borrow();
+            (tuning.retry.hold.as_secs(), tuning.held_at_most.as_secs())
+        };
+        assert_eq!(holds(), (60, 600));
+        dispatcher.hold_at_most(Duration::from_secs(20));
+        assert_eq!(holds(), (20, 20));
+        dispatcher.tune(Tuning::of(&app("5s")));
+        assert_eq!(holds(), (5, 20));
+        dispatcher.tune(Tuning::of(&app("60s")));
+        assert_eq!(holds(), (20, 20));
+        dispatcher.hold_at_most(Duration::from_secs(200));
+        assert_eq!(holds(), (20, 20));
+    }
+}

@@ -1,0 +1,93 @@
+//! The right to work on a delivery. It is lost with the channel that brought the delivery, because the broker then gives
+//! the job to somebody else; and before that, when the daemon stops, the right to start calls ends. Looked at right before
+//! each call.
+
+use std::{fmt, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use crate::{broker::BrokerLost, subscribe::ack_batch::AckBatch};
+
+/// How a delivery is settled with the broker that made it.
+pub trait Acknowledge: Send + Sync {
+    /// Even success means only that the acknowledgement was written; if it is lost, the job comes again. Ends in bounded time.
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    /// Hands the delivery back to the queue. Ends in bounded time.
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    /// Whether the broker has taken the delivery away.
+    fn is_taken_away(&self) -> bool;
+}
+
+#[derive(Clone)]
+pub struct Lease {
+    calls_end: CancellationToken,
+    lost: CancellationToken,
+    /// `None` for a job that did not come from a broker.
+    delivery: Option<Arc<dyn Acknowledge>>,
+    ack_batch: Arc<AckBatch>,
+}
+
+impl Lease {
+    /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is somebody else's.
+    pub fn of_delivery(
+        delivery: Arc<dyn Acknowledge>,
+        calls_end: CancellationToken,
+        lost: CancellationToken,
+        ack_batch: Arc<AckBatch>,
+    ) -> Self {
+        Self { calls_end, lost, delivery: Some(delivery), ack_batch }
+    }
+
+    /// For a job that nobody can take away.
+    pub fn unlimited() -> Self {
+        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), delivery: None, ack_batch: Arc::default() }
+    }
+
+    /// Whether a call may start now.
+    pub fn allows_calls(&self) -> bool {
+        !self.calls_end.is_cancelled() && !self.is_lost()
+    }
+
+    /// Whether the delivery is somebody else's by now.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled() || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
+    }
+
+    /// Runs `work` unless the lease is lost before it is done.
+    pub async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, BrokerLost> {
+        self.lost.run_until_cancelled(work).await.ok_or_else(|| BrokerLost::new("settle a job", "its delivery was lost"))
+    }
+
+    /// Runs `work` unless calls may no longer start before it is done.
+    pub async fn while_calls_may_start<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.unless_lost(self.calls_end.run_until_cancelled(work)).await.ok().flatten()
+    }
+
+    /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it must be known again.
+    pub async fn wait_for_others(&self) -> Result<(), BrokerLost> {
+        self.unless_lost(self.ack_batch.wait()).await
+    }
+
+    /// Acknowledges the delivery.
+    pub async fn acknowledge(&self) -> Result<(), BrokerLost> {
+        match &self.delivery {
+            Some(delivery) => delivery.acknowledge().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Hands the delivery back to the queue, for the broker to count.
+    pub async fn give_back(&self) -> Result<(), BrokerLost> {
+        match &self.delivery {
+            Some(delivery) => delivery.give_back().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Lease").field("allows_calls", &self.allows_calls()).finish()
+    }
+}
