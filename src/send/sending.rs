@@ -215,7 +215,7 @@ impl BatchProgress {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use lapin::BasicProperties;
@@ -229,7 +229,7 @@ mod tests {
         subscribe::lease::Lease,
     };
 
-    fn sending() -> Sending {
+    pub fn sending() -> Sending {
         let job = Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience: Audience::All };
         let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, &Replies::anywhere(), clock::now());
         let submission = Submission {
@@ -244,7 +244,7 @@ mod tests {
         Sending::new(submission, oneshot::channel().0, Instant::now())
     }
 
-    fn failed(class: Class) -> Verdict {
+    pub fn failed(class: Class) -> Verdict {
         Verdict::Failed { class, fault: Fault { code: None, http_status: None, info: String::new() } }
     }
 

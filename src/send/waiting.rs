@@ -48,6 +48,8 @@ impl<A: Api> Dispatch<A> {
         match self.may_be_tried_for(job, batch) {
             None => self.queue.put_back(key, batch),
             Some(Duration::ZERO) => self.give_up(key, batch, now),
+            // The job expires as soon as its calls in flight have ended. Another look would be due at once, again and again.
+            Some(_) if job.is_overdue(now) => {}
             Some(left) => {
                 let soon = left.min(self.tuning.borrow().retry.max_delay);
                 self.later.push(Reverse((sooner(now + soon, job.deadline), key, Later::Again(batch))));
@@ -126,4 +128,57 @@ pub(super) fn sooner(at: Instant, deadline: Option<Instant>) -> Instant {
 pub(super) fn instant_of(at: Timestamp, now: Instant) -> Instant {
     let seconds = at.duration_since(clock::now()).as_secs_f64();
     now + Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        api::{
+            call::Caller,
+            codes::{Class, Effect},
+        },
+        config::{Config, ConfigFile},
+        pace::Pacer,
+        send::{
+            Settings, Tuning,
+            sending::{
+                Request,
+                tests::{failed, sending},
+            },
+        },
+    };
+
+    fn unattended() -> Dispatch<Caller> {
+        let text = "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"".to_owned();
+        let file = ConfigFile { path: "groupcast.toml".into(), text };
+        let app = Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap();
+        let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
+        let attended = Settings::attended("a", Arc::new(Caller::new(&app).unwrap()), pacer);
+        let settings = Settings { supervision: Supervision::Unattended, ..attended };
+        let tuning = watch::channel(Tuning::of(&app)).1;
+        Dispatch::new(Arc::new(settings), tuning, Arc::new(watch::Sender::new(Condition::Working)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_outage_no_batch_is_looked_at_again_after_the_deadline_while_another_is_in_flight() {
+        clock::simulated::start_at(Timestamp::UNIX_EPOCH);
+        let (mut dispatch, now) = (unattended(), Instant::now());
+        let no_answer = failed(Class::Transient(Effect::None));
+        for _ in 0..5 {
+            dispatch.breaker.judge(&no_answer, "g", now, now);
+        }
+        assert!(dispatch.breaker.outage_since().is_some());
+        let mut job = sending();
+        job.count(0, Request::NotSent, &no_answer, &dispatch.idle);
+        job.deadline = Some(now);
+        let _in_flight = job.under_way.guard();
+        dispatch.jobs.insert(0, job);
+        dispatch.try_again(0, 0, now);
+        assert!(dispatch.later.is_empty(), "it would be due now, and now again");
+    }
 }
