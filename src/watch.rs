@@ -11,9 +11,12 @@ use std::{
     },
 };
 
-use tokio::sync::{
-    Notify,
-    watch::{self, Ref},
+use tokio::{
+    sync::{
+        Notify,
+        watch::{self, Ref},
+    },
+    task::coop::consume_budget,
 };
 
 /// The sender is gone, and so no further value comes.
@@ -97,6 +100,8 @@ impl<T> Receiver<T> {
 
     /// Returns when there is a value that this receiver has not seen, and counts it as seen.
     pub async fn changed(&mut self) -> Result<(), Closed> {
+        // As tokio's own: a task that loops over values that are there already lets others run, too.
+        consume_budget().await;
         loop {
             let mut changed = pin!(self.waiters.changed.notified());
             // Before the look, so that no change after it goes unheard.
@@ -115,10 +120,15 @@ impl<T> Receiver<T> {
 
     /// Returns when `is_it` holds for the value, which may be at once.
     pub async fn wait_for(&mut self, mut is_it: impl FnMut(&T) -> bool) -> Result<(), Closed> {
-        while !is_it(&self.value.borrow_and_update()) {
-            self.changed().await?;
+        loop {
+            if is_it(&self.value.borrow_and_update()) {
+                return Ok(());
+            }
+            if let Err(closed) = self.changed().await {
+                // The last value may have come with the end.
+                return if is_it(&self.value.borrow()) { Ok(()) } else { Err(closed) };
+            }
         }
-        Ok(())
     }
 }
 
@@ -145,6 +155,28 @@ mod tests {
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert_eq!(order, sorted);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_never_waits_lets_others_run() {
+        let (sender, receiver) = channel(0);
+        sender.send_replace(1);
+        let busy = async { while receiver.clone().changed().await.is_ok() {} };
+        tokio::select! {
+            biased;
+            () = busy => unreachable!("the sender is there"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_value_counts_although_its_sender_is_gone() {
+        let (sender, mut receiver) = channel(0);
+        let mut waiting = Box::pin(receiver.wait_for(|value| *value == 1));
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        sender.send_replace(1);
+        drop(sender);
+        assert!(waiting.await.is_ok());
     }
 
     #[tokio::test]
