@@ -30,6 +30,7 @@ pub mod dead_letters;
 pub mod delay;
 pub mod diagnosis;
 pub mod failure;
+pub mod pem;
 pub mod watch;
 
 #[cfg(test)]

@@ -346,10 +346,11 @@ impl Pipeline {
                 return if returned_often { Ok(self.park(body, &envelope, properties, true)) } else { Err(Interrupted::LetGo) };
             };
             match looked_up {
-                Ok(Opened::Answered(recorded)) => {
+                Ok(Opened::Answered { entry, result }) => {
                     let unreadable = |error: serde_json::Error| StoreLost::of_record("read a recorded result", error.to_string());
-                    let result = serde_json::from_str(&recorded).map_err(unreadable)?;
-                    return Ok(repeat(result, body, envelope));
+                    let answer = serde_json::from_str(&result).map_err(unreadable)?;
+                    let owed_record = envelope.owes_result.then_some((entry, result));
+                    return Ok(repeat(answer, owed_record, body, envelope));
                 }
                 Ok(Opened::OtherContent) => {
                     let why = "belongs to an earlier job with other content; give each job an id of its own";
@@ -547,15 +548,15 @@ fn note_result(span: &Span, result: &JobResult) {
 }
 
 /// The recorded result of an earlier copy, to whoever asked with this one; or of this very message, if it was parked because
-/// its result could not be published.
-fn repeat(result: JobResult, body: Vec<u8>, envelope: Envelope) -> Owed {
+/// its result could not be published. Then the record is kept for as long as others once the result is out.
+fn repeat(result: JobResult, owed_record: Option<(Entry, String)>, body: Vec<u8>, envelope: Envelope) -> Owed {
     let result = JobResult { duplicate: !envelope.owes_result, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
     let reply = reply::compose(&result, &result.json(), &envelope).map(Box::new);
     let tally = if envelope.owes_result { ended(result, &envelope, clock::now()) } else { Tally::Repeated };
     let envelope = Arc::new(envelope);
     let job = Owing { content: Content::Original(body), envelope, letter_is_confirmed: true, unrecorded: None };
-    Owed::Answer { dead_letter: None, reply, record: None, tally, job }
+    Owed::Answer { dead_letter: None, reply, record: owed_record, tally, job }
 }
 
 fn ended(result: JobResult, envelope: &Envelope, finished_at: Timestamp) -> Tally {

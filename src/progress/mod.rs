@@ -37,6 +37,7 @@ use crate::{
         Cut, Envelope, Job,
         outcome::{BatchProgress, BatchState},
     },
+    pem::{self, Content},
 };
 
 /// The store that the configuration names.
@@ -66,13 +67,16 @@ pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
 }
 
 fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
-    let read = |path: &Option<PathBuf>| match path {
-        Some(path) => file::read(path, file::LARGEST_BYTES)
-            .map(Some)
-            .map_err(|error| StoreLost::new("read the certificates of state", format!("{}: {error}", path.display()))),
-        None => Ok(None),
+    let read = |key: &str, path: &Option<PathBuf>, content: Content| {
+        let Some(path) = path else { return Ok(None) };
+        let wrong = |reason| StoreLost::new("read the certificates of state", reason);
+        let bytes = file::read(path, file::LARGEST_BYTES).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+        pem::check(key, path, &bytes, content).map_err(wrong)?;
+        Ok(Some(bytes))
     };
-    Ok(Certificates { ca: read(&state.ca_file)?, client: read(&state.cert_file)?.zip(read(&state.key_file)?) })
+    let ca = read("state.ca_file", &state.ca_file, Content::Certificates)?;
+    let certificate = read("state.cert_file", &state.cert_file, Content::Certificates)?;
+    Ok(Certificates { ca, client: certificate.zip(read("state.key_file", &state.key_file, Content::PrivateKey)?) })
 }
 
 const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
@@ -109,7 +113,7 @@ pub enum Opened {
     /// It is to be sent, or to go on with.
     Unfinished(Earlier),
     /// It has ended before, with this result as JSON.
-    Answered(String),
+    Answered { entry: Entry, result: String },
     /// Its id belongs to a job with other content.
     OtherContent,
     /// Another message with its id is still worked on.
@@ -173,13 +177,13 @@ impl Progress {
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
         }
-        if let Some(result) = result {
-            return Ok(Opened::Answered(result));
-        }
         let made = if head == opening.head { Made::Now } else { Made::Before };
         let opening = Arc::new(Opening { key, head: head.clone(), epoch });
         let (inner, tenure) = (self.0.clone(), tenure.shared());
         let entry = Entry(Arc::new(Place { inner, tenure, opening, claim: Arc::new(claim) }));
+        if let Some(result) = result {
+            return Ok(Opened::Answered { entry, result });
+        }
         Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
     }
 
