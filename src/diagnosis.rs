@@ -65,11 +65,17 @@ pub struct UnknownHost {
     source: io::Error,
 }
 
+impl UnknownHost {
+    pub fn new(host: &str, source: io::Error) -> Self {
+        Self { host: host.to_owned(), source }
+    }
+}
+
 /// Looks a host name up, with an error that says that this was what failed.
 pub async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, UnknownHost> {
     match lookup_host((host, port)).await {
         Ok(addresses) => Ok(addresses.collect()),
-        Err(source) => Err(UnknownHost { host: host.to_owned(), source }),
+        Err(source) => Err(UnknownHost::new(host, source)),
     }
 }
 
@@ -170,7 +176,8 @@ impl Cause {
 
     pub fn explain(&self, server: &Server<'_>) -> Diagnosis {
         let Server { host, port, .. } = server;
-        let (what, address, settings) = (server.name(), format!("{host}:{port}"), server.settings());
+        let host_in_url = if host.contains(':') { format!("[{host}]") } else { (*host).to_owned() };
+        let (what, address, settings) = (server.name(), format!("{host_in_url}:{port}"), server.settings());
         match self {
             Self::UnknownHost(host) => Diagnosis::new(
                 format!("the host name `{host}` of {what} cannot be resolved to an address"),
@@ -221,7 +228,15 @@ impl Cause {
             }
             Self::Expired => Diagnosis::new(
                 format!("the certificate of {address} has expired"),
-                format!("renew the certificate of {what}; if it is not old, correct this machine's clock"),
+                match server.kind {
+                    Kind::Api => "compare this machine's clock (`date`) with the certificate. If the clock is right, look for a proxy that \
+                                  opens TLS connections; if endpoint names a server of your own, renew its certificate, otherwise tell \
+                                  the vendor"
+                        .to_owned(),
+                    Kind::Broker | Kind::Redis => {
+                        format!("renew the certificate of {what}; if it is not old, correct this machine's clock (`date`)")
+                    }
+                },
             ),
             Self::NotYetValid => Diagnosis::new(
                 format!("the certificate of {address} is not valid yet"),

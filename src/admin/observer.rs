@@ -12,7 +12,6 @@ use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
-use tracing::warn;
 
 use super::{
     Shown, ShownApp,
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     broker::{
-        publisher::{NotSeen, Seen},
+        publisher::{NotSeen, Seen, tell_of_vanished},
         queues,
     },
     telemetry::metrics,
@@ -89,7 +88,7 @@ impl Observer {
             for app in &self.shown.apps {
                 let mut of_app = Vec::new();
                 seen.push(self.queues_of(app, &mut of_app).await);
-                tell_of_vanished(&app.name, of_app.iter().filter(|queue| !missing.contains(*queue)));
+                of_app.iter().filter(|queue| !missing.contains(*queue)).for_each(|queue| tell_of_vanished(&app.name, queue));
                 gone.extend(of_app);
             }
             if !gone.is_empty() {
@@ -117,6 +116,8 @@ impl Observer {
             let messages = self.messages_in(queues::wait(name, *wait), missing).await;
             waiting = waiting.zip(messages).map(|(sum, messages)| sum + messages);
         }
+        // Nobody wants to know how many; it may have vanished.
+        self.messages_in(queues::undeliverable(name), missing).await;
         for (queue, messages) in [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)] {
             metrics::set_queue_messages(name, queue, messages);
         }
@@ -138,15 +139,6 @@ impl Observer {
             Ok(Err(NotSeen::NotKnown)) | Err(_) => None,
         }
     }
-}
-
-fn tell_of_vanished<'a>(app: &str, queues: impl Iterator<Item = &'a String>) {
-    let mut count = 0;
-    for queue in queues {
-        warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
-        count += 1;
-    }
-    metrics::count_vanished_queues(app, count);
 }
 
 /// What was counted in so many seconds, spread over them: a process that was held up has not exceeded its limit.

@@ -106,7 +106,8 @@ const SLOWED: &str = "lower calls_per_second if other programs call this API for
 const FIX_JOB: &str = "correct the job and redrive it";
 const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and this machine's clock";
 const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
-const CHECK_REGION: &str = "check sdk_app_id and region";
+const CHECK_REGION: &str =
+    "look up SDKAppID and data centre in the vendor's console; correct sdk_app_id and region (or endpoint)";
 const BATCHES_OF_50: &str = "nothing; batch_size = 50 saves the refused call";
 const NOT_EXPECTED: &str = "nothing is known that leads here; read info in the result, and ask the vendor";
 const RECALL: &str = "a message cannot be recalled or deleted";

@@ -150,7 +150,7 @@ impl Target {
         let diagnosis = match (cause, proxy) {
             // The proxy hands TLS on, so these are about what is behind it.
             (Some(cause), _) if cause.is_of_tls() => cause.explain(&Server { kind: Kind::Api, host, port }),
-            (cause, Some(proxy)) => behind_proxy(cause, &proxy, host, port),
+            (cause, Some(proxy)) => behind_proxy(cause, &proxy, proxy_variable(url), host, port),
             (Some(cause), None) => cause.explain(&Server { kind: Kind::Api, host, port }),
             (None, None) => return Diagnosis::unknown(format!("{host}:{port}: {}", describe(error))),
         };
@@ -182,7 +182,15 @@ fn proxy_to(url: &reqwest::Url) -> Option<String> {
     proxy.uri().authority().map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default().to_owned())
 }
 
-fn behind_proxy(cause: Option<Cause>, proxy: &str, host: &str, port: u16) -> Diagnosis {
+/// Which variable names the proxy for calls to this URL.
+#[expect(clippy::disallowed_methods, reason = "the HTTP client has read it too")]
+fn proxy_variable(url: &reqwest::Url) -> &'static str {
+    let names = if url.scheme() == "https" { ["HTTPS_PROXY", "https_proxy"] } else { ["HTTP_PROXY", "http_proxy"] };
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    names.into_iter().chain(["ALL_PROXY", "all_proxy"]).find(is_set).unwrap_or(names[0])
+}
+
+fn behind_proxy(cause: Option<Cause>, proxy: &str, variable: &str, host: &str, port: u16) -> Diagnosis {
     let what = match cause {
         Some(Cause::UnknownHost(name)) => format!("the host name `{name}` of the proxy cannot be resolved to an address"),
         Some(Cause::Refused) => format!("the proxy {proxy} refuses the connection: nothing listens on that port"),
@@ -190,7 +198,7 @@ fn behind_proxy(cause: Option<Cause>, proxy: &str, host: &str, port: u16) -> Dia
         _ => format!("the proxy {proxy} does not let the call through to {host}:{port}"),
     };
     let advice = format!(
-        "correct the variable HTTPS_PROXY of the daemon's environment, or unset it or add {host} to NO_PROXY if no proxy is needed; if \
+        "correct the variable {variable} in the environment of the daemon, or unset it or add {host} to NO_PROXY if no proxy is needed; if \
          it is right, let the proxy run and allow CONNECT to {host}:{port}"
     );
     Diagnosis::new(what, advice)

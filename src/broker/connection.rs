@@ -20,6 +20,7 @@ use lapin::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 
+use super::queues::GIVE_RIGHTS;
 use super::{
     BrokerLost, Refusal,
     dial::dial,
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     config::{Broker, file},
     diagnosis::{Cause, Diagnosis, Kind, Server},
+    pem::{self, Content},
 };
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,9 +143,16 @@ async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
                  machine unless the broker is told otherwise",
             ),
             Some(Refusal::NoVhost) => Diagnosis::new(
-                format!("the broker does not let the user `{user}` into the virtual host `{}`, or there is none", uri.vhost),
-                "correct the virtual host at the end of broker.url (`/` is written %2f), or make it and let the user in: \
-                 `rabbitmqctl add_vhost VHOST`, `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ`",
+                format!(
+                    "the broker does not let the user `{user}` into the virtual host `{}`: there is none, or it is closed to the \
+                     user, or one of the two has as many connections as it may",
+                    uri.vhost
+                ),
+                format!(
+                    "see which there are (`rabbitmqctl list_vhosts`) and correct the virtual host at the end of broker.url (`/` is written \
+                     %2f); or make it (`rabbitmqctl add_vhost VHOST`) and give the user its rights: {GIVE_RIGHTS}. If the broker's words \
+                     speak of a limit, raise it"
+                ),
             ),
             _ => return Diagnosis::unknown(format!("{}:{}: {error}", uri.authority.host, uri.authority.port)),
         };
@@ -223,18 +232,20 @@ pub async fn close(connection: &Connection) {
 }
 
 fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
-    let read = |path: &Path| {
-        file::read(path, file::LARGEST_BYTES).map_err(|error| format!("broker: cannot read {}: {error}", path.display()))
+    let read = |key: &str, path: &Path, content: Content| {
+        let bytes = file::read(path, file::LARGEST_BYTES);
+        let bytes = bytes.map_err(|error| format!("{key}: cannot read {}: {error}", path.display()))?;
+        pem::check(key, path, &bytes, content).map(|()| bytes)
     };
     let cert_chain = match &broker.ca_file {
-        Some(path) => {
-            let pem = read(path)?;
-            Some(String::from_utf8(pem).map_err(|_| format!("broker.ca_file {}: is not PEM", path.display()))?)
-        }
+        Some(path) => Some(String::from_utf8_lossy(&read("broker.ca_file", path, Content::Certificates)?).into_owned()),
         None => None,
     };
     let identity = match (&broker.cert_file, &broker.key_file) {
-        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),
+        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 {
+            pem: read("broker.cert_file", cert, Content::Certificates)?,
+            key: read("broker.key_file", key, Content::PrivateKey)?,
+        }),
         _ => None,
     };
     Ok(OwnedTLSConfig { identity, cert_chain })

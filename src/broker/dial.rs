@@ -11,7 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::diagnosis::look_up;
+use crate::diagnosis::{UnknownHost, look_up};
 
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// For each address.
@@ -23,8 +23,9 @@ const ADDRESSES_AT_MOST: usize = 8;
 
 /// Connects to one of the host's addresses. Ends within eight seconds.
 pub async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("its address was not found within {LOOKUP_TIMEOUT:?}"));
-    let found = timeout(LOOKUP_TIMEOUT, look_up(host, port)).await.map_err(late)?;
+    let late = io::Error::new(io::ErrorKind::TimedOut, format!("its address was not found within {LOOKUP_TIMEOUT:?}"));
+    let found = timeout(LOOKUP_TIMEOUT, look_up(host, port)).await;
+    let found = found.unwrap_or_else(|_| Err(UnknownHost::new(host, late)));
     let addresses: Vec<SocketAddr> = found.map_err(io::Error::other)?;
     first_to_connect(in_turn(addresses), TcpStream::connect).await
 }

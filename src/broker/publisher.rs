@@ -31,7 +31,7 @@ use super::{
     BrokerLost, Outgoing, Refusal, Routing, Target, frame, session,
     troubles::{Told, Trouble, Troubles, Turn, UnroutedResults},
 };
-use crate::{delay, watch};
+use crate::{delay, telemetry::metrics, watch};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -250,6 +250,7 @@ impl Publisher {
                     return Published::Routed;
                 }
                 Ok(Routing::NoSuchQueue) if is_own => {
+                    tell_of_vanished(app, queue);
                     restore_queues(&*link).await;
                     Some(Trouble::Missing)
                 }
@@ -345,8 +346,12 @@ impl Publisher {
 
     /// Returns when messages can be published.
     pub async fn until_open(&self) {
-        while !self.is_open() {
-            let mut link = self.link.clone();
+        let mut link = self.link.clone();
+        loop {
+            link.borrow_and_update();
+            if self.is_open() {
+                return;
+            }
             // A block of the broker ends without a change of the link.
             let _ = tokio::time::timeout(LOOK_AGAIN, link.changed()).await;
         }
@@ -501,6 +506,12 @@ pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, 
         }
         Target::Direct(_) => Ok(Routing::NoSuchQueue),
     }
+}
+
+/// A queue of ours that was there is gone. Told where it is found out, before it is made again.
+pub fn tell_of_vanished(app: &str, queue: &str) {
+    warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
+    metrics::count_vanished_queues(app, 1);
 }
 
 async fn restore_queues(link: &dyn Link) {

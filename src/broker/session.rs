@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::queues::GIVE_RIGHTS;
 use super::{
     BrokerLost, Outgoing, Refusal, Routing,
     connection::{self, Connector},
@@ -200,11 +201,14 @@ impl Session {
 
     /// Asks for the right to publish again and again, and says why it is no longer there.
     async fn until_refused(&self) -> String {
+        let mut was_silent = false;
         loop {
             sleep(ASKED_EVERY).await;
             match self.ask_for_the_right().await {
-                Ok(true) => {}
+                Ok(true) => was_silent = false,
                 Ok(false) => return may_not_publish().to_string(),
+                // Once is a slow broker.
+                Err(Unconfirmed::Silent(_)) if !std::mem::replace(&mut was_silent, true) => continue,
                 Err(Unconfirmed::Silent(error) | Unconfirmed::Fatal(error) | Unconfirmed::Refused(_, error)) => {
                     return error.to_string();
                 }
@@ -371,8 +375,7 @@ pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
 pub fn may_not_publish() -> Diagnosis {
     Diagnosis::new(
         "the broker's user may not write to the default exchange, so results cannot be published",
-        "grant the write permission on amq.default, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE \
-         '^(groupcast[.].*|amq[.]default)$' READ`",
+        format!("give the user its rights: {GIVE_RIGHTS}"),
     )
 }
 

@@ -12,6 +12,7 @@ use lapin::{
 };
 use serde_json::{Value, json};
 
+use super::queues::{DECLARE, GIVE_RIGHTS};
 use super::{BrokerLost, Refusal, bounded, queues};
 use crate::{
     config::{App, Config},
@@ -108,18 +109,23 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
     let diagnosis = match (error.refusal, declare) {
         (Some(Refusal::OtherArguments), _) => Diagnosis::new(
             format!("the queue {queue} exists with another type or other arguments than the daemon declares"),
-            "empty it and delete it (`rabbitmqctl delete_queue`), so that the daemon declares it anew; or set broker.declare = false \
-             if it is meant to be so",
+            format!(
+                "look whether messages are in it (`rabbitmqctl list_queues -p VHOST name type arguments messages`): deleting the queue \
+                 destroys them. If there are, stop the producers and move them to another queue first, with a shovel. Then \
+                 `rabbitmqctl delete_queue -p VHOST {queue}`, and the daemon declares it anew by itself"
+            ),
         ),
         (Some(Refusal::Forbidden), true) => Diagnosis::new(
             format!("the broker's user may not declare the queue {queue}"),
-            "grant the configure permission (`rabbitmqctl set_permissions -p VHOST USER '^groupcast[.].*' \
-             '^(groupcast[.].*|amq[.]default)$' '^groupcast[.].*'`), or declare the queues with `groupcast topology` and set \
-             broker.declare = false",
+            format!(
+                "give the user its rights: {GIVE_RIGHTS}; or declare the queues with {DECLARE}, and set broker.declare = false"
+            ),
         ),
         (Some(Refusal::NoSuchQueue), _) => Diagnosis::new(
             format!("there is no queue {queue}"),
-            "declare it with `groupcast topology`, or set broker.declare = true",
+            format!(
+                "declare it as an administrator of the broker with {DECLARE}; or set broker.declare = true, if its user may declare queues"
+            ),
         ),
         _ => return BrokerLost { diagnosis: Diagnosis { what: format!("{queue}: {}", said.what), ..said }, ..error },
     };

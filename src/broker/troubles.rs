@@ -48,7 +48,7 @@ impl Trouble {
         match self {
             Self::Full => "take messages out of it, or raise its limit",
             Self::Silent => "look at its members with `rabbitmq-diagnostics quorum_status`, or restart its node",
-            Self::Missing => "declare it with `groupcast topology`, or set broker.declare = true",
+            Self::Missing => "declare it (`groupcast topology` prints what to import), or set broker.declare = true",
             Self::Refused => "read the log of the broker",
         }
     }

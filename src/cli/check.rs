@@ -138,12 +138,12 @@ async fn show_daemon(config: &Config, findings: &mut Findings) {
     match running::ask(config).await {
         Answered::NotAsked => {}
         Answered::No { listen } => {
-            let to_do = "if one should, start it with `groupcast run`, or set admin.listen to where it listens";
-            findings.noted(what, format!("none answers at {listen}; {to_do}"));
+            let to_do = "to have one, start it with `groupcast run`; if one runs, set admin.listen to the address in its log";
+            findings.noted(what, format!("no daemon answers at {listen}; {to_do}"));
         }
         Answered::Otherwise { listen } => {
             findings
-                .noted(what, format!("what answers at {listen} is no daemon of this version; admin.listen says where to ask"));
+                .noted(what, format!("another program, or another version of groupcast, answers at {listen}; set admin.listen to the daemon's address"));
         }
         Answered::Yes(readiness) => {
             for trouble in &readiness.troubles {
@@ -286,7 +286,7 @@ mod tests {
             (Class::CredentialOrJob, Some(79_999), ["or the UserID", "not documented (79999)", "newest list"]),
             (Class::Account, Some(60020), ["until somebody acts", "package expired (60020)", "renew the package"]),
             (Class::JobOrConfiguration, Some(10007), ["configuration is to blame", "no permission", "app administrator"]),
-            (Class::Transient(Effect::None), None, ["did not get the call", "no connection", "region or endpoint"]),
+            (Class::Transient(Effect::None), None, ["did not get the call", "no connection", "names the cause"]),
             (Class::Transient(Effect::Unknown), Some(10002), ["may pass by itself", "internal server error", "tried again"]),
             (Class::Transient(Effect::Unknown), None, ["no useful answer", "did not come", "request_timeout"]),
         ];

@@ -38,18 +38,18 @@ pub struct Tried {
 /// Declares or checks the app's queues as the daemon does at its start, then reads the two that it consumes.
 pub async fn queues(connection: &Connection, name: &str, app: &App, declare: bool) -> Tried {
     let mut tried = Tried::default();
-    let mut refusals: Vec<(Option<Refusal>, usize)> = Vec::new();
+    let mut refusals: Vec<(Option<Refusal>, Vec<String>)> = Vec::new();
     let (mut jobs, mut undeliverable) = (Known::Unusable, Known::Unusable);
     for spec in topology::queues_of(name, app) {
         let known = match spec.ensure(connection, declare).await {
             Ok(seen) if declare => Known::AsDeclared(seen),
             Ok(seen) => compare(connection, &spec, seen, &mut tried).await,
             Err(error) => {
-                // Missing rights concern all queues alike.
+                // Mostly they concern several queues alike.
                 match refusals.iter_mut().find(|(refusal, _)| *refusal == error.refusal && refusal.is_some()) {
-                    Some((_, more)) => *more += 1,
+                    Some((_, more)) => more.push(spec.name.clone()),
                     None => {
-                        refusals.push((error.refusal, 0));
+                        refusals.push((error.refusal, Vec::new()));
                         tried.failures.push(error.diagnosis);
                     }
                 }
@@ -62,8 +62,8 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
             undeliverable = known;
         }
     }
-    for (failure, (_, more)) in tried.failures.iter_mut().zip(refusals).filter(|(_, (_, more))| *more > 0) {
-        failure.what.push_str(&format!("; the same goes for {more} more of the app's queues"));
+    for (failure, (_, more)) in tried.failures.iter_mut().zip(refusals).filter(|(_, (_, more))| !more.is_empty()) {
+        failure.what.push_str(&format!("; the same goes for {}", more.join(", ")));
     }
     read_jobs(connection, &queues::jobs(name), &jobs, &mut tried).await;
     consume_undeliverable(connection, &queues::undeliverable(name), &undeliverable, &mut tried).await;
@@ -99,7 +99,10 @@ async fn compare(connection: &Connection, spec: &QueueSpec, seen: Option<Queue>,
         Ok(seen) => Known::AsDeclared(seen),
         Err(error) => {
             if error.refusal == Some(Refusal::OtherArguments) {
-                tried.doubts.push(error.diagnosis);
+                tried.doubts.push(Diagnosis::new(
+                    format!("the queue {} exists with another type or other arguments than the daemon would declare", spec.name),
+                    "compare it with what `groupcast topology` prints: another type or other arguments can lose messages",
+                ));
             }
             Known::Other(seen)
         }
@@ -154,7 +157,7 @@ fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
     match error.refusal {
         Some(Refusal::Forbidden) => Diagnosis::new(
             format!("the broker's user may not read the queue {queue}"),
-            "grant the read permission, such as `rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE '^groupcast[.].*'`",
+            format!("give the user its rights: {}", queues::GIVE_RIGHTS),
         )
         .with_words(error.diagnosis.what),
         _ => Diagnosis::new(

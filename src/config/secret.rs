@@ -17,15 +17,15 @@ const LARGEST_FILE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    #[error("the secret file {} cannot be read; check the path and its permissions", .path.display())]
+    #[error("the file `{}` cannot be read; check the path and its permissions", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("the secret file {} cannot be read: {source}", .path.display())]
+    #[error("the file `{}` cannot be read: {source}", .path.display())]
     Unanswered { path: PathBuf, source: io::Error },
-    #[error("the secret file {} {says}", .path.display())]
+    #[error("the file `{}` {says}", .path.display())]
     Unclean { path: PathBuf, says: &'static str },
-    #[error("the secret file {} is empty; write the secret into it", .path.display())]
+    #[error("the file `{}` is empty; write the secret into it", .path.display())]
     Empty { path: PathBuf },
-    #[error("the secret file {} is larger than 64 KiB, so it is no secret; check the path", .path.display())]
+    #[error("the file `{}` is larger than 64 KiB, so it is no secret; check the path", .path.display())]
     TooLarge { path: PathBuf },
 }
 
@@ -37,8 +37,7 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     let text = match read.map(String::from_utf8) {
         Ok(Ok(text)) => Ok(text),
         Ok(Err(_)) => {
-            let says =
-                "is not UTF-8 text; write it anew as UTF-8 without a byte-order mark (in PowerShell: `-Encoding utf8NoBOM`)";
+            let says = "is not plain text; write it anew: in PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`, on Linux `printf %s 'SECRET' > FILE`";
             return Err(SecretFileError::Unclean { path, says });
         }
         Err(error) => Err(error),
@@ -63,11 +62,15 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
 fn added_to(secret: &str) -> Option<&'static str> {
     let is_quoted = |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
     if secret.starts_with('\u{feff}') {
-        Some("begins with a byte-order mark, which is no part of the secret; write it anew as UTF-8 without that mark")
+        Some(
+            "begins with a byte-order mark, which is no part of the secret; write it anew: in PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`",
+        )
     } else if is_quoted('"') || is_quoted('\'') {
         Some("has its secret in quotes, which are no part of it; write the secret alone, without quotes")
     } else if secret.trim() != secret {
         Some("has blanks or empty lines around its secret; write the secret alone, in one line")
+    } else if secret.chars().any(char::is_control) {
+        Some("has several lines or characters that are no text (is it UTF-16?); write the secret alone, in one line")
     } else {
         None
     }
@@ -79,6 +82,10 @@ impl Setting for SecretString {
             Written::Text(text) if text.trim().is_empty() => Err("must not be empty".to_owned()),
             Written::Text(text) if text == MASK => {
                 Err(format!("must be the secret itself; {MASK} is what `groupcast config` shows in its place"))
+            }
+            // A file is looked through by its reader, which knows what to say of a file.
+            Written::Text(text) if added_to(&text).is_some() => {
+                Err("must be the secret alone: without quotes in a variable's value, blanks or line breaks".to_owned())
             }
             Written::Text(text) => Ok(text.into()),
             _ => Err("must be text in quotes".to_owned()),
@@ -106,7 +113,7 @@ pub(super) fn given_or_from_file<T: Setting>(
 }
 
 fn file_problem(key: &str, error: SecretFileError) -> Problem {
-    let says = format!("does not help: {error}");
+    let says = format!("cannot be used: {error}");
     let source = match error {
         SecretFileError::Unreadable { source, .. } => Some(source),
         SecretFileError::Unanswered { .. }

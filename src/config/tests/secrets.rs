@@ -160,11 +160,17 @@ fn secrets_are_read_from_files_without_one_trailing_newline() {
         fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    for (written, read) in [("k", "k"), ("k\n", "k"), ("k\r\n", "k"), (" k \n\n", " k \n")] {
+    for (written, read) in [("k", "k"), ("k\n", "k"), ("k\r\n", "k")] {
         let variables = [("GROUPCAST__APPS__DEFAULT__SECRET_KEY_FILE", &*file("key", written))];
         let app = load(SMALLEST, &variables).unwrap().apps.remove("default").unwrap();
         assert_eq!(app.secret_key.expose_secret(), read);
         assert_eq!(app.secret_key_file.unwrap().display().to_string(), variables[0].1);
+    }
+    for written in [" k", "k \n", "k\n\n", "k\nl", "\"k\"", "\u{feff}k", "k\0"] {
+        let from_file = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY_FILE", &*file("key", written))]).unwrap_err();
+        assert!(from_file.contains("_FILE cannot be used: the file"), "{written:?}: {from_file}");
+        let from_variable = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY", written)]).unwrap_err();
+        assert!(from_variable.contains("must be the secret alone"), "{written:?}: {from_variable}");
     }
     let urls = (file("broker", &format!("amqps://u:{CANARY}@h\n")), file("state", &format!("redis://:{CANARY}@h\n")));
     let text = format!("[broker]\nurl_file = {:?}\n[state]\nurl_file = {:?}\n{SMALLEST}", urls.0, urls.1);
