@@ -5,8 +5,8 @@ use serde::Deserialize;
 use super::classify::Answer;
 use crate::job::outcome::MAX_INFO_CHARS;
 
-/// So much is told of an answer that is not the API's.
-const EXCERPT_CHARS: usize = 200;
+/// So much is told of a page's title.
+const TITLE_CHARS: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -24,7 +24,7 @@ pub fn parse(http_status: u16, body: &[u8], user_sig: &str) -> Answer {
             code: answer.error_code,
             info: answer.error_info.filter(|info| !info.is_empty()).map(|info| told(&info, user_sig)).unwrap_or_default(),
         },
-        Err(_) => Answer::Foreign { http_status, info: excerpt(http_status, body, user_sig) },
+        Err(_) => Answer::Foreign { http_status, info: description(http_status, body, user_sig) },
     }
 }
 
@@ -33,9 +33,26 @@ fn told(info: &str, user_sig: &str) -> String {
     info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
 }
 
-fn excerpt(http_status: u16, body: &[u8], user_sig: &str) -> String {
-    let text: String = String::from_utf8_lossy(body).replace(user_sig, "***").chars().take(EXCERPT_CHARS).collect();
-    format!("HTTP {http_status} without an answer of the API: {text:?}")
+/// What an answer is that somebody on the way gave. Not its text: it may echo the request, with content and recipients. The title
+/// of a page tells who it was.
+fn description(http_status: u16, body: &[u8], user_sig: &str) -> String {
+    let page = String::from_utf8_lossy(body);
+    let what = match title(&page) {
+        Some(title) => {
+            let title: String = title.replace(user_sig, "***").chars().take(TITLE_CHARS).collect();
+            format!("a page with the title {title:?}")
+        }
+        None => format!("{} bytes", body.len()),
+    };
+    format!("HTTP {http_status} without an answer of the API: {what}")
+}
+
+fn title(page: &str) -> Option<&str> {
+    let lower = page.to_ascii_lowercase();
+    let begins = lower.find("<title")?;
+    let begins = begins + lower[begins..].find('>')? + 1;
+    let ends = begins + lower[begins..].find("</title")?;
+    Some(page[begins..ends].trim()).filter(|title| !title.is_empty())
 }
 
 #[cfg(test)]
@@ -43,9 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_echoes_the_request_does_not_carry_the_user_sig_on() {
-        let page = b"<a href=\"/v4/x?sdkappid=1&usersig=eJw*secret-_&random=7\">moved</a>";
-        let told = excerpt(200, page, "eJw*secret-_");
-        assert!(told.contains("usersig=***&random=7") && !told.contains("secret"), "{told}");
+    fn an_answer_that_echoes_the_request_carries_nothing_of_it_on() {
+        let told = |page: &str| description(403, page.as_bytes(), "eJw*secret-_");
+        let echo = r#"you sent {"Content":"hello","ToMembers_Account":["alice"]}"#;
+        assert_eq!(told(echo), format!("HTTP 403 without an answer of the API: {} bytes", echo.len()));
+        let page = format!("<HTML><Title lang=en> Blocked: /v4/x?usersig=eJw*secret-_ </TITLE>{echo}");
+        assert_eq!(told(&page), r#"HTTP 403 without an answer of the API: a page with the title "Blocked: /v4/x?usersig=***""#);
+        assert_eq!(told("<title>"), "HTTP 403 without an answer of the API: 7 bytes");
     }
 }
