@@ -33,11 +33,12 @@ impl LogSection {
             return Err(Problem::wrong("filter", "must be a log filter, such as \"info\" or \"groupcast=debug,warn\""));
         }
         // The library takes such a word for a module's name, and then nothing at all is logged.
-        let unknown = filter.split(',').map(str::trim).find(|directive| !is_known(directive));
-        if unknown.is_some() {
+        let directives = || filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+        let is_heard = directives().next().is_none() || directives().any(is_ours);
+        if !is_heard || directives().any(|directive| !is_known(directive)) {
             return Err(Problem::wrong(
                 "filter",
-                "must have a level for each module: error, warn, info, debug or trace, alone or as in \"groupcast=debug,warn\"",
+                "must have a level for groupcast: error, warn, info, debug or trace, alone or as in \"groupcast=debug,warn\"",
             ));
         }
         Ok(Log { format: Given::or(self.format, LogFormat::Text), filter })
@@ -46,10 +47,12 @@ impl LogSection {
 
 /// Whether a directive has a level, or names a part of this program.
 fn is_known(directive: &str) -> bool {
-    directive.is_empty()
-        || directive.contains(['=', '['])
-        || directive.starts_with("groupcast")
-        || directive.parse::<LevelFilter>().is_ok()
+    directive.contains(['=', '[']) || is_ours(directive)
+}
+
+/// Whether a directive is about what this program logs.
+fn is_ours(directive: &str) -> bool {
+    directive.starts_with("groupcast") || directive.starts_with('[') || directive.parse::<LevelFilter>().is_ok()
 }
 
 impl Setting for LogFormat {

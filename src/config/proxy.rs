@@ -1,36 +1,49 @@
 //! Variables that name a proxy for the calls. The HTTP client drops what it cannot read and connects directly, without a word;
 //! so such a variable is refused here.
 
-use std::ffi::OsString;
+use std::{collections::BTreeMap, ffi::OsString};
 
 use url::{Host, Url};
 
 use super::{App, error::ConfigError};
 
-/// The proxy for `https://`, and the one for `http://`; each in both spellings.
+/// In the order in which the client looks for the proxy of a scheme. It takes the first that is set and not empty.
 const HTTPS: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// Those that are set. No `Debug`: a proxy's URL may have a password.
-pub(super) struct Variables(Vec<(String, String)>);
+pub(super) struct Variables(BTreeMap<String, String>);
 
 impl Variables {
     pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
-        let text = |text: &OsString| text.to_string_lossy().into_owned();
+        let text = |text: &OsString| text.to_string_lossy().trim().to_owned();
         let variables = environment.iter().map(|(name, value)| (text(name), text(value)));
-        Self(variables.filter(|(name, _)| HTTPS.contains(&name.as_str()) || HTTP.contains(&name.as_str())).collect())
+        let is_about_proxies = |name: &str| HTTPS.iter().chain(&HTTP).chain(&EXCEPTIONS).any(|known| *known == name);
+        Self(variables.filter(|(name, value)| is_about_proxies(name) && !value.is_empty()).collect())
     }
 
     /// Refuses a variable that the calls of one of these apps would have to go by.
     pub(super) fn check<'a>(&self, apps: impl IntoIterator<Item = &'a App>) -> Result<(), ConfigError> {
-        for app in apps.into_iter().filter(|app| goes_out(&app.endpoint)) {
+        for app in apps.into_iter().filter(|app| goes_out(&app.endpoint) && !self.is_excepted(&app.endpoint)) {
             let names = if app.endpoint.scheme() == "https" { HTTPS } else { HTTP };
-            let mut used = self.0.iter().filter(|(name, _)| names.contains(&name.as_str()));
-            if let Some((name, _)) = used.find(|(_, value)| !is_proxy(value)) {
+            let used = names.iter().find_map(|name| self.0.get_key_value(*name));
+            if let Some((name, _)) = used.filter(|(_, value)| !is_proxy(value)) {
                 return Err(ConfigError::wrong(name, "must be http://<host>:<port> (or https://); without a proxy, unset it"));
             }
         }
         Ok(())
+    }
+
+    /// Whether an exception names the endpoint's host or a domain that it is in. Addresses may be excepted in other forms too, and
+    /// then a broken proxy is refused although it would not be used.
+    fn is_excepted(&self, endpoint: &Url) -> bool {
+        let Some(host) = endpoint.host_str() else { return false };
+        let names_it = |name: &str| {
+            let name = name.trim().trim_start_matches('.');
+            name == "*" || name == host || (!name.is_empty() && host.ends_with(&format!(".{name}")))
+        };
+        EXCEPTIONS.iter().find_map(|name| self.0.get(*name)).is_some_and(|names| names.split(',').any(names_it))
     }
 }
 
@@ -44,12 +57,11 @@ pub fn goes_out(endpoint: &Url) -> bool {
     }
 }
 
-/// Whether the HTTP client takes it for a proxy. An empty one is none.
+/// Whether the HTTP client takes it for a proxy.
 fn is_proxy(value: &str) -> bool {
-    let value = value.trim();
     let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
     let has_host = |url: Url| ["http", "https"].contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty());
-    value.is_empty() || Url::parse(&url).is_ok_and(has_host)
+    Url::parse(&url).is_ok_and(has_host)
 }
 
 #[cfg(test)]
@@ -58,9 +70,14 @@ mod tests {
     use crate::config::{Config, ConfigFile};
 
     fn read(endpoint: &str, name: &str, value: &str) -> Result<(), String> {
+        read_with(endpoint, &[(name, value)])
+    }
+
+    fn read_with(endpoint: &str, variables: &[(&str, &str)]) -> Result<(), String> {
         let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nendpoint = \"{endpoint}\"\n");
         let file = ConfigFile { path: "groupcast.toml".into(), text };
-        let read = Config::read(Some(&file), [(OsString::from(name), OsString::from(value))]);
+        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let read = Config::read(Some(&file), variables);
         read.map(drop).map_err(|error| error.to_string())
     }
 
@@ -78,6 +95,17 @@ mod tests {
         for good in ["", "proxy:3128", "http://proxy:3128", "https://user:p%40ss@proxy", "http://[::1]:3128"] {
             assert_eq!(read(api, "HTTPS_PROXY", good), Ok(()), "{good}");
         }
+    }
+
+    #[test]
+    fn a_broken_variable_that_the_client_would_not_use_is_none_of_our_business() {
+        let (api, broken) = ("https://api.example", ("ALL_PROXY", "socks5://proxy:1080"));
+        assert_eq!(read_with(api, &[broken, ("HTTPS_PROXY", "http://proxy:3128")]), Ok(()));
+        for exception in ["*", "example", ".example", "other, api.example"] {
+            assert_eq!(read_with(api, &[broken, ("NO_PROXY", exception)]), Ok(()), "{exception}");
+        }
+        assert!(read_with(api, &[broken, ("no_proxy", "other.example")]).is_err());
+        assert!(read_with(api, &[broken, ("HTTPS_PROXY", "")]).is_err());
     }
 
     #[test]

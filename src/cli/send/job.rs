@@ -121,6 +121,11 @@ fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
     let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty());
     let mut recipients = Vec::new();
     for (number, line) in lines {
+        if line.starts_with('#') {
+            return Err(format!(
+                "line {number} begins with #; comments are not taken. Give a recipient of such a name in a job's JSON"
+            ));
+        }
         if recipients.is_empty() && is_heading(line) {
             return Err(format!(
                 "line {number} looks like a heading ({line:?}); leave it out. A recipient of that name can be given with --to"
@@ -133,10 +138,27 @@ fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
 }
 
 fn is_heading(line: &str) -> bool {
-    const HEADINGS: [&str; 10] =
-        ["userid", "userids", "uid", "uids", "account", "accounts", "recipient", "recipients", "toaccount", "tomembersaccount"];
+    const HEADINGS: [&str; 17] = [
+        "account",
+        "accounts",
+        "id",
+        "ids",
+        "identifier",
+        "member",
+        "members",
+        "openid",
+        "recipient",
+        "recipients",
+        "toaccount",
+        "tomembersaccount",
+        "uid",
+        "uids",
+        "user",
+        "userid",
+        "userids",
+    ];
     let letters: String = line.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
-    line.starts_with('#') || HEADINGS.contains(&letters.as_str())
+    HEADINGS.contains(&letters.as_str())
 }
 
 /// Why a text is hardly a UserID, if so.
@@ -188,7 +210,8 @@ mod tests {
             ("alice bob", "line 1 has a blank"),
             ("user_id\nalice", "line 1 looks like a heading"),
             ("To_Account\nalice", "line 1 looks like a heading"),
-            ("# subscribers\nalice", "line 1 looks like a heading"),
+            ("alice\n# bob", "line 2 begins with #"),
+            ("openid\nalice", "line 1 looks like a heading"),
         ] {
             let reason = recipients_in(file.as_bytes()).unwrap_err();
             assert!(reason.starts_with(told), "{file:?}: {reason}");

@@ -56,6 +56,7 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("[log]\nfilter = \"warning\"", "log.filter must have a level"),
         ("[log]\nfilter = \"info,verbose\"", "log.filter must have a level"),
         ("[log]\nfilter = \"lapin\"", "log.filter must have a level"),
+        ("[log]\nfilter = \"grupcast=debug\"", "log.filter must have a level"),
         ("replies.allow = [\"\"]", "apps.default.replies.allow must be a list of queue names"),
         ("replies.allow = [1]", "apps.default.replies.allow must be a list of queue names"),
         ("[admin]\nhosts = [\"a:9464\"]", "admin.hosts must be a list of names without port"),
