@@ -130,7 +130,8 @@ fn explain(error: &serde_json::Error, text: &str) -> String {
     let found = |byte| [column.wrapping_sub(1), column].iter().any(|at| line.as_bytes().get(*at) == Some(&byte));
     let hint = match error.classify() {
         Category::Syntax if found(b'/') => "; JSON has no comments",
-        Category::Syntax if found(b'\'') => "; JSON strings are in double quotes",
+        Category::Syntax if found(b'\'') && !found(b'\\') => "; JSON strings are in double quotes",
+        Category::Syntax if found(b'\'') => "; JSON has no \\', write ' alone",
         Category::Syntax | Category::Data | Category::Eof | Category::Io => "",
     };
     format!("{error}{hint}")

@@ -236,9 +236,13 @@ impl Envelope {
 fn check_is_anothers(name: &str) -> Result<(), String> {
     let letters: String = name.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
     let distance = |known: &str| strsim::osa_distance(&letters, &known.replace('-', ""));
-    let has_our_prefix = letters.strip_prefix("groupcast").is_some_and(|rest| !rest.is_empty());
+    let has_our_prefix = name
+        .trim()
+        .to_lowercase()
+        .strip_prefix("groupcast")
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(char::is_alphanumeric));
     let nearest = CONTROL_HEADERS.into_iter().min_by_key(|known| distance(known));
-    let spelt_anew = name.trim().to_lowercase().replace('_', "-");
+    let spelt_anew = name.trim().to_lowercase().replace('_', "");
     let trace_header = ["traceparent", "tracestate"].into_iter().find(|known| *known == spelt_anew);
     match nearest.filter(|known| distance(known) <= 1).or(trace_header) {
         Some(known) => Err(format!("unknown header; did you mean `{known}`?")),

@@ -151,6 +151,7 @@ fn a_header_that_looks_like_one_of_ours_is_refused_by_name() {
         ("groupcast\u{2010}deadline", "groupcast-deadline"),
         ("gropcast-deadline", "groupcast-deadline"),
         ("Traceparent", "traceparent"),
+        ("trace_parent", "traceparent"),
     ];
     for (name, meant) in misspelt {
         let rejection = read_with(with_header(name, text("2020-01-01T00:00:00Z"))).1.unwrap_err();
@@ -159,7 +160,7 @@ fn a_header_that_looks_like_one_of_ours_is_refused_by_name() {
     for name in ["Groupcast-Status", "groupcast.priority", "groupcast-"] {
         assert_eq!(read_with(with_header(name, text("1"))).1.unwrap_err().field, name);
     }
-    for name in ["deadline", "x-delivery", "cast", "groups", "x-groupcast-campaign", "trace-parent", ""] {
+    for name in ["deadline", "x-delivery", "cast", "groups", "x-groupcast-campaign", "trace-parent", "groupcaster-id", ""] {
         assert_eq!(read_with(with_header(name, text("1"))).1, Ok(()), "{name}");
     }
 }

@@ -57,7 +57,7 @@ pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another daemon uses it; give each daemon a file of its own (state.url), or let them share a Redis";
+            let reason = "another daemon uses it. Daemons with the same apps need a Redis in common; daemons with other apps a file each (state.url)";
             Err(StoreLost::new("use the state file", format!("{}: {reason}", path.display())))
         }
         Err(fs::TryLockError::Error(error)) => {
