@@ -612,7 +612,9 @@ impl SimulatedLink {
             return Err(self.lost());
         }
         let is_silent = queue == SILENT && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span));
-        if is_silent || self.world.publishes_in_vain(&self.life) {
+        // A node that is cut off still knows that there is no such queue.
+        let is_in_vain = queue != MISSING && self.world.publishes_in_vain(&self.life);
+        if is_silent || is_in_vain {
             return self.say_nothing(queue, message).await;
         }
         while self.world.is_full(queue) {

@@ -54,6 +54,8 @@ pub struct World {
     last_process_failure: Option<Instant>,
     /// When a delivery was last taken from somebody who works on: what has no record may happen again.
     pub last_interruption: Option<Instant>,
+    /// Crashes, lost connections and partitions.
+    pub interruptions: u32,
 }
 
 /// One process from its start to its end. What it does after a crash does not happen.
@@ -103,6 +105,7 @@ impl Shared {
             records: Records::default(),
             last_process_failure: None,
             last_interruption: None,
+            interruptions: 0,
         };
         Self(Arc::new(Inner { scenario, defect, start: Instant::now(), state: Mutex::new(state) }))
     }
@@ -192,7 +195,9 @@ impl Shared {
     }
 
     pub fn interrupted(&self) {
-        self.lock().last_interruption = Some(Instant::now());
+        let mut world = self.lock();
+        world.last_interruption = Some(Instant::now());
+        world.interruptions += 1;
     }
 
     pub fn describe(&self) -> String {
