@@ -63,8 +63,9 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
     if world.scenario().all_sent && last.status != Status::Sent && !has_rival(planned, world) {
         return Err(format!("message {number} was not sent: {last:?}"));
     }
-    // Each of them can bring a job back.
-    if fate.given_up && world.scenario().delivery_limit == DELIVERY_LIMIT && state.interruptions < DELIVERY_LIMIT {
+    // Each interruption can bring a job back, and so can the displacement of a replica that follows from it.
+    let returns = 2 * state.interruptions;
+    if fate.given_up && world.scenario().delivery_limit == DELIVERY_LIMIT && returns < DELIVERY_LIMIT {
         return Err(format!("message {number} went back to the queue so often that the broker gave it up"));
     }
     if planned.unreadable.is_some() {
