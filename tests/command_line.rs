@@ -301,7 +301,7 @@ async fn the_printed_topology_is_what_the_daemon_needs() {
     let folder = folder(&checking);
 
     let daemon = Daemon::spawn(&checking);
-    daemon.until_logged("declare it with `groupcast topology`").await;
+    daemon.until_logged("`groupcast topology > groupcast.json`").await;
     let ran = run(folder.path(), &["topology"]).await;
     std::fs::write(folder.path().join("definitions.json"), &ran.out).unwrap();
     broker.ctl(&["import_definitions", folder.path().join("definitions.json").to_str().unwrap()]).await;

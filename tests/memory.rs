@@ -101,5 +101,7 @@ async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
     }
     assert!(scene.daemon.log().contains("the size of held jobs changed"), "{}", scene.daemon.log());
     let stats = scene.sandbox.stats();
-    assert_eq!((stats.deliveries.repeated_recipients, stats.calls, calls), (0, 40 * LARGE as u64, 40 * LARGE as u64));
+    assert_eq!((stats.deliveries.repeated_recipients, stats.calls), (0, calls));
+    // On a busy machine a call can reach the API in a second that is full already, and is made again.
+    assert!((40 * LARGE as u64..40 * LARGE as u64 + 5).contains(&calls), "{calls}");
 }

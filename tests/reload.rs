@@ -124,7 +124,7 @@ async fn a_bad_configuration_is_refused_whole_with_the_words_of_a_start_and_jobs
         (changed.replace("batch_size", "batch_sise"), format!("unknown key apps.{app}.batch_sise; did you mean batch_size?")),
         (format!("{changed}[log\n"), "groupcast.toml:14:5".to_owned()),
         (changed.replace(PUBLIC_KEY, ""), format!("apps.{app}.secret_key must not be empty")),
-        (changed.replace("secret_key =", "secret_key_file ="), format!("the secret file {PUBLIC_KEY} cannot be read")),
+        (changed.replace("secret_key =", "secret_key_file ="), format!("the file `{PUBLIC_KEY}` cannot be read")),
         (format!("{changed}[log]\nfilter = \"=\"\n"), "log.filter must be a log filter".to_owned()),
         (String::new(), "no apps are configured".to_owned()),
     ];

@@ -197,7 +197,9 @@ impl Envelope {
             let read = self.read_header(name.as_str(), value).map_err(|reason| rejection(name.as_str(), reason));
             first_problem = first_problem.and(read);
         }
-        if self.trace.traceparent.is_none() {
+        let has_parent = properties.headers().as_ref().is_some_and(|headers| headers.contains_key("traceparent"));
+        if has_parent && self.trace.traceparent.is_none() {
+            // Without its parent the state says nothing.
             self.trace = TraceContext::default();
         }
         first_problem

@@ -374,7 +374,7 @@ pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
 
 pub fn may_not_publish() -> Diagnosis {
     Diagnosis::new(
-        "the broker's user may not write to the default exchange, so results cannot be published",
+        "the broker's user may not write to the default exchange (amq.default), so results cannot be published",
         format!("give the user its rights: {GIVE_RIGHTS}"),
     )
 }

@@ -346,12 +346,16 @@ impl Pipeline {
                 return if returned_often { Ok(self.park(body, &envelope, properties, true)) } else { Err(Interrupted::LetGo) };
             };
             match looked_up {
-                Ok(Opened::Answered { entry, result }) => {
-                    let unreadable = |error: serde_json::Error| StoreLost::of_record("read a recorded result", error.to_string());
-                    let answer = serde_json::from_str(&result).map_err(unreadable)?;
-                    let owed_record = envelope.owes_result.then_some((entry, result));
-                    return Ok(repeat(answer, owed_record, body, envelope));
-                }
+                Ok(Opened::Answered { entry, result }) => match serde_json::from_str(&result) {
+                    Ok(answer) => {
+                        let owed_record = envelope.owes_result.then_some((entry, result));
+                        return Ok(repeat(answer, owed_record, body, envelope));
+                    }
+                    Err(error) => {
+                        let why = format!("has a record that cannot be read: {error}");
+                        return Ok(self.reject(of_id(&job, &why), body, &envelope, properties));
+                    }
+                },
                 Ok(Opened::OtherContent) => {
                     let why = "belongs to an earlier job with other content; give each job an id of its own";
                     return Ok(self.reject(of_id(&job, why), body, &envelope, properties));

@@ -67,7 +67,7 @@ async fn records_survive_a_crash_of_the_server_and_the_store_finds_it_again() {
     // The first that finds the connection broken is told just that.
     store.probe().await.unwrap_err();
     let told = refusal(&store).await;
-    assert!(told.contains("127.0.0.1:") && told.contains("start it, or set state.url"), "{told}");
+    assert!(told.contains("127.0.0.1:") && told.contains("start Redis, or correct host and port in state.url"), "{told}");
 
     server.restart().await;
     eventually("the store to work", async || store.probe().await.ok()).await;
