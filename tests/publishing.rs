@@ -131,6 +131,8 @@ async fn nothing_is_lost_when_a_full_reply_queue_is_deleted_meanwhile() {
         scene.producer.publish(&scene.app, &body("g"), properties).await;
     }
     eventually("the calls", async || (scene.sandbox.stats().accepted == 30).then_some(())).await;
+    // The broker confirms what it takes for a queue in the moment of its deletion, and then it is gone. So few are under way.
+    scene.daemon.until_logged("a queue takes no messages at present").await;
     scene.producer.channel().await.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     let kept = take_results(&scene, &scene.queue("unrouted"), 30).await;
     assert!(kept.iter().all(|(_, message)| header(message, "groupcast-reply-to").as_deref() == Some(full.as_str())));
