@@ -1,12 +1,7 @@
-//! Looks once a second: counts the calls of each app, and makes what the page shows, if somebody has it open. Counts the
+//! Looks once a second: counts the calls of each app, and makes what the page shows, if a browser has it open. Counts the
 //! messages in the queues now and then, and notices a queue that is gone.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    convert::Infallible,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -19,7 +14,7 @@ use super::{
 };
 use crate::{
     broker::{
-        publisher::{NotSeen, Seen, tell_of_vanished},
+        publisher::{NotSeen, Seen},
         queues,
     },
     telemetry::metrics,
@@ -30,7 +25,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const SECONDS_KEPT: usize = 300;
 /// Asking the broker for the length of a queue costs a round trip for each.
 const COUNTED_EVERY: Duration = Duration::from_secs(10);
-/// The same while somebody has the page open.
+/// The same while a browser has the page open.
 const SHOWN_EVERY: Duration = Duration::from_secs(3);
 
 pub struct Observer {
@@ -81,20 +76,15 @@ impl Observer {
 
     /// Apart from the rest: a broker that does not answer must not hold up the page that tells of it.
     async fn look_at_queues(&self) -> Infallible {
-        let mut missing = BTreeSet::new();
         loop {
             let looked_at = Instant::now();
-            let (mut seen, mut gone) = (Vec::new(), BTreeSet::new());
+            let (mut seen, mut missing) = (Vec::new(), false);
             for app in &self.shown.apps {
-                let mut of_app = Vec::new();
-                seen.push(self.queues_of(app, &mut of_app).await);
-                of_app.iter().filter(|queue| !missing.contains(*queue)).for_each(|queue| tell_of_vanished(&app.name, queue));
-                gone.extend(of_app);
+                seen.push(self.queues_of(app, &mut missing).await);
             }
-            if !gone.is_empty() {
+            if missing {
                 self.shown.publisher.restore_queues().await;
             }
-            missing = gone;
             self.seen.send_replace(seen);
             while looked_at.elapsed() < if self.is_watched() { SHOWN_EVERY } else { COUNTED_EVERY } {
                 sleep(SECOND / 4).await;
@@ -106,18 +96,18 @@ impl Observer {
         self.told.receiver_count() > 0
     }
 
-    async fn queues_of(&self, app: &ShownApp, missing: &mut Vec<String>) -> Queues {
+    async fn queues_of(&self, app: &ShownApp, missing: &mut bool) -> Queues {
         let name = &app.name;
-        let jobs = self.messages_in(queues::jobs(name), missing).await;
-        let dead = self.messages_in(queues::dead(name), missing).await;
-        let unrouted = self.messages_in(queues::unrouted(name), missing).await;
+        let jobs = self.messages_in(name, queues::jobs(name), missing).await;
+        let dead = self.messages_in(name, queues::dead(name), missing).await;
+        let unrouted = self.messages_in(name, queues::unrouted(name), missing).await;
         let mut waiting = Some(0);
         for wait in app.pipeline.waits() {
-            let messages = self.messages_in(queues::wait(name, *wait), missing).await;
+            let messages = self.messages_in(name, queues::wait(name, *wait), missing).await;
             waiting = waiting.zip(messages).map(|(sum, messages)| sum + messages);
         }
-        // Nobody wants to know how many; it may have vanished.
-        self.messages_in(queues::undeliverable(name), missing).await;
+        // The page does not show it; the look finds out whether it is still there.
+        self.messages_in(name, queues::undeliverable(name), missing).await;
         for (queue, messages) in [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)] {
             metrics::set_queue_messages(name, queue, messages);
         }
@@ -125,15 +115,19 @@ impl Observer {
     }
 
     /// `None` if that is not known now.
-    async fn messages_in(&self, queue: String, missing: &mut Vec<String>) -> Option<u32> {
+    async fn messages_in(&self, app: &str, queue: String, missing: &mut bool) -> Option<u32> {
         let publisher = &self.shown.publisher;
         if !publisher.is_open() {
             return None;
         }
         match timeout(SECOND, publisher.look_at(&queue)).await {
-            Ok(Ok(Seen { messages, .. })) => Some(messages),
+            Ok(Ok(Seen { messages, .. })) => {
+                publisher.note_present(&queue);
+                Some(messages)
+            }
             Ok(Err(NotSeen::Missing)) => {
-                missing.push(queue);
+                publisher.note_missing(app, &queue);
+                *missing = true;
                 None
             }
             Ok(Err(NotSeen::NotKnown)) | Err(_) => None,

@@ -33,8 +33,8 @@ fn told(info: &str, user_sig: &str) -> String {
     info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
 }
 
-/// What an answer is that somebody on the way gave. Not its text: it may echo the request, with content and recipients. The title
-/// of a page tells who it was.
+/// Describes the answer of another server on the way. It is not quoted, because it may echo the request with content and
+/// recipients. The title of a page tells which server it was.
 fn description(http_status: u16, body: &[u8], user_sig: &str) -> String {
     let page = String::from_utf8_lossy(body);
     let what = match title(&page) {

@@ -68,7 +68,6 @@ impl Api for Caller {
     async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
         let fate = Arc::new(Fate::default());
         let fate_of_body = fate.clone();
-        // Whoever comes first decides: the write, or the caller who no longer waits.
         let on_write = move || match fate_of_body.settle(AT_WRITE) {
             Ok(()) => {
                 let decision = on_write();
@@ -133,7 +132,7 @@ const AT_WRITE: u8 = 1;
 const WITHDRAWN: u8 = 2;
 const GIVEN_UP: u8 = 3;
 
-/// What became of a request: settled once, by whoever comes first.
+/// What became of a request. The first of the two that decide it sets it: the write, or the caller that stops waiting.
 #[derive(Default)]
 struct Fate(AtomicU8);
 

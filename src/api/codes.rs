@@ -19,7 +19,7 @@ pub enum Class {
     Job,
     /// Blamed on this job, but possibly on the configuration if every job gets it.
     JobOrConfiguration,
-    /// The account or the configuration: no job can succeed until somebody acts.
+    /// The account or the configuration: no job can succeed until an operator acts.
     Account,
     /// More recipients than the API takes in one call.
     TooManyRecipients,

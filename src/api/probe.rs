@@ -1,4 +1,4 @@
-//! The harmless call: it finds out whether the API is there and knows the app, and notifies nobody.
+//! The harmless call: it finds out whether the API is there and knows the app, and notifies no user.
 
 /// A request body for a group with a name that nobody chose. Even if it existed, only one UserID would be notified.
 pub fn body() -> Vec<u8> {

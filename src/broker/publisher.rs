@@ -11,7 +11,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -151,6 +151,8 @@ pub struct Publisher {
 struct Shared {
     troubles: Mutex<Troubles>,
     unrouted: Mutex<UnroutedResults>,
+    /// Our own queues that were there at the last look.
+    present: Mutex<HashSet<String>>,
     suspects: Semaphore,
     under_way: Mutex<HashMap<String, Arc<Semaphore>>>,
     frame_max: AtomicUsize,
@@ -189,6 +191,7 @@ impl Publisher {
         let shared = Shared {
             troubles: Mutex::default(),
             unrouted: Mutex::default(),
+            present: Mutex::default(),
             suspects: Semaphore::new(SUSPECTS),
             under_way: Mutex::default(),
             frame_max: AtomicUsize::new(frame::DEFAULT_FRAME_MAX),
@@ -250,7 +253,7 @@ impl Publisher {
                     return Published::Routed;
                 }
                 Ok(Routing::NoSuchQueue) if is_own => {
-                    tell_of_vanished(app, queue);
+                    self.note_missing(app, queue);
                     restore_queues(&*link).await;
                     Some(Trouble::Missing)
                 }
@@ -415,6 +418,23 @@ impl Publisher {
         })
     }
 
+    /// One of our own queues is there.
+    pub fn note_present(&self, queue: &str) {
+        self.present().insert(queue.to_owned());
+    }
+
+    /// One of our own queues is not there. The log tells of it once, if it was there before.
+    pub fn note_missing(&self, app: &str, queue: &str) {
+        if self.present().remove(queue) {
+            warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
+            metrics::count_vanished_queues(app);
+        }
+    }
+
+    fn present(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.shared.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Declares our own queues anew, where the daemon declares them.
     pub async fn restore_queues(&self) {
         let link = match &*self.link.borrow() {
@@ -506,12 +526,6 @@ pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, 
         }
         Target::Direct(_) => Ok(Routing::NoSuchQueue),
     }
-}
-
-/// A queue of ours that was there is gone. Told where it is found out, before it is made again.
-pub fn tell_of_vanished(app: &str, queue: &str) {
-    warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
-    metrics::count_vanished_queues(app, 1);
 }
 
 async fn restore_queues(link: &dyn Link) {

@@ -30,7 +30,7 @@ use crate::{
 /// Try what the daemon needs: the configuration, the broker, the state store and the API.
 ///
 /// At the broker it declares the queues as the daemon does (with `broker.declare = false` it only looks at them), reads them, and
-/// publishes a message that no queue takes. It takes no job, and no job counts as delivered. The call to the API notifies nobody: it
+/// publishes a message that no queue takes. It takes no job, and no job counts as delivered. The call to the API notifies no user: it
 /// names one recipient of a group that does not exist. If a daemon answers at `admin.listen`, what its `/readyz` says is shown.
 ///
 /// Exit code 1 means that jobs would not be sent.
@@ -253,7 +253,7 @@ fn account(class: Class) -> Account {
         Class::TransientOrJob => NotAccepted("gives an answer that nobody documented; if jobs get it too, ask the vendor"),
         Class::Credential => NotAccepted("refuses the UserSig or the key that it was made with"),
         Class::CredentialOrJob => NotAccepted("refuses the UserSig, or the UserID it was called for"),
-        Class::Account => NotAccepted("refuses every job of this account as it is configured, until somebody acts"),
+        Class::Account => NotAccepted("refuses every job of this account with its present configuration"),
         Class::Transient(Effect::None) => NotAccepted("did not get the call; that may pass by itself"),
         Class::Transient(Effect::Unknown) => NotAccepted("gave no useful answer; that may pass by itself"),
     }
@@ -284,7 +284,7 @@ mod tests {
             (Class::Credential, Some(70009), ["refuses the UserSig", "another key (70009)", "secret_key belongs to sdk_app_id"]),
             (Class::CredentialOrJob, Some(60004), ["or the UserID", "incorrect (60004)", "identifier is right"]),
             (Class::CredentialOrJob, Some(79_999), ["or the UserID", "not documented (79999)", "newest list"]),
-            (Class::Account, Some(60020), ["until somebody acts", "package expired (60020)", "renew the package"]),
+            (Class::Account, Some(60020), ["present configuration", "package expired (60020)", "renew the package"]),
             (Class::JobOrConfiguration, Some(10007), ["configuration is to blame", "no permission", "app administrator"]),
             (Class::Transient(Effect::None), None, ["did not get the call", "no connection", "names the cause"]),
             (Class::Transient(Effect::Unknown), Some(10002), ["may pass by itself", "internal server error", "tried again"]),

@@ -21,7 +21,7 @@ use crate::{
     },
     telemetry::metrics::{
         APP_PAUSED, CALL_SECONDS, CALLS, CALLS_IN_FLIGHT, CALLS_MAX_1S, CALLS_PER_SECOND_LIMIT, JOB_SECONDS, JOBS, JOBS_HELD,
-        JOBS_PARKED, RECIPIENTS, count_vanished_queues, start_counting_unrouted,
+        JOBS_PARKED, RECIPIENTS, start_counting_unrouted, start_counting_vanished_queues,
     },
 };
 
@@ -118,7 +118,7 @@ impl Meter {
         // So that it is there before the first pause.
         APP_PAUSED.gauge(&[app, NOT_PAUSED]).set(0.0);
         start_counting_unrouted(app);
-        count_vanished_queues(app, 0);
+        start_counting_vanished_queues(app);
         Self {
             app: app.to_owned(),
             jobs: Jobs {

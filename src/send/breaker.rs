@@ -10,7 +10,7 @@
 //!      └───────────────────────────────────────┴──────────────────────────────────────────────┘
 //! ```
 //!
-//! A probe is a call that notifies nobody, so no job's attempt is spent on finding out. Until a job's call has proven that
+//! A probe is a call that notifies no user, so no job's attempt is spent on finding out. Until a job's call has proven that
 //! calls are accepted (after a start, a minute without one, a new UserSig, a pause, an outage), calls go one at a time: a
 //! revoked key costs two calls and not as many as may be in flight.
 //!

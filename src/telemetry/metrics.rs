@@ -227,9 +227,14 @@ pub fn set_queue_messages(app: &str, queue: &str, messages: Option<u32>) {
     QUEUE_MESSAGES.gauge(&[app, queue]).set(messages.map_or(f64::NAN, f64::from));
 }
 
-/// So many queues were gone.
-pub fn count_vanished_queues(app: &str, queues: usize) {
-    QUEUES_VANISHED.counter(&[app]).increment(queues as u64);
+/// A queue of the app was gone.
+pub fn count_vanished_queues(app: &str) {
+    QUEUES_VANISHED.counter(&[app]).increment(1);
+}
+
+/// So that the series is there before the first such queue.
+pub fn start_counting_vanished_queues(app: &str) {
+    QUEUES_VANISHED.counter(&[app]).increment(0);
 }
 
 /// Why a result did not go to its reply queue.
