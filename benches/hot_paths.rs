@@ -12,16 +12,25 @@ use tokio::time::Instant;
 
 /// The largest job: a million recipients, which is 2,000 batches.
 fn reading(criterion: &mut Criterion) {
-    let recipients: Vec<String> = (0..1_000_000).map(|number| format!("user_{number:07}")).collect();
+    let recipients: Vec<String> =
+        (0..1_000_000).map(|number| format!("user_{number:07}")).collect();
     let job = serde_json::json!({ "GroupId": "group", "Content": "hello", "ToMembers_Account": recipients });
     let body = job.to_string().into_bytes();
-    let rules = Rules { max_job_bytes: usize::MAX, batch_size: 500, empty_recipients: EmptyRecipients::Reject };
+    let rules = Rules {
+        max_job_bytes: usize::MAX,
+        batch_size: 500,
+        empty_recipients: EmptyRecipients::Reject,
+    };
     let mut group = criterion.benchmark_group("a job of 1,000,000 recipients");
     group.throughput(Throughput::Bytes(body.len() as u64)).sample_size(10);
-    group.bench_function("decode and split", |bencher| bencher.iter(|| decode(black_box(&body), &rules).is_ok()));
+    group.bench_function("decode and split", |bencher| {
+        bencher.iter(|| decode(black_box(&body), &rules).is_ok())
+    });
     let job = decode(&body, &rules).unwrap_or_else(|rejection| panic!("{rejection}"));
     group.bench_function("all request bodies", |bencher| {
-        bencher.iter(|| (0..job.batch_count()).map(|batch| job.request_body(batch).len()).sum::<usize>());
+        bencher.iter(|| {
+            (0..job.batch_count()).map(|batch| job.request_body(batch).len()).sum::<usize>()
+        });
     });
     group.bench_function("fingerprint", |bencher| bencher.iter(|| job.fingerprint()));
     group.finish();
@@ -37,10 +46,18 @@ fn queueing(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(30_000));
     group.bench_function("fill", |bencher| bencher.iter(full));
     group.bench_function("empty in turns", |bencher| {
-        bencher.iter_batched(full, |mut queue| while queue.take_next().is_some() {}, BatchSize::LargeInput);
+        bencher.iter_batched(
+            full,
+            |mut queue| while queue.take_next().is_some() {},
+            BatchSize::LargeInput,
+        );
     });
     group.bench_function("remove each", |bencher| {
-        bencher.iter_batched(full, |mut queue| (0..10_000).for_each(|key| queue.remove(key)), BatchSize::LargeInput);
+        bencher.iter_batched(
+            full,
+            |mut queue| (0..10_000).for_each(|key| queue.remove(key)),
+            BatchSize::LargeInput,
+        );
     });
     group.finish();
 }

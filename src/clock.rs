@@ -1,4 +1,5 @@
-//! The wall clock, for what people and other processes see: deadlines, records, results. Waiting goes by tokio's clock.
+//! The wall clock, for what people and other processes see: deadlines, records, results. Waiting
+//! goes by tokio's clock.
 //!
 //! In tests on paused time a wall clock can be set that moves with tokio's.
 
@@ -16,7 +17,8 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// A moment of two clocks: a monotonic one, and the wall clock, which goes on while the machine is suspended.
+/// A moment of two clocks: a monotonic one, and the wall clock, which goes on while the machine is
+/// suspended.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     instant: Instant,

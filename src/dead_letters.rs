@@ -1,7 +1,8 @@
-//! Dead letters looked through, one after the other: shown, sent back to the jobs queue, or removed.
+//! Dead letters looked through, one after the other: shown, sent back to the jobs queue, or
+//! removed.
 //!
-//! A letter is removed only after its copy is confirmed; what dies in between leaves both, and the second copy of a job with a
-//! `message_id` is answered from its record.
+//! A letter is removed only after its copy is confirmed; what dies in between leaves both, and the
+//! second copy of a job with a `message_id` is answered from its record.
 
 use std::time::Duration;
 
@@ -101,14 +102,21 @@ impl DeadLetters {
     /// Takes the next one. What comes while letters are looked through is not among them.
     pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
         let next = self.queue.next().await?;
-        Ok(next.map(|message| Letter { summary: Summary::of(message.body(), message.properties()), message }))
+        Ok(next.map(|message| Letter {
+            summary: Summary::of(message.body(), message.properties()),
+            message,
+        }))
     }
 
     /// Sends a job again, by its queue and so at the app's pace, and removes its letter.
     pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerLost> {
         let jobs = queues::jobs(&self.app);
         let refused = |why: String| Err(BrokerLost::new("send a dead letter again", why));
-        match self.queue.publish(&jobs, letter.body(), redriven(letter.properties(), deadline)).await? {
+        match self
+            .queue
+            .publish(&jobs, letter.body(), redriven(letter.properties(), deadline))
+            .await?
+        {
             Ok(Routing::Routed) => self.remove(letter).await,
             Ok(Routing::NoSuchQueue) => refused(format!("there is no queue {jobs}")),
             Err(Refused) => refused(format!("{jobs} takes no more; it may be full")),
@@ -173,7 +181,8 @@ impl Summary {
         }
         let body_bytes = body.len();
         let body: Option<Body> = serde_json::from_slice(body).ok();
-        let recipients = body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len);
+        let recipients =
+            body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len);
         let header = |name: &str| properties.headers().as_ref()?.inner().get(name);
         let text = |name: &str| header(name).and_then(as_text);
         let named = properties.message_id().as_ref().map(|id| id.as_str().to_owned());
@@ -185,7 +194,9 @@ impl Summary {
             kind: text("groupcast-error-kind").unwrap_or_else(|| UNDELIVERABLE.to_owned()),
             code: header("groupcast-error-code").and_then(as_number),
             info: text("groupcast-error-info"),
-            died_at: text("groupcast-died-at").and_then(|at| at.parse().ok()).or_else(|| died_at_the_brokers(properties)),
+            died_at: text("groupcast-died-at")
+                .and_then(|at| at.parse().ok())
+                .or_else(|| died_at_the_brokers(properties)),
             attempt: header(ATTEMPT_HEADER).and_then(as_number),
             bytes: body_bytes,
         }
@@ -194,8 +205,12 @@ impl Summary {
 
 impl Filter {
     pub fn means(&self, letter: &Summary) -> bool {
-        let age = letter.died_at.map(|at| clock::now().duration_since(at).try_into().unwrap_or(Duration::ZERO));
-        let same = |wanted: &Option<String>, found: Option<&String>| wanted.is_none() || wanted.as_ref() == found;
+        let age = letter
+            .died_at
+            .map(|at| clock::now().duration_since(at).try_into().unwrap_or(Duration::ZERO));
+        let same = |wanted: &Option<String>, found: Option<&String>| {
+            wanted.is_none() || wanted.as_ref() == found
+        };
         same(&self.job_id, letter.job_id.as_ref())
             && same(&self.group_id, letter.group_id.as_ref())
             && same(&self.kind, Some(&letter.kind))
@@ -204,7 +219,8 @@ impl Filter {
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
     }
 
-    /// The same, without jobs that would only be rejected again, unless they are asked for, or would expire again.
+    /// The same, without jobs that would only be rejected again, unless they are asked for, or
+    /// would expire again.
     pub fn means_to_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
         let has_a_chance = match letter.kind.as_str() {
             INVALID => self.kind.as_deref() == Some(INVALID),
@@ -215,10 +231,12 @@ impl Filter {
     }
 }
 
-/// What goes along when a job is sent again: what its producer set, its id, also a generated one, and how often it has died.
+/// What goes along when a job is sent again: what its producer set, its id, also a generated one,
+/// and how often it has died.
 fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties {
     let mut headers = kept_headers(properties);
-    let noted = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
+    let noted =
+        |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
     if let Some(attempt) = noted(ATTEMPT_HEADER) {
         headers.insert(ATTEMPT_HEADER.into(), attempt.clone());
     }
@@ -227,8 +245,11 @@ fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties
     }
     let redriven = kept_properties(properties).with_headers(headers).with_delivery_mode(2);
     match noted("groupcast-job-id").and_then(as_text) {
-        // Another program may have written the header: a text that is no job id would have the job rejected.
-        Some(id) if redriven.message_id().is_none() && envelope::objection_to_job_id(&id).is_none() => {
+        // Another program may have written the header: a text that is no job id would have the job
+        // rejected.
+        Some(id)
+            if redriven.message_id().is_none() && envelope::objection_to_job_id(&id).is_none() =>
+        {
             redriven.with_message_id(id.as_str().into())
         }
         _ => redriven,
@@ -247,7 +268,10 @@ fn without(headers: FieldTable, unwanted: &str) -> FieldTable {
 
 /// The broker's own note on a letter that it made.
 fn died_at_the_brokers(properties: &BasicProperties) -> Option<Timestamp> {
-    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")?
+    else {
+        return None;
+    };
     let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
     match last.inner().get("time")? {
         AMQPValue::Timestamp(seconds) => Timestamp::from_second(i64::try_from(*seconds).ok()?).ok(),
@@ -270,7 +294,8 @@ mod tests {
     fn an_id_that_another_program_wrote_goes_along_only_if_a_job_can_have_it() {
         assert_eq!(redriven_id("order-42").as_deref(), Some("order-42"));
         assert_eq!(redriven_id(&"x".repeat(248)).map(|id| id.len()), Some(248));
-        for noted in ["x".repeat(249), "x".repeat(300), "é".repeat(200), " ".into(), "a\nb".into()] {
+        for noted in ["x".repeat(249), "x".repeat(300), "é".repeat(200), " ".into(), "a\nb".into()]
+        {
             assert_eq!(redriven_id(&noted), None, "{noted:?}");
         }
     }

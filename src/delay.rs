@@ -1,13 +1,14 @@
 //! How long to wait before trying again. The one place that uses `backoff`.
 //!
-//! `backoff` computes the exponential part; the jitter is ours, so that a seed decides it and tests can repeat a run.
+//! `backoff` computes the exponential part; the jitter is ours, so that a seed decides it and tests
+//! can repeat a run.
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoff, backoff::Backoff};
 
-/// The wait after failed attempt number `attempt` (from 1): `first`, doubled each time up to `max`, then scaled by 0.5 to
-/// 1.5 with `jitter` from 0 to 1, so that many waiters spread.
+/// The wait after failed attempt number `attempt` (from 1): `first`, doubled each time up to `max`,
+/// then scaled by 0.5 to 1.5 with `jitter` from 0 to 1, so that many waiters spread.
 pub fn after_attempt(attempt: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
     let mut backoff = ExponentialBackoff {
         current_interval: first,

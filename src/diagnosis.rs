@@ -1,6 +1,8 @@
-//! Why a server cannot be reached, and what to do about it, in words: for the log, `/readyz` and `groupcast check` alike.
+//! Why a server cannot be reached, and what to do about it, in words: for the log, `/readyz` and
+//! `groupcast check` alike.
 //!
-//! A cause is found by the types of the errors, never by their text. Each cause has its own sentence and its own advice.
+//! A cause is found by the types of the errors, never by their text. Each cause has its own
+//! sentence and its own advice.
 
 use std::{borrow::Cow, error::Error, fmt, io, net::SocketAddr, sync::Arc};
 
@@ -122,7 +124,9 @@ impl Cause {
         use io::ErrorKind::*;
         match kind {
             ConnectionRefused => Some(Self::Refused),
-            HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => Some(Self::NoRoute),
+            HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => {
+                Some(Self::NoRoute)
+            }
             TimedOut => Some(Self::NoAnswer),
             ConnectionReset | ConnectionAborted | UnexpectedEof | BrokenPipe => Some(Self::Closed),
             _ => None,
@@ -135,7 +139,9 @@ impl Cause {
             rustls::Error::InvalidCertificate(error) => Some(match error {
                 UnknownIssuer => Self::UnknownAuthority,
                 NotValidForName => Self::OtherName(Vec::new()),
-                NotValidForNameContext { presented, .. } => Self::OtherName(presented.iter().map(|name| plain(name)).collect()),
+                NotValidForNameContext { presented, .. } => {
+                    Self::OtherName(presented.iter().map(|name| plain(name)).collect())
+                }
                 Expired | ExpiredContext { .. } => Self::Expired,
                 NotValidYet | NotValidYetContext { .. } => Self::NotYetValid,
                 _ => Self::BadCertificate,
@@ -162,7 +168,11 @@ impl Cause {
     /// Whether a connection stood, and TLS failed on it.
     pub fn is_of_tls(&self) -> bool {
         match self {
-            Self::UnknownHost(_) | Self::Refused | Self::NoRoute | Self::NoAnswer | Self::Closed => false,
+            Self::UnknownHost(_)
+            | Self::Refused
+            | Self::NoRoute
+            | Self::NoAnswer
+            | Self::Closed => false,
             Self::UnknownAuthority
             | Self::OtherName(_)
             | Self::Expired
@@ -177,7 +187,8 @@ impl Cause {
     pub fn explain(&self, server: &Server<'_>) -> Diagnosis {
         let Server { host, port, .. } = server;
         let host_in_url = if host.contains(':') { format!("[{host}]") } else { (*host).to_owned() };
-        let (what, address, settings) = (server.name(), format!("{host_in_url}:{port}"), server.settings());
+        let (what, address, settings) =
+            (server.name(), format!("{host_in_url}:{port}"), server.settings());
         match self {
             Self::UnknownHost(host) => Diagnosis::new(
                 format!("the host name `{host}` of {what} cannot be resolved to an address"),
@@ -186,11 +197,21 @@ impl Cause {
             Self::Refused => {
                 let advice = match server.kind {
                     Kind::Api => format!(
-                        "correct host and port in {settings}; if they are right, look for a firewall or a wrong name server"
+                        "correct host and port in {settings}; if they are right, look for a \
+                            firewall or a wrong name server"
                     ),
-                    Kind::Broker | Kind::Redis => format!("start {what}, or correct host and port in {settings}"),
+                    Kind::Broker | Kind::Redis => format!(
+                        "start {what}, or correct host and port \
+                        in {settings}"
+                    ),
                 };
-                Diagnosis::new(format!("{address} refuses the connection: nothing listens on that port"), advice)
+                Diagnosis::new(
+                    format!(
+                        "{address} refuses the connection: nothing listens on that \
+                    port"
+                    ),
+                    advice,
+                )
             }
             Self::NoRoute => Diagnosis::new(
                 format!("this machine has no route to {address}"),
@@ -199,27 +220,49 @@ impl Cause {
             Self::NoAnswer => Diagnosis::new(
                 format!("{address} does not answer"),
                 format!(
-                    "check that {what} runs and that no firewall drops its connections, or correct host and port in {settings}"
+                    "check that {what} runs and that no firewall drops its connections, or correct \
+                        host and port in {settings}"
                 ),
             ),
             Self::Closed => Diagnosis::new(
                 format!("{address} closed the connection before it answered"),
-                format!("check in {settings} that the port is right and whether it is one for TLS; {what}'s log may say more"),
+                format!(
+                    "check in {settings} that the port is right and whether it is one for TLS; \
+                    {what}'s log may say more"
+                ),
             ),
             Self::UnknownAuthority => Diagnosis::new(
-                format!("the certificate of {address} is signed by an authority that is not trusted here"),
+                format!(
+                    "the certificate of {address} is signed by an authority that is not \
+                    trusted here"
+                ),
                 server.trust(),
             ),
             Self::OtherName(names) => {
-                let names = if names.is_empty() { String::new() } else { format!(", but for {}", names.join(", ")) };
-                let what = format!("the certificate of {address} is not for the name `{host}`{names}");
+                let names = if names.is_empty() {
+                    String::new()
+                } else {
+                    format!(
+                        ", but for \
+                    {}",
+                        names.join(", ")
+                    )
+                };
+                let what = format!(
+                    "the certificate of {address} is not for the name \
+                    `{host}`{names}"
+                );
                 let advice = match server.kind {
                     Kind::Api => {
-                        format!("correct the host name in {settings}, or look for a proxy or a name server that leads elsewhere")
+                        format!(
+                            "correct the host name in {settings}, or look for a proxy or a \
+                            name server that leads elsewhere"
+                        )
                     }
                     Kind::Broker | Kind::Redis => {
                         format!(
-                            "write a name of the certificate in {settings}, or give {} a certificate for `{host}`",
+                            "write a name of the certificate in {settings}, or give {} a \
+                                certificate for `{host}`",
                             server.name()
                         )
                     }
@@ -229,28 +272,45 @@ impl Cause {
             Self::Expired => Diagnosis::new(
                 format!("the certificate of {address} has expired"),
                 match server.kind {
-                    Kind::Api => "compare this machine's clock (`date`) with the certificate. If the clock is right, look for a proxy that \
-                                  opens TLS connections; if endpoint names a server of your own, renew its certificate, otherwise tell \
+                    Kind::Api => "compare this machine's clock (`date`) with the certificate. If \
+                        the clock is right, look for a proxy that \
+                                  opens TLS connections; if endpoint names a server of your own, \
+                                  renew its certificate, otherwise tell \
                                   the vendor"
                         .to_owned(),
                     Kind::Broker | Kind::Redis => {
-                        format!("renew the certificate of {what}; if it is not old, correct this machine's clock (`date`)")
+                        format!(
+                            "renew the certificate of {what}; if it is not old, correct this \
+                            machine's clock (`date`)"
+                        )
                     }
                 },
             ),
             Self::NotYetValid => Diagnosis::new(
                 format!("the certificate of {address} is not valid yet"),
-                format!("correct this machine's clock, or give {what} a certificate that is valid now"),
+                format!(
+                    "correct this machine's clock, or give {what} a certificate that is valid \
+                    now"
+                ),
             ),
             Self::BadCertificate => Diagnosis::new(
                 format!("the certificate of {address} is not one for a TLS server, or is damaged"),
                 format!("give {what} a certificate for TLS servers"),
             ),
             Self::OurCertificate => Diagnosis::new(
-                format!("{address} wants a certificate from its clients and does not accept this one, or none was given"),
+                format!(
+                    "{address} wants a certificate from its clients and does not accept this \
+                    one, or none was given"
+                ),
                 server.client_certificate(),
             ),
-            Self::NotTls => Diagnosis::new(format!("{address} does not speak TLS"), server.without_tls()),
+            Self::NotTls => Diagnosis::new(
+                format!(
+                    "{address} does not speak \
+                TLS"
+                ),
+                server.without_tls(),
+            ),
             Self::NoCommonTls => Diagnosis::new(
                 format!("{address} offers no TLS version or cipher that is accepted here"),
                 format!(
@@ -300,27 +360,47 @@ impl Server<'_> {
             Kind::Broker => "broker.ca_file",
             Kind::Redis => "state.ca_file",
             Kind::Api => {
-                return "look for a proxy that opens TLS connections; if its authority is to be trusted, add that to this machine's \
-                        trusted authorities, or name a PEM file with all of them in the variable SSL_CERT_FILE"
+                return "look for a proxy that opens TLS connections; if its authority is to be \
+                    trusted, add that to this machine's \
+                        trusted authorities, or name a PEM file with all of them in the variable \
+                        SSL_CERT_FILE"
                     .into();
             }
         };
-        format!("name the authority's certificate in {file}, or add it to this machine's trusted authorities").into()
+        format!(
+            "name the authority's certificate in {file}, or add it to this machine's trusted \
+            authorities"
+        )
+        .into()
     }
 
     fn client_certificate(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => "set broker.cert_file and broker.key_file to a certificate that the broker trusts, and its key",
-            Kind::Redis => "set state.cert_file and state.key_file to a certificate that Redis trusts, and its key",
+            Kind::Broker => {
+                "set broker.cert_file and broker.key_file to a certificate that the broker trusts, \
+                    and its key"
+            }
+            Kind::Redis => {
+                "set state.cert_file and state.key_file to a certificate that Redis trusts, and \
+                    its key"
+            }
             Kind::Api => "look for a proxy on the way; the API itself wants no certificate",
         }
     }
 
     fn without_tls(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => "write the broker's TLS port in broker.url (5671 by default), or amqp:// in place of amqps://",
-            Kind::Redis => "write the TLS port of Redis in state.url, or redis:// in place of rediss://",
-            Kind::Api => "correct the port in endpoint, or write http:// if a server without TLS is meant, such as the sandbox",
+            Kind::Broker => {
+                "write the broker's TLS port in broker.url (5671 by default), or amqp:// in place \
+                    of amqps://"
+            }
+            Kind::Redis => {
+                "write the TLS port of Redis in state.url, or redis:// in place of rediss://"
+            }
+            Kind::Api => {
+                "correct the port in endpoint, or write http:// if a server without TLS is meant, \
+                    such as the sandbox"
+            }
         }
     }
 }
@@ -370,15 +450,22 @@ mod tests {
             (certificate(CertificateError::NotValidYet), Cause::NotYetValid),
             (certificate(CertificateError::BadEncoding), Cause::BadCertificate),
             (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), Cause::NotTls),
-            (rustls::Error::AlertReceived(AlertDescription::CertificateRequired), Cause::OurCertificate),
+            (
+                rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
+                Cause::OurCertificate,
+            ),
             (rustls::Error::AlertReceived(AlertDescription::ProtocolVersion), Cause::NoCommonTls),
         ] {
             assert_eq!(Cause::of(&wrapped(error)), Some(cause.clone()));
-            let shared: Arc<dyn Error + Send + Sync> = Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused));
+            let shared: Arc<dyn Error + Send + Sync> =
+                Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused));
             assert_eq!(Cause::of(&io::Error::other(shared)), Some(Cause::Refused));
         }
         let unknown = UnknownHost { host: "nowhere".into(), source: io::Error::other("not known") };
-        assert_eq!(Cause::of(&io::Error::other(unknown)), Some(Cause::UnknownHost("nowhere".into())));
+        assert_eq!(
+            Cause::of(&io::Error::other(unknown)),
+            Some(Cause::UnknownHost("nowhere".into()))
+        );
         assert_eq!(Cause::of(&io::Error::other("something else")), None);
     }
 
@@ -400,11 +487,15 @@ mod tests {
             Cause::NoCommonTls,
         ];
         let distinct = |of: fn(&Diagnosis) -> String| {
-            let told: std::collections::BTreeSet<String> = causes.iter().map(|cause| of(&cause.explain(&BROKER))).collect();
+            let told: std::collections::BTreeSet<String> =
+                causes.iter().map(|cause| of(&cause.explain(&BROKER))).collect();
             told.len()
         };
         assert_eq!(distinct(|diagnosis| diagnosis.what.clone()), causes.len());
-        assert_eq!(distinct(|diagnosis| diagnosis.advice.as_deref().unwrap_or_default().to_owned()), causes.len());
+        assert_eq!(
+            distinct(|diagnosis| diagnosis.advice.as_deref().unwrap_or_default().to_owned()),
+            causes.len()
+        );
     }
 
     #[test]

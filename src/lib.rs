@@ -1,9 +1,10 @@
 //! groupcast takes notification jobs from RabbitMQ, calls the Tencent Chat REST API
 //! `send_group_system_notification` no faster than it allows, and answers every job.
 //!
-//! The journey of a job: [`subscribe`] hands deliveries out. [`accept`] makes one into a valid [`job::Job`]. [`progress`] knows
-//! how far it came before. [`send`] sends its batches, one after the other as [`pace`] allows, through [`api`], which judges the
-//! answers. [`settle`] publishes what the job owes. No stage starts another; [`journey`] alone knows their order.
+//! The journey of a job: [`subscribe`] hands deliveries out. [`accept`] makes one into a valid
+//! [`job::Job`]. [`progress`] knows how far it came before. [`send`] sends its batches, one after
+//! the other as [`pace`] allows, through [`api`], which judges the answers. [`settle`] publishes
+//! what the job owes. No stage starts another; [`journey`] alone knows their order.
 
 pub mod daemon;
 pub mod journey;

@@ -1,4 +1,5 @@
-//! PEM files for TLS, looked through when they are read: what is wrong with one would otherwise be told as a fault of the server.
+//! PEM files for TLS, looked through when they are read: what is wrong with one would otherwise be
+//! told as a fault of the server.
 
 use std::path::Path;
 
@@ -21,27 +22,42 @@ pub fn check(key: &str, path: &Path, bytes: &[u8], content: Content) -> Result<(
 
 fn objection(bytes: &[u8], content: Content) -> Option<&'static str> {
     let has = |label: &str| bytes.windows(label.len()).any(|window| window == label.as_bytes());
-    let has_certificates = CertificateDer::pem_slice_iter(bytes).next().is_some_and(|read| read.is_ok());
+    let has_certificates =
+        CertificateDer::pem_slice_iter(bytes).next().is_some_and(|read| read.is_ok());
     let has_key = PrivateKeyDer::from_pem_slice(bytes).is_ok();
     Some(match content {
         Content::Certificates if has_certificates => return None,
         Content::PrivateKey if has_key => return None,
         _ if bytes.trim_ascii().is_empty() => "is empty",
-        _ if bytes.starts_with(b"\xef\xbb\xbf") => "begins with a byte-order mark; write it anew without that mark",
-        _ if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) => "is UTF-16; write it anew as plain text",
+        _ if bytes.starts_with(b"\xef\xbb\xbf") => {
+            "begins with a byte-order mark; write it anew without that mark"
+        }
+        _ if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) => {
+            "is UTF-16; write it anew as plain text"
+        }
         // DER, as PKCS#12 is too.
         _ if bytes.first() == Some(&0x30) => {
-            "is not PEM; convert it, from PKCS#12 with `openssl pkcs12 -in FILE -nodes -out NEW.pem`, from DER with `openssl x509 -inform der`"
+            "is not PEM; convert it, from PKCS#12 with `openssl pkcs12 -in FILE -nodes -out \
+                NEW.pem`, from DER with `openssl x509 -inform der`"
         }
         Content::PrivateKey if has("ENCRYPTED") => {
-            "has an encrypted key; nobody can enter its password here, so write it without one: `openssl pkey -in FILE -out NEW.key`"
+            "has an encrypted key; nobody can enter its password here, so write it without one: \
+                `openssl pkey -in FILE -out NEW.key`"
         }
-        Content::PrivateKey if has_certificates => "has a certificate and no private key; are the two files swapped?",
+        Content::PrivateKey if has_certificates => {
+            "has a certificate and no private key; are the two files swapped?"
+        }
         Content::Certificates if has_key || has("PRIVATE KEY") => {
             "has a private key and no certificate; are the two files swapped?"
         }
-        Content::Certificates => "has no certificate that can be read: a PEM file has lines `-----BEGIN CERTIFICATE-----`",
-        Content::PrivateKey => "has no private key that can be read: a PEM file has lines `-----BEGIN PRIVATE KEY-----`",
+        Content::Certificates => {
+            "has no certificate that can be read: a PEM file has lines `-----BEGIN \
+                CERTIFICATE-----`"
+        }
+        Content::PrivateKey => {
+            "has no private key that can be read: a PEM file has lines `-----BEGIN PRIVATE \
+                KEY-----`"
+        }
     })
 }
 
@@ -66,12 +82,19 @@ mod tests {
             (encrypted.as_bytes(), private_key, "openssl pkey"),
             (certificate.as_bytes(), private_key, "swapped"),
             (key.as_bytes(), certificates, "swapped"),
-            (b"-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n", certificates, "BEGIN CERTIFICATE"),
+            (
+                b"-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n",
+                certificates,
+                "BEGIN CERTIFICATE",
+            ),
             (b"my authority", certificates, "BEGIN CERTIFICATE"),
             (b"my key", private_key, "BEGIN PRIVATE KEY"),
         ] {
             let error = check("broker.ca_file", Path::new("file.pem"), bytes, content).unwrap_err();
-            assert!(error.starts_with("broker.ca_file names file.pem, which") && error.contains(told), "{told}: {error}");
+            assert!(
+                error.starts_with("broker.ca_file names file.pem, which") && error.contains(told),
+                "{told}: {error}"
+            );
         }
         assert_eq!(check("k", Path::new("f"), certificate.as_bytes(), certificates), Ok(()));
         assert_eq!(check("k", Path::new("f"), key.as_bytes(), private_key), Ok(()));

@@ -1,7 +1,8 @@
-//! A value that tasks wait on, with the methods of tokio's `watch`. Tasks wake in the order in which they began to wait, and
-//! jobs that waited for the same event go on in that order.
+//! A value that tasks wait on, with the methods of tokio's `watch`. Tasks wake in the order in
+//! which they began to wait, and jobs that waited for the same event go on in that order.
 //!
-//! Tokio wakes its receivers in a random order. A run of the simulation could then not be repeated from its seed.
+//! Tokio wakes its receivers in a random order. A run of the simulation could then not be repeated
+//! from its seed.
 
 use std::{
     pin::pin,
@@ -100,7 +101,8 @@ impl<T> Receiver<T> {
 
     /// Returns when there is a value that this receiver has not seen, and counts it as seen.
     pub async fn changed(&mut self) -> Result<(), Closed> {
-        // As tokio's own: a task that loops over values that are there already lets others run, too.
+        // As tokio's own: a task that loops over values that are there already lets others run,
+        // too.
         consume_budget().await;
         loop {
             let mut changed = pin!(self.waiters.changed.notified());

@@ -31,8 +31,15 @@ async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
     let daemon = Daemon::spawn(&configuration);
     daemon.until_logged("cannot consume yet; trying again").await;
     let (status, told) = readiness(&daemon).await;
-    assert_eq!((status, &told["ready"], &told["apps"][&app]["state"]), (503, &false.into(), &"down".into()), "{told}");
-    assert!(told["apps"][&app]["reason"].as_str().unwrap().contains("connect to the broker"), "{told}");
+    assert_eq!(
+        (status, &told["ready"], &told["apps"][&app]["state"]),
+        (503, &false.into(), &"down".into()),
+        "{told}"
+    );
+    assert!(
+        told["apps"][&app]["reason"].as_str().unwrap().contains("connect to the broker"),
+        "{told}"
+    );
     assert!(told["publisher"]["reason"].as_str().unwrap().contains("not connected"), "{told}");
     assert_eq!(daemon.get("/livez").await.0, 200, "it lives all the same");
 
@@ -43,7 +50,11 @@ async fn a_daemon_is_ready_when_it_consumes_and_not_before() {
     let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
     let (_, told) = readiness(&scene.daemon).await;
-    assert_eq!((&told["ready"], &told["apps"][&scene.app]["state"]), (&true.into(), &"consuming".into()), "{told}");
+    assert_eq!(
+        (&told["ready"], &told["apps"][&scene.app]["state"]),
+        (&true.into(), &"consuming".into()),
+        "{told}"
+    );
 }
 
 #[tokio::test]
@@ -56,7 +67,10 @@ async fn a_state_store_that_is_away_is_named() {
     scene.daemon.until_logged("the state store does not work").await;
     let (status, told) = readiness(&scene.daemon).await;
     assert_eq!((status, &told["state_store"]["state"]), (503, &"down".into()), "{told}");
-    assert!(told["state_store"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{told}");
+    assert!(
+        told["state_store"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()),
+        "{told}"
+    );
     redis.restart().await;
     until_ready(&scene.daemon).await;
 }
@@ -75,10 +89,15 @@ async fn what_is_not_there_is_refused_and_a_port_in_use_is_a_clear_error() {
     let (status, told) = scene.daemon.get("/nothing").await;
     assert!(status == 404 && told.contains("/readyz"), "{told}");
     let address = scene.daemon.address();
-    let posted = reqwest::Client::new().post(format!("http://{address}/readyz")).send().await.unwrap();
+    let posted =
+        reqwest::Client::new().post(format!("http://{address}/readyz")).send().await.unwrap();
     assert_eq!(posted.status(), 405);
 
-    let second = Daemon::spawn(&scene.configuration.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\"")));
+    let second = Daemon::spawn(
+        &scene
+            .configuration
+            .replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\"")),
+    );
     second.until_logged("admin.listen").await;
     assert!(second.log().contains("free it or choose another"), "{}", second.log());
 }

@@ -1,4 +1,5 @@
-//! What `groupcast check` says in worlds in which the daemon could not send jobs. The page docs/check.md shows all of it.
+//! What `groupcast check` says in worlds in which the daemon could not send jobs. The page
+//! docs/check.md shows all of it.
 
 use std::{net::TcpListener, path::PathBuf, process::Stdio, time::Duration};
 
@@ -43,7 +44,8 @@ impl World {
     }
 }
 
-/// Everything but what works, and but the words of others: those differ between versions of the broker.
+/// Everything but what works, and but the words of others: those differ between versions of the
+/// broker.
 async fn told_in(world: &World) -> String {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("groupcast.toml"), &world.configuration).unwrap();
@@ -55,14 +57,18 @@ async fn told_in(world: &World) -> String {
     let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert_eq!(output.status.code(), Some(1), "{}: {printed}", world.title);
     println!("--- {}\n{printed}", world.title);
-    let is_told = |line: &&str| !["ok  ", "note  ", "        it says: "].iter().any(|other| line.starts_with(other));
+    let is_told = |line: &&str| {
+        !["ok  ", "note  ", "        it says: "].iter().any(|other| line.starts_with(other))
+    };
     printed.lines().filter(is_told).map(|line| format!("{}\n", without_words(line))).collect()
 }
 
 /// A line without the words of the broker.
 fn without_words(line: &str) -> String {
     match line.split_once(" (protocol error: ") {
-        Some((before, rest)) => format!("{before}{}", rest.split_once(')').map_or("", |(_, after)| after)),
+        Some((before, rest)) => {
+            format!("{before}{}", rest.split_once(')').map_or("", |(_, after)| after))
+        }
         None => line.to_owned(),
     }
 }
@@ -73,7 +79,8 @@ fn free_port() -> u16 {
 
 /// A busy machine takes its time over a TLS handshake.
 fn patient_configuration(broker_url: &str, app: &str, endpoint: &str) -> String {
-    configuration(broker_url, app, endpoint, "").replace("request_timeout = \"1s\"", "request_timeout = \"15s\"")
+    configuration(broker_url, app, endpoint, "")
+        .replace("request_timeout = \"1s\"", "request_timeout = \"15s\"")
 }
 
 /// Users with fewer rights, a virtual host, and queues that are not as the daemon declares them.
@@ -102,16 +109,21 @@ fn definitions() -> String {
 async fn check_names_what_is_wrong_and_what_to_do() {
     let certificates = Certificates::of_server(&["localhost"], Validity::Now);
     let expired = Certificates::of_server(&["localhost"], Validity::Over);
-    let file = |certificates: &Certificates, name: &str| certificates.file(name).display().to_string();
-    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| file(&certificates, name));
-    let [old_ca, old_cert, old_key] = ["ca.pem", "server.pem", "server.key"].map(|name| file(&expired, name));
+    let file =
+        |certificates: &Certificates, name: &str| certificates.file(name).display().to_string();
+    let [ca, cert, key] =
+        ["ca.pem", "server.pem", "server.key"].map(|name| file(&certificates, name));
+    let [old_ca, old_cert, old_key] =
+        ["ca.pem", "server.pem", "server.key"].map(|name| file(&expired, name));
     let (tls, redis_tls) = (free_port(), free_port());
     let broker = Broker::start(&format!(
-        "listeners.ssl.1 = 127.0.0.1:{tls}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\nssl_options.keyfile = {key}"
+        "listeners.ssl.1 = 127.0.0.1:{tls}\nssl_options.cacertfile = {ca}\nssl_options.certfile = \
+            {cert}\nssl_options.keyfile = {key}"
     ))
     .await;
     let _old = Redis::start(&format!(
-        "tls-port {redis_tls}\ntls-ca-cert-file {old_ca}\ntls-cert-file {old_cert}\ntls-key-file {old_key}\ntls-auth-clients no"
+        "tls-port {redis_tls}\ntls-ca-cert-file {old_ca}\ntls-cert-file {old_cert}\ntls-key-file \
+            {old_key}\ntls-auth-clients no"
     ))
     .await;
     let read_only = Redis::start("replicaof 127.0.0.1 1").await;
@@ -129,22 +141,29 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     let by = |user: &str| good.replace("guest:guest", &format!("{user}:password"));
     let of = |app: &str| patient_configuration(&url, app, &api);
     let checking = |text: String| text.replace("[broker]\n", "[broker]\ndeclare = false\n");
-    let in_broker = |lines: &str, text: String| text.replace("[broker]\n", &format!("[broker]\n{lines}\n"));
+    let in_broker =
+        |lines: &str, text: String| text.replace("[broker]\n", &format!("[broker]\n{lines}\n"));
     let state = |lines: &str| format!("{good}[state]\n{lines}\n");
-    let from_file = good.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), "secret_key_file = \"key\"");
+    let from_file =
+        good.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), "secret_key_file = \"key\"");
 
     // The queues are there from here on.
     let daemon = Daemon::start(&good).await;
     drop(daemon);
     let stuck = Daemon::spawn(&by("no-rights"));
     stuck.until_logged("cannot consume yet").await;
-    let both_are_told = async || (stuck.get("/readyz").await.1.matches("user may not").count() == 2).then_some(());
+    let both_are_told =
+        async || (stuck.get("/readyz").await.1.matches("user may not").count() == 2).then_some(());
     eventually("the missing rights of publisher and consumer", both_are_told).await;
-    let beside_stuck = good.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{}\"", stuck.address()));
+    let beside_stuck =
+        good.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{}\"", stuck.address()));
 
     let worlds = vec![
         world("The broker is not there", at("amqp://guest:guest@127.0.0.1:1/%2f")),
-        world("The broker's host name is unknown", at("amqp://guest:guest@no-such-host.invalid:5672/%2f")),
+        world(
+            "The broker's host name is unknown",
+            at("amqp://guest:guest@no-such-host.invalid:5672/%2f"),
+        ),
         world("The password for the broker is wrong", good.replace("guest:guest", "guest:wrong")),
         world("There is no such virtual host", at(&url.replace("%2f", "nowhere"))),
         world(
@@ -157,45 +176,76 @@ async fn check_names_what_is_wrong_and_what_to_do() {
         world("A queue exists as a classic queue", of("classic")),
         world("A queue exists with other arguments", of("arguments")),
         world("Queues are missing and are not to be declared", checking(of("missing"))),
-        world("The broker's certificate is of an unknown authority", at(&format!("amqps://guest:guest@localhost:{tls}/%2f"))),
+        world(
+            "The broker's certificate is of an unknown authority",
+            at(&format!("amqps://guest:guest@localhost:{tls}/%2f")),
+        ),
         world(
             "The broker's certificate is for another name",
-            in_broker(&format!("ca_file = \"{ca}\""), at(&format!("amqps://guest:guest@127.0.0.1:{tls}/%2f"))),
+            in_broker(
+                &format!("ca_file = \"{ca}\""),
+                at(&format!("amqps://guest:guest@127.0.0.1:{tls}/%2f")),
+            ),
         ),
-        world("The broker's port is one for TLS", at(&format!("amqp://guest:guest@localhost:{tls}/%2f"))),
+        world(
+            "The broker's port is one for TLS",
+            at(&format!("amqp://guest:guest@localhost:{tls}/%2f")),
+        ),
         world("The broker's port is one without TLS", at(&url.replace("amqp://", "amqps://"))),
-        world("The broker's port speaks HTTP", at(&format!("amqp://guest:guest@127.0.0.1:{http}/%2f"))),
+        world(
+            "The broker's port speaks HTTP",
+            at(&format!("amqp://guest:guest@127.0.0.1:{http}/%2f")),
+        ),
         world("The API's host name is unknown", calling("https://no-such-host.invalid")),
         world("Nothing listens at the API's port", calling("https://127.0.0.1:1")),
         world("The API's port does not speak TLS", calling(&api.replace("http://", "https://"))),
-        world("The API's certificate is of an unknown authority", calling(&format!("https://localhost:{tls}"))),
-        world("The API's certificate is for another name", calling(&format!("https://127.0.0.1:{tls}")))
-            .with("SSL_CERT_FILE", &ca),
-        world("The API's certificate has expired", calling(&format!("https://localhost:{redis_tls}")))
-            .with("SSL_CERT_FILE", &old_ca),
-        world("The proxy is not there", calling("https://adminapisgp.im.qcloud.com")).with("HTTPS_PROXY", "http://127.0.0.1:1"),
-        world("The proxy refuses", calling("https://adminapisgp.im.qcloud.com")).with("HTTPS_PROXY", &api),
+        world(
+            "The API's certificate is of an unknown authority",
+            calling(&format!("https://localhost:{tls}")),
+        ),
+        world(
+            "The API's certificate is for another name",
+            calling(&format!("https://127.0.0.1:{tls}")),
+        )
+        .with("SSL_CERT_FILE", &ca),
+        world(
+            "The API's certificate has expired",
+            calling(&format!("https://localhost:{redis_tls}")),
+        )
+        .with("SSL_CERT_FILE", &old_ca),
+        world("The proxy is not there", calling("https://adminapisgp.im.qcloud.com"))
+            .with("HTTPS_PROXY", "http://127.0.0.1:1"),
+        world("The proxy refuses", calling("https://adminapisgp.im.qcloud.com"))
+            .with("HTTPS_PROXY", &api),
         world("The key is of another app", good.replace(PUBLIC_KEY, "another-key")),
         world("The app is not in this region", good.replace("1400000000", "1400000001")),
         world("The state store is not there", state("url = \"redis://127.0.0.1:1/0\"")),
-        world("The state store's host name is unknown", state("url = \"redis://no-such-host.invalid:6379/0\"")),
+        world(
+            "The state store's host name is unknown",
+            state("url = \"redis://no-such-host.invalid:6379/0\""),
+        ),
         world(
             "The state store's certificate has expired",
             state(&format!("url = \"rediss://localhost:{redis_tls}/0\"\nca_file = \"{old_ca}\"")),
         ),
         world("The state store is read-only", state(&format!("url = \"{}\"", read_only.url()))),
         world("The state store's folder is missing", state("url = \"sqlite:no/such/folder.db\"")),
-        world("The secret file has a byte-order mark", from_file.clone()).with_key(b"\xef\xbb\xbfkey\n"),
+        world("The secret file has a byte-order mark", from_file.clone())
+            .with_key(b"\xef\xbb\xbfkey\n"),
         world("The secret file has quotes", from_file.clone()).with_key(b"\"key\"\n"),
-        world("The secret file is not UTF-8", from_file.clone()).with_key(b"\xff\xfek\x00e\x00y\x00"),
+        world("The secret file is not UTF-8", from_file.clone())
+            .with_key(b"\xff\xfek\x00e\x00y\x00"),
         world("The secret file is missing", from_file.replace("\"key\"", "\"no-key\"")),
         world("A running daemon does not work", beside_stuck),
     ];
     let in_memory_alarm = world("The broker has a memory alarm", good.clone());
     let in_disk_alarm = world("The broker has a disk alarm", good.clone());
 
-    let mut told: Vec<(&str, String)> =
-        stream::iter(&worlds).map(async |world| (world.title, told_in(world).await)).buffered(4).collect().await;
+    let mut told: Vec<(&str, String)> = stream::iter(&worlds)
+        .map(async |world| (world.title, told_in(world).await))
+        .buffered(4)
+        .collect()
+        .await;
     drop(stuck);
     broker.ctl(&["set_vm_memory_high_watermark", "0.0000001"]).await;
     told.push((in_memory_alarm.title, told_in(&in_memory_alarm).await));
@@ -207,7 +257,9 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     let redis = url::Url::parse(read_only.url()).unwrap().port().unwrap();
     let ports = [(mq, "5672"), (tls, "5671"), (http, "8089"), (redis_tls, "6380"), (redis, "6379")];
     let page = told.iter().map(|(title, told)| {
-        let told = ports.iter().fold(told.clone(), |told, (port, shown)| told.replace(&format!(":{port}"), &format!(":{shown}")));
+        let told = ports.iter().fold(told.clone(), |told, (port, shown)| {
+            told.replace(&format!(":{port}"), &format!(":{shown}"))
+        });
         assert!(told.contains("FAILED  ") || told.contains("groupcast: "), "{title}: {told}");
         format!("\n### {title}\n\n```text\n{told}```\n")
     });
@@ -230,7 +282,8 @@ fn compare(expected: &str) {
     let differs = written.lines().zip(expected.lines()).find(|(written, told)| written != told);
     assert!(
         written == expected,
-        "docs/check.md is not what the program says (first difference: {differs:?}); write it anew with\n  \
+        "docs/check.md is not what the program says (first difference: {differs:?}); write it anew \
+            with\n  \
          UPDATE_DOCUMENTS=1 cargo test --test promises broken_worlds"
     );
 }
@@ -261,7 +314,10 @@ async fn check_takes_no_job_and_none_counts_as_delivered() {
     let channel = producer.channel().await;
     let queue = format!("groupcast.{app}.jobs");
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    let mut jobs = channel.basic_consume(queue.as_str().into(), "reader".into(), options, arguments).await.unwrap();
+    let mut jobs = channel
+        .basic_consume(queue.as_str().into(), "reader".into(), options, arguments)
+        .await
+        .unwrap();
     for number in 0..3 {
         let job = jobs.next().await.expect("a job").unwrap();
         assert_eq!((job.data, job.redelivered), (number.to_string().into_bytes(), false));
@@ -282,7 +338,13 @@ async fn an_idle_daemon_says_that_the_broker_is_in_alarm() {
         (status == 503).then_some(told)
     })
     .await;
-    assert!(told.contains("alarm") && told.contains("low on memory") && told.contains("rabbitmq-diagnostics alarms"), "{told}");
+    assert!(
+        told.contains("alarm")
+            && told.contains("low on memory")
+            && told.contains("rabbitmq-diagnostics alarms"),
+        "{told}"
+    );
     broker.ctl(&["set_vm_memory_high_watermark", "0.6"]).await;
-    eventually("readiness again", async || (daemon.get("/readyz").await.0 == 200).then_some(())).await;
+    eventually("readiness again", async || (daemon.get("/readyz").await.0 == 200).then_some(()))
+        .await;
 }

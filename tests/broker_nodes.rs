@@ -13,14 +13,18 @@ use crate::support::{
     scene::{Scene, configuration, job, sandbox, unique_app},
 };
 
-/// Heartbeats are missed within five seconds, and a connection to the frozen node would be given up after as many again.
+/// Heartbeats are missed within five seconds, and a connection to the frozen node would be given up
+/// after as many again.
 const AT_MOST: Duration = Duration::from_secs(9);
 
 #[tokio::test]
 async fn a_node_that_froze_is_tried_last() {
     let broker = Broker::start("").await;
     let proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(broker.address())).collect();
-    let urls: Vec<String> = proxies.iter().map(|proxy| format!("{}?heartbeat=2", proxy.amqp_url(broker.url()))).collect();
+    let urls: Vec<String> = proxies
+        .iter()
+        .map(|proxy| format!("{}?heartbeat=2", proxy.amqp_url(broker.url())))
+        .collect();
     let (app, sandbox) = (unique_app(), sandbox().await);
     let configuration = configuration("URLS", &app, &sandbox.endpoint(), "");
     let configuration = configuration.replace("\"URLS\"", &serde_json::to_string(&urls).unwrap());
@@ -37,7 +41,11 @@ async fn a_node_that_froze_is_tried_last() {
         assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
         let took = begun.elapsed();
         println!("round {round}: a job sent after {took:?}");
-        assert!(took < AT_MOST, "{took:?}: the frozen node was tried first; {}", scene.daemon.log());
+        assert!(
+            took < AT_MOST,
+            "{took:?}: the frozen node was tried first; {}",
+            scene.daemon.log()
+        );
         frozen.heal();
     }
 }

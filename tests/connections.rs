@@ -1,4 +1,5 @@
-//! The daemon reaches its broker and its store over TLS with certificates on both sides, and with no more rights than it needs.
+//! The daemon reaches its broker and its store over TLS with certificates on both sides, and with
+//! no more rights than it needs.
 
 use std::{collections::BTreeMap, net::TcpListener};
 
@@ -43,16 +44,21 @@ async fn refused(configuration: &str) -> String {
 #[tokio::test]
 async fn the_broker_is_reached_over_tls_with_a_certificate_on_both_sides() {
     let (certificates, port) = (Certificates::make(), free_port());
-    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.file(name).display().to_string());
+    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"]
+        .map(|name| certificates.file(name).display().to_string());
     let broker = Broker::start(&format!(
-        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
-         ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true"
+        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = \
+            {cert}\n\
+         ssl_options.keyfile = {key}\nssl_options.verify = \
+         verify_peer\nssl_options.fail_if_no_peer_cert = true"
     ))
     .await;
     let (app, sandbox) = (unique_app(), sandbox().await);
     let url = format!("amqps://guest:guest@localhost:{port}/%2f");
-    let with =
-        |keys: &str| configuration(&url, &app, &sandbox.endpoint(), "").replace("[broker]\n", &format!("[broker]\n{keys}\n"));
+    let with = |keys: &str| {
+        configuration(&url, &app, &sandbox.endpoint(), "")
+            .replace("[broker]\n", &format!("[broker]\n{keys}\n"))
+    };
     works(&app, &with(&certificates.keys()), &broker).await;
 
     let only_ca = format!("ca_file = \"{ca}\"");
@@ -64,9 +70,11 @@ async fn the_broker_is_reached_over_tls_with_a_certificate_on_both_sides() {
 #[tokio::test]
 async fn redis_is_reached_over_tls_with_a_certificate_on_both_sides() {
     let (certificates, port) = (Certificates::make(), free_port());
-    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.file(name).display().to_string());
+    let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"]
+        .map(|name| certificates.file(name).display().to_string());
     let _redis = Redis::start(&format!(
-        "tls-port {port}\ntls-ca-cert-file {ca}\ntls-cert-file {cert}\ntls-key-file {key}\ntls-auth-clients yes"
+        "tls-port {port}\ntls-ca-cert-file {ca}\ntls-cert-file {cert}\ntls-key-file \
+            {key}\ntls-auth-clients yes"
     ))
     .await;
     let broker = Broker::shared().await;
@@ -85,7 +93,10 @@ async fn redis_is_reached_over_tls_with_a_certificate_on_both_sides() {
 async fn a_user_with_the_least_rights_is_enough() {
     let page = std::fs::read_to_string("docs/queues.md").unwrap();
     let listed = |name: &str| {
-        let line = page.lines().find(|line| line.contains("set_permissions") && line.contains(name)).expect("it is listed");
+        let line = page
+            .lines()
+            .find(|line| line.contains("set_permissions") && line.contains(name))
+            .expect("it is listed");
         let patterns: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
         patterns.try_into().unwrap_or_else(|patterns| panic!("three patterns, not {patterns:?}"))
     };
@@ -100,8 +111,14 @@ async fn a_user_with_the_least_rights_is_enough() {
     for (user, declare) in [("groupcast-declares", true), ("groupcast-checks", false)] {
         let url = broker.url().replace("guest:guest", &format!("{user}:password"));
         assert!(url.contains(user), "{url}");
-        let configuration = configuration(&url, &app, &sandbox.endpoint(), "retry.hold = \"1s\"\nretry.park = [\"1s\"]");
-        let configuration = configuration.replace("[broker]\n", &format!("[broker]\ndeclare = {declare}\n"));
+        let configuration = configuration(
+            &url,
+            &app,
+            &sandbox.endpoint(),
+            "retry.hold = \"1s\"\nretry.park = [\"1s\"]",
+        );
+        let configuration =
+            configuration.replace("[broker]\n", &format!("[broker]\ndeclare = {declare}\n"));
         works(&app, &configuration, &broker).await;
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("groupcast.toml"), &configuration).unwrap();
@@ -112,7 +129,14 @@ async fn a_user_with_the_least_rights_is_enough() {
         // A dead letter and a wait queue too.
         let daemon = Daemon::start(&configuration).await;
         let producer = Producer::connect(broker.url()).await;
-        let mut scene = Scene::of(app.clone(), configuration, crate::support::scene::sandbox().await, daemon, producer).await;
+        let mut scene = Scene::of(
+            app.clone(),
+            configuration,
+            crate::support::scene::sandbox().await,
+            daemon,
+            producer,
+        )
+        .await;
         assert_eq!(scene.send(&job("unknown-group", 1)).await.status, Status::Failed);
         let (lines, _) = crate::dead_letters::printed(&scene, &["list"]).await;
         assert!(lines.contains("unknown-group"), "{lines}");
@@ -137,11 +161,18 @@ async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
         ("right", vec![quorum(), single()]),
     ];
     for (app, arguments) in kinds {
-        for queue in ["dead", "unrouted", "undeliverable", "wait.30", "wait.120", "wait.600", "wait.1800"] {
+        for queue in
+            ["dead", "unrouted", "undeliverable", "wait.30", "wait.120", "wait.600", "wait.1800"]
+        {
             let arguments = FieldTable::from(BTreeMap::from([quorum()]));
             declare(&producer, &format!("groupcast.{app}.{queue}"), arguments).await;
         }
-        declare(&producer, &format!("groupcast.{app}.jobs"), FieldTable::from(BTreeMap::from_iter(arguments))).await;
+        declare(
+            &producer,
+            &format!("groupcast.{app}.jobs"),
+            FieldTable::from(BTreeMap::from_iter(arguments)),
+        )
+        .await;
         let jobs = format!("groupcast.{app}.jobs");
         let body = serde_json::to_vec(&job("g", 1)).unwrap();
         for _ in 0..5 {
@@ -153,18 +184,31 @@ async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
             Daemon::start(&configuration).await;
         } else {
             let daemon = Daemon::spawn(&configuration);
-            // It does not look again and again: a queue with a low delivery limit would lose what is looked at.
-            eventually("refusals", async || (daemon.times_logged("cannot consume yet") > 2).then_some(())).await;
+            // It does not look again and again: a queue with a low delivery limit would lose what
+            // is looked at.
+            eventually("refusals", async || {
+                (daemon.times_logged("cannot consume yet") > 2).then_some(())
+            })
+            .await;
             let log = daemon.log();
             drop(daemon);
             eventually("the jobs", async || (producer.depth(&jobs).await == 5).then_some(())).await;
             assert_eq!(sandbox.stats().calls, 0);
-            assert!(log.contains("x-single-active-consumer = true") && log.contains("groupcast topology"), "{app}: {log}");
+            assert!(
+                log.contains("x-single-active-consumer = true")
+                    && log.contains("groupcast topology"),
+                "{app}: {log}"
+            );
         }
     }
 }
 
 async fn declare(producer: &Producer, queue: &str, arguments: FieldTable) {
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    producer.channel().await.queue_declare(queue.into(), durable, arguments).await.expect("a queue");
+    producer
+        .channel()
+        .await
+        .queue_declare(queue.into(), durable, arguments)
+        .await
+        .expect("a queue");
 }

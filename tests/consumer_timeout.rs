@@ -1,4 +1,5 @@
-//! A broker whose `consumer_timeout` is shorter than jobs are held ends one subscription, and no second one.
+//! A broker whose `consumer_timeout` is shorter than jobs are held ends one subscription, and no
+//! second one.
 
 use std::time::Duration;
 
@@ -16,13 +17,15 @@ use crate::support::{
 /// A broker that soon takes back what is not acknowledged, and in which time.
 async fn impatient_broker() -> (Broker, Duration) {
     let broker = Broker::start("").await;
-    // From 4.3 on the broker cancels the consumer and does not say why. What comes in less than half a minute is not taken for
-    // a timeout then.
+    // From 4.3 on the broker cancels the consumer and does not say why. What comes in less than
+    // half a minute is not taken for a timeout then.
     let version = broker.ctl(&["version"]).await;
-    let names_the_timeout = ["3.", "4.0", "4.1", "4.2"].iter().any(|before| version.starts_with(before));
+    let names_the_timeout =
+        ["3.", "4.0", "4.1", "4.2"].iter().any(|before| version.starts_with(before));
     let timeout = if names_the_timeout { Duration::from_secs(6) } else { Duration::from_secs(32) };
     let set = format!(
-        "application:set_env(rabbit, consumer_timeout, {}), application:set_env(rabbit, channel_tick_interval, 2000).",
+        "application:set_env(rabbit, consumer_timeout, {}), application:set_env(rabbit, \
+            channel_tick_interval, 2000).",
         timeout.as_millis()
     );
     broker.ctl(&["eval", &set]).await;
@@ -40,10 +43,16 @@ fn assert_one_subscription_ended(scene: &Scene) {
 async fn a_job_whose_calls_fail_is_parked_in_time_after_the_first_timeout() {
     let (broker, _) = impatient_broker().await;
     let mut scene = Scene::on(&broker, "retry.park = [\"1s\"]").await;
-    scene.sandbox.add_fault(FaultRule { group: Some("g".into()), ..FaultRule::from(Fault::HttpStatus(502)) }).unwrap();
+    scene
+        .sandbox
+        .add_fault(FaultRule { group: Some("g".into()), ..FaultRule::from(Fault::HttpStatus(502)) })
+        .unwrap();
     scene.publish_with_id(&job("g", 1), "fails").await;
     for times in 1..=3 {
-        eventually("the job to be parked", async || (scene.daemon.times_logged("job parked") >= times).then_some(())).await;
+        eventually("the job to be parked", async || {
+            (scene.daemon.times_logged("job parked") >= times).then_some(())
+        })
+        .await;
     }
     scene.sandbox.clear_faults();
     assert_eq!(scene.producer.result().await.status, Status::Sent);
@@ -60,7 +69,10 @@ async fn a_job_whose_calls_take_long_is_parked_in_between_and_repeats_none() {
     scene.publish_with_id(&job("g", calls as usize), "long").await;
     for part in 1..=4 {
         let made = calls * part / 4;
-        eventually("a quarter of the calls", async || (scene.sandbox.stats().calls >= made).then_some(())).await;
+        eventually("a quarter of the calls", async || {
+            (scene.sandbox.stats().calls >= made).then_some(())
+        })
+        .await;
     }
     let result = scene.producer.result().await;
     assert_eq!((result.status, result.calls), (Status::Sent, calls), "{result:?}");

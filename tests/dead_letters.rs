@@ -18,7 +18,10 @@ async fn dead(scene: &Scene, arguments: &[&str]) -> Output {
     let configuration = scene.daemon.file("groupcast.toml");
     let mut command = Command::new(env!("CARGO_BIN_EXE_groupcast"));
     command.arg("--config").arg(configuration).arg("dead").args(arguments);
-    tokio::time::timeout(Duration::from_secs(60), command.output()).await.expect("it ends").expect("it starts")
+    tokio::time::timeout(Duration::from_secs(60), command.output())
+        .await
+        .expect("it ends")
+        .expect("it starts")
 }
 
 fn said(output: &Output) -> (String, String) {
@@ -43,23 +46,34 @@ fn ids(letters: &[Value]) -> Vec<&str> {
     letters.iter().map(|letter| letter["job_id"].as_str().expect("an id")).collect()
 }
 
-/// An app with three dead letters: of a job for a group that is not there, of one that is invalid, and of one that expired.
+/// An app with three dead letters: of a job for a group that is not there, of one that is invalid,
+/// and of one that expired.
 async fn with_three_letters() -> Scene {
     let mut scene = Scene::start().await;
     scene.publish_with_id(&job("unknown-1", 3), "refused").await;
     assert_eq!(scene.producer.result().await.status, Status::Failed);
     scene.publish_with_id(&json!({ "GroupId": "g", "Contents": "x" }), "invalid").await;
     assert_eq!(scene.producer.result().await.status, Status::Rejected);
-    let headers = FieldTable::from(BTreeMap::from([("groupcast-deadline".into(), AMQPValue::LongLongInt(1))]));
-    let properties = scene.producer.properties().with_message_id("late".into()).with_headers(headers);
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 2)).unwrap(), properties).await;
+    let headers = FieldTable::from(BTreeMap::from([(
+        "groupcast-deadline".into(),
+        AMQPValue::LongLongInt(1),
+    )]));
+    let properties =
+        scene.producer.properties().with_message_id("late".into()).with_headers(headers);
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 2)).unwrap(), properties)
+        .await;
     assert_eq!(scene.producer.result().await.status, Status::Expired);
     scene
 }
 
 pub async fn letters_left(scene: &Scene, count: u32) {
     let queue = scene.queue("dead");
-    eventually("the letters to be back", async || (scene.producer.depth(&queue).await == count).then_some(())).await;
+    eventually("the letters to be back", async || {
+        (scene.producer.depth(&queue).await == count).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -69,7 +83,14 @@ async fn they_are_listed_and_shown_and_stay_where_they_are() {
     assert_eq!(ids(&all), ["refused", "invalid", "late"]);
     let first = &all[0];
     assert_eq!(
-        [&first["kind"], &first["code"], &first["group_id"], &first["recipients"], &first["attempt"], &first["status"]],
+        [
+            &first["kind"],
+            &first["code"],
+            &first["group_id"],
+            &first["recipients"],
+            &first["attempt"],
+            &first["status"]
+        ],
         [&json!("job"), &json!(10010), &json!("unknown-1"), &json!(3), &json!(1), &json!("failed")]
     );
     for (condition, found) in [
@@ -85,7 +106,10 @@ async fn they_are_listed_and_shown_and_stay_where_they_are() {
     }
     letters_left(&scene, 3).await;
     let (lines, told) = printed(&scene, &["list"]).await;
-    assert!(lines.contains("refused  failed  job  10010  unknown-1  3 recipients  attempt 1"), "{lines}");
+    assert!(
+        lines.contains("refused  failed  job  10010  unknown-1  3 recipients  attempt 1"),
+        "{lines}"
+    );
     assert!(told.contains("3 of 3 dead letters"), "{told}");
 
     letters_left(&scene, 3).await;
@@ -102,7 +126,10 @@ async fn they_are_listed_and_shown_and_stay_where_they_are() {
 #[tokio::test]
 async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_invalid() {
     let mut scene = with_three_letters().await;
-    for (arguments, count) in [(&["redrive", "--dry-run"][..], 1), (&["redrive", "--dry-run", "--without-deadline"][..], 2)] {
+    for (arguments, count) in [
+        (&["redrive", "--dry-run"][..], 1),
+        (&["redrive", "--dry-run", "--without-deadline"][..], 2),
+    ] {
         let (lines, told) = printed(&scene, arguments).await;
         let announced = format!("{count} of 3 dead letters would be sent again");
         assert!(lines.lines().count() == count && told.contains(&announced), "{lines}{told}");
@@ -115,14 +142,21 @@ async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_
     let told_of_others = told.contains("--kind invalid") && told.contains("--without-deadline");
     assert!(told.contains("1 of 3 dead letters sent again") && told_of_others, "{told}");
     let again = scene.producer.result().await;
-    assert_eq!((again.job_id.as_str(), again.status, again.duplicate), ("refused", Status::Failed, false), "it runs anew");
+    assert_eq!(
+        (again.job_id.as_str(), again.status, again.duplicate),
+        ("refused", Status::Failed, false),
+        "it runs anew"
+    );
     letters_left(&scene, 3).await;
     let attempts: BTreeMap<String, Value> = listed(&scene, &[])
         .await
         .into_iter()
         .map(|letter| (letter["job_id"].as_str().unwrap().to_owned(), letter["attempt"].clone()))
         .collect();
-    assert_eq!((&attempts["refused"], &attempts["late"], &attempts["invalid"]), (&json!(2), &json!(1), &json!(1)));
+    assert_eq!(
+        (&attempts["refused"], &attempts["late"], &attempts["invalid"]),
+        (&json!(2), &json!(1), &json!(1))
+    );
 
     letters_left(&scene, 3).await;
     printed(&scene, &["redrive", "--kind", "expired", "--without-deadline"]).await;
@@ -137,7 +171,8 @@ async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_
 #[tokio::test]
 async fn what_was_sent_before_is_not_sent_by_a_redrive() {
     let mut scene = Scene::start().await;
-    let refuse = json!({ "fault": { "error": { "code": 10015 } }, "matching": "user-700", "group": "g" });
+    let refuse =
+        json!({ "fault": { "error": { "code": 10015 } }, "matching": "user-700", "group": "g" });
     scene.sandbox.add_fault(serde_json::from_value::<FaultRule>(refuse).unwrap()).unwrap();
     scene.publish_with_id(&job("g", 1200), "partly").await;
     assert_eq!(scene.producer.result().await.status, Status::Partial);
@@ -145,7 +180,10 @@ async fn what_was_sent_before_is_not_sent_by_a_redrive() {
     letters_left(&scene, 1).await;
     printed(&scene, &["redrive", "--code", "10015"]).await;
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.batches.map(|batches| batches.total)), (Status::Sent, Some(1)));
+    assert_eq!(
+        (result.status, result.batches.map(|batches| batches.total)),
+        (Status::Sent, Some(1))
+    );
     let mut notified = scene.notified("g");
     notified.sort();
     let before = notified.len();
@@ -176,14 +214,20 @@ async fn a_job_that_the_broker_gave_up_on_is_a_letter_too() {
         ("x-death".into(), AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())),
         ("mine".into(), text("kept")),
     ]));
-    let properties = scene.producer.properties().with_message_id("poison".into()).with_headers(headers);
+    let properties =
+        scene.producer.properties().with_message_id("poison".into()).with_headers(headers);
     let channel = scene.producer.channel().await;
     channel.confirm_select(Default::default()).await.unwrap();
     let body = serde_json::to_vec(&job("g", 1)).unwrap();
-    crate::support::producer::publish(&channel, &scene.queue("dead"), &body, properties).await.unwrap();
+    crate::support::producer::publish(&channel, &scene.queue("dead"), &body, properties)
+        .await
+        .unwrap();
     let letters = listed(&scene, &["--kind", "undeliverable"]).await;
     assert_eq!(ids(&letters), ["poison"]);
-    assert_eq!((&letters[0]["died_at"], &letters[0]["attempt"]), (&json!("2023-11-14T22:13:20Z"), &Value::Null));
+    assert_eq!(
+        (&letters[0]["died_at"], &letters[0]["attempt"]),
+        (&json!("2023-11-14T22:13:20Z"), &Value::Null)
+    );
 }
 
 #[tokio::test]
@@ -196,7 +240,11 @@ async fn no_letter_steers_the_terminal_that_shows_it() {
     letters_left(&scene, 1).await;
     for arguments in [&["list"][..], &["redrive", "--kind", "invalid", "--dry-run"], &["purge"]] {
         let (lines, _) = printed(&scene, arguments).await;
-        assert!(lines.contains("g-\\u{1b}[2J\\u{a}\\u{9b}31m") && !lines.trim_end().contains(char::is_control), "{lines:?}");
+        assert!(
+            lines.contains("g-\\u{1b}[2J\\u{a}\\u{9b}31m")
+                && !lines.trim_end().contains(char::is_control),
+            "{lines:?}"
+        );
         letters_left(&scene, 1).await;
     }
 }
@@ -205,9 +253,19 @@ async fn no_letter_steers_the_terminal_that_shows_it() {
 async fn a_redrive_that_cannot_be_confirmed_leaves_the_letters() {
     let mut scene = with_three_letters().await;
     scene.daemon.terminate().await;
-    scene.producer.channel().await.queue_delete(scene.queue("jobs").as_str().into(), Default::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_delete(scene.queue("jobs").as_str().into(), Default::default())
+        .await
+        .unwrap();
     let output = dead(&scene, &["redrive"]).await;
-    assert!(!output.status.success() && said(&output).1.contains("there is no queue"), "{:?}", said(&output));
+    assert!(
+        !output.status.success() && said(&output).1.contains("there is no queue"),
+        "{:?}",
+        said(&output)
+    );
     letters_left(&scene, 3).await;
 }
 
@@ -220,21 +278,31 @@ async fn a_job_without_an_id_keeps_the_one_that_it_was_given_and_its_letter_coun
     letters_left(&scene, 1).await;
     printed(&scene, &["redrive"]).await;
     let second = scene.producer.result().await;
-    assert_eq!((second.job_id, second.duplicate), (first.job_id, false), "it keeps the id that it was given");
+    assert_eq!(
+        (second.job_id, second.duplicate),
+        (first.job_id, false),
+        "it keeps the id that it was given"
+    );
     let letter = scene.dead_letter().await;
     assert_eq!(header(&letter, "groupcast-attempt").as_deref(), Some("2"));
     assert_eq!(header(&letter, "groupcast-error-code").as_deref(), Some("10010"));
-    assert_eq!(letter.properties.reply_to().as_ref().map(|queue| queue.as_str()), Some(scene.producer.reply_queue.as_str()));
+    assert_eq!(
+        letter.properties.reply_to().as_ref().map(|queue| queue.as_str()),
+        Some(scene.producer.reply_queue.as_str())
+    );
 }
 
-/// A quorum queue drops what has gone back too often, and an operator's policy may say how often that is.
+/// A quorum queue drops what has gone back too often, and an operator's policy may say how often
+/// that is.
 #[tokio::test]
 async fn letters_can_be_looked_at_again_and_again_under_a_low_delivery_limit() {
     let scene = with_three_letters().await;
     let broker = crate::support::broker::Broker::shared().await;
     let policy = format!("p-{}", scene.app);
     let pattern = format!("^groupcast\\.{}\\.", scene.app);
-    broker.ctl(&["set_policy", "--apply-to", "queues", &policy, &pattern, r#"{"delivery-limit":2}"#]).await;
+    broker
+        .ctl(&["set_policy", "--apply-to", "queues", &policy, &pattern, r#"{"delivery-limit":2}"#])
+        .await;
     for _ in 0..8 {
         assert_eq!(ids(&listed(&scene, &[]).await), ["refused", "invalid", "late"]);
         letters_left(&scene, 3).await;

@@ -21,8 +21,14 @@ fn error(code: i64) -> Fault {
 
 fn assert_sent(result: &JobResult, recipients: u32, batches: u32) {
     assert_eq!(result.status, Status::Sent, "{result:?}");
-    assert_eq!(result.recipients, Some(RecipientCounts { requested: recipients, sent: recipients, ..Default::default() }));
-    assert_eq!(result.batches, Some(BatchCounts { total: batches, sent: batches, ..Default::default() }));
+    assert_eq!(
+        result.recipients,
+        Some(RecipientCounts { requested: recipients, sent: recipients, ..Default::default() })
+    );
+    assert_eq!(
+        result.batches,
+        Some(BatchCounts { total: batches, sent: batches, ..Default::default() })
+    );
     assert!(result.errors.is_empty() && !result.duplicate);
 }
 
@@ -35,10 +41,16 @@ async fn jobs_of_any_size_are_split_into_batches_of_500() {
         assert_sent(&result, recipients as u32, batches);
         assert_eq!(result.calls, u64::from(batches));
         assert_eq!(result.audience, Some(AudienceKind::Members));
-        assert_eq!((result.app.as_str(), result.group_id.as_deref()), (scene.app.as_str(), Some(group.as_str())));
+        assert_eq!(
+            (result.app.as_str(), result.group_id.as_deref()),
+            (scene.app.as_str(), Some(group.as_str()))
+        );
 
         let calls = scene.sandbox.received(Some(&group));
-        assert!(calls.iter().all(|call| call.audience == Audience::Members && (1..=500).contains(&call.recipient_count)));
+        assert!(
+            calls.iter().all(|call| call.audience == Audience::Members
+                && (1..=500).contains(&call.recipient_count))
+        );
         let mut notified = scene.notified(&group);
         notified.sort_by_key(|user| user["user-".len()..].parse::<usize>().unwrap());
         assert_eq!(notified, users(recipients));
@@ -50,8 +62,13 @@ async fn a_repeated_recipient_is_notified_once() {
     let mut scene = Scene::start().await;
     let mut recipients = users(1200);
     recipients.insert(700, "user-3".into());
-    let result = scene.send(&json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": recipients })).await;
-    assert_eq!(result.recipients, Some(RecipientCounts { requested: 1201, duplicates: 1, sent: 1200, ..Default::default() }));
+    let result = scene
+        .send(&json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": recipients }))
+        .await;
+    assert_eq!(
+        result.recipients,
+        Some(RecipientCounts { requested: 1201, duplicates: 1, sent: 1200, ..Default::default() })
+    );
     assert_eq!(result.batches.unwrap().total, 3);
     let mut notified = scene.notified("g");
     notified.sort();
@@ -68,7 +85,10 @@ async fn no_list_and_an_empty_list_go_to_every_member() {
         ("empty", json!({ "GroupId": "empty", "Content": "c", "ToMembers_Account": [] })),
     ] {
         let result = scene.send(&job).await;
-        assert_eq!((result.status, result.audience, result.recipients), (Status::Sent, Some(AudienceKind::All), None));
+        assert_eq!(
+            (result.status, result.audience, result.recipients),
+            (Status::Sent, Some(AudienceKind::All), None)
+        );
         assert_eq!(result.batches.unwrap().total, 1);
         let calls = scene.sandbox.received(Some(group));
         assert_eq!(calls.len(), 1);
@@ -79,9 +99,14 @@ async fn no_list_and_an_empty_list_go_to_every_member() {
 #[tokio::test]
 async fn an_empty_list_is_rejected_where_the_configuration_says_so() {
     let mut scene = Scene::with("empty_recipients = \"reject\"").await;
-    let result = scene.send(&json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": [] })).await;
+    let result =
+        scene.send(&json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": [] })).await;
     assert_eq!(result.status, Status::Rejected);
-    assert!(result.errors[0].info.starts_with("ToMembers_Account: is empty"), "{:?}", result.errors);
+    assert!(
+        result.errors[0].info.starts_with("ToMembers_Account: is empty"),
+        "{:?}",
+        result.errors
+    );
     assert_eq!(scene.sandbox.stats().calls, 0);
     let result = scene.send(&json!({ "GroupId": "g", "Content": "c" })).await;
     assert_eq!(result.status, Status::Sent);
@@ -110,9 +135,15 @@ async fn an_unknown_group_fails_with_the_apis_code_and_leaves_a_dead_letter() {
     let asked = job("unknown-group", 3);
     let result = scene.send(&asked).await;
     assert_eq!(result.status, Status::Failed);
-    assert_eq!(result.recipients.unwrap(), RecipientCounts { requested: 3, failed: 3, ..Default::default() });
+    assert_eq!(
+        result.recipients.unwrap(),
+        RecipientCounts { requested: 3, failed: 3, ..Default::default() }
+    );
     let error = &result.errors[0];
-    assert_eq!((error.kind, error.code, error.attempts, &*error.batches), (ErrorKind::Job, Some(10010), 1, &[0][..]));
+    assert_eq!(
+        (error.kind, error.code, error.attempts, &*error.batches),
+        (ErrorKind::Job, Some(10010), 1, &[0][..])
+    );
 
     let letter = scene.dead_letter().await;
     assert_eq!(serde_json::from_slice::<Value>(&letter.data).unwrap(), asked);
@@ -121,24 +152,41 @@ async fn an_unknown_group_fails_with_the_apis_code_and_leaves_a_dead_letter() {
     assert_eq!(header(&letter, "groupcast-status").as_deref(), Some("failed"));
     assert_eq!(header(&letter, "groupcast-job-id"), Some(result.job_id));
     assert_eq!(header(&letter, "groupcast-attempt").as_deref(), Some("1"));
-    assert!(header(&letter, "groupcast-died-at").is_some() && header(&letter, "groupcast-error-info").is_some());
+    assert!(
+        header(&letter, "groupcast-died-at").is_some()
+            && header(&letter, "groupcast-error-info").is_some()
+    );
     assert!(!scene.daemon.log().contains("panicked"));
 }
 
 #[tokio::test]
 async fn one_refused_batch_of_three_makes_a_partial_result_and_a_dead_letter_of_the_unsent() {
     let mut scene = Scene::start().await;
-    let refuse_second = FaultRule { matching: Some("user-700".into()), ..FaultRule::from(error(10004)) };
+    let refuse_second =
+        FaultRule { matching: Some("user-700".into()), ..FaultRule::from(error(10004)) };
     scene.sandbox.add_fault(refuse_second).unwrap();
-    let properties = scene.producer.properties().with_message_id("order-42".into()).with_correlation_id("c-7".into());
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 1201)).unwrap(), properties).await;
+    let properties = scene
+        .producer
+        .properties()
+        .with_message_id("order-42".into())
+        .with_correlation_id("c-7".into());
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 1201)).unwrap(), properties)
+        .await;
 
     let reply = scene.producer.reply().await;
     assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "c-7");
     let result: JobResult = serde_json::from_slice(&reply.data).unwrap();
     assert_eq!((result.job_id.as_str(), result.status), ("order-42", Status::Partial));
-    assert_eq!(result.recipients.unwrap(), RecipientCounts { requested: 1201, sent: 701, failed: 500, ..Default::default() });
-    assert_eq!((result.errors.len(), &*result.errors[0].batches, result.errors[0].recipients), (1, &[1][..], Some(500)));
+    assert_eq!(
+        result.recipients.unwrap(),
+        RecipientCounts { requested: 1201, sent: 701, failed: 500, ..Default::default() }
+    );
+    assert_eq!(
+        (result.errors.len(), &*result.errors[0].batches, result.errors[0].recipients),
+        (1, &[1][..], Some(500))
+    );
 
     let letter = scene.dead_letter().await;
     let body: Value = serde_json::from_slice(&letter.data).unwrap();
@@ -152,7 +200,10 @@ async fn one_refused_batch_of_three_makes_a_partial_result_and_a_dead_letter_of_
     scene.sandbox.clear_faults();
     scene.producer.publish(&scene.app, &letter.data, letter.properties.clone()).await;
     let redriven = scene.producer.result().await;
-    assert_eq!((redriven.job_id.as_str(), redriven.status, redriven.calls), ("order-42", Status::Sent, 1));
+    assert_eq!(
+        (redriven.job_id.as_str(), redriven.status, redriven.calls),
+        ("order-42", Status::Sent, 1)
+    );
     let mut notified = scene.notified("g");
     notified.sort();
     let mut expected = users(1201);
@@ -175,7 +226,8 @@ async fn send_with_id(scene: &mut Scene, id: &str, job: &Value) -> JobResult {
 }
 
 #[tokio::test]
-async fn where_the_api_takes_50_recipients_a_job_goes_on_in_batches_of_50_and_the_next_one_begins_so() {
+async fn where_the_api_takes_50_recipients_a_job_goes_on_in_batches_of_50_and_the_next_one_begins_so()
+ {
     for id in [None, Some("order-50")] {
         let mut scene = Scene::start().await;
         scene.sandbox.change_settings(settings(json!({ "max_recipients": 50 })));
@@ -201,14 +253,19 @@ async fn where_the_api_takes_50_recipients_a_job_goes_on_in_batches_of_50_and_th
 #[tokio::test]
 async fn what_was_sent_before_the_api_asked_for_smaller_batches_is_not_sent_again() {
     let mut scene = Scene::start().await;
-    let too_many_once = FaultRule { matching: Some("user-700".into()), calls: Some(1), ..FaultRule::from(error(10005)) };
+    let too_many_once = FaultRule {
+        matching: Some("user-700".into()),
+        calls: Some(1),
+        ..FaultRule::from(error(10005))
+    };
     scene.sandbox.add_fault(too_many_once).unwrap();
     let result = send_with_id(&mut scene, "order-51", &job("g", 1201)).await;
     assert_sent(&result, 1201, 25);
     assert_each_notified_once(&scene, "g", 1201);
     let stats = scene.sandbox.stats();
     assert_eq!((result.calls, stats.by_code[&10005]), (stats.calls, 1));
-    let largest = scene.sandbox.received(Some("g")).into_iter().map(|call| call.recipient_count).max();
+    let largest =
+        scene.sandbox.received(Some("g")).into_iter().map(|call| call.recipient_count).max();
     assert_eq!(largest, Some(500), "the first batch");
 }
 
@@ -220,8 +277,15 @@ async fn a_batch_of_50_that_is_too_large_for_the_api_fails_and_leaves_a_dead_let
         let asked = job("g", recipients);
         let result = scene.send(&asked).await;
         let calls = scene.sandbox.stats().calls;
-        assert_eq!((result.status, result.errors[0].kind, result.errors[0].code), (Status::Failed, ErrorKind::Job, Some(10005)));
-        assert_eq!((result.errors[0].recipients, result.errors[0].attempts), (Some(recipients as u32), 1), "{result:?}");
+        assert_eq!(
+            (result.status, result.errors[0].kind, result.errors[0].code),
+            (Status::Failed, ErrorKind::Job, Some(10005))
+        );
+        assert_eq!(
+            (result.errors[0].recipients, result.errors[0].attempts),
+            (Some(recipients as u32), 1),
+            "{result:?}"
+        );
         // 51 are one call, then 50 and 1.
         assert_eq!((result.calls, calls), if recipients == 51 { (3, 3) } else { (1, 4) });
         let letter = scene.dead_letter().await;
@@ -254,7 +318,11 @@ async fn an_answer_that_says_slow_down_is_no_failed_attempt() {
     scene.sandbox.add_fault(fault(error(60007), "busy", 2)).unwrap();
     scene.sandbox.add_fault(fault(error(10004), "busy", 1)).unwrap();
     let result = scene.send(&job("busy", 1)).await;
-    assert_eq!((result.status, result.calls, result.errors[0].attempts), (Status::Failed, 3, 1), "{result:?}");
+    assert_eq!(
+        (result.status, result.calls, result.errors[0].attempts),
+        (Status::Failed, 3, 1),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]
@@ -264,7 +332,10 @@ async fn a_fault_that_does_not_pass_fails_the_job_in_the_end() {
     let result = scene.send(&job("down", 2)).await;
     assert_eq!(result.status, Status::Failed, "{result:?}");
     let error = &result.errors[0];
-    assert_eq!((error.kind, error.code, error.http_status), (ErrorKind::Transient, None, Some(502)));
+    assert_eq!(
+        (error.kind, error.code, error.http_status),
+        (ErrorKind::Transient, None, Some(502))
+    );
     assert!(error.attempts > 2);
     let letter = scene.dead_letter().await;
     assert_eq!(header(&letter, "groupcast-error-kind").as_deref(), Some("transient"));
@@ -274,15 +345,25 @@ async fn a_fault_that_does_not_pass_fails_the_job_in_the_end() {
 #[tokio::test]
 async fn with_at_most_once_a_lost_answer_is_reported_and_never_sent_again() {
     let mut scene = Scene::start().await;
-    let lost_answer = FaultRule { after_effect: true, matching: Some("user-0".into()), ..FaultRule::from(Fault::Reset) };
+    let lost_answer = FaultRule {
+        after_effect: true,
+        matching: Some("user-0".into()),
+        ..FaultRule::from(Fault::Reset)
+    };
     scene.sandbox.add_fault(lost_answer).unwrap();
     let mut headers = lapin::types::FieldTable::default();
     headers.insert("groupcast-delivery".into(), crate::support::producer::text("at-most-once"));
     let properties = scene.producer.properties().with_headers(headers);
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 501)).unwrap(), properties).await;
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 501)).unwrap(), properties)
+        .await;
     let result = scene.producer.result().await;
     assert_eq!(result.status, Status::Partial, "{result:?}");
-    assert_eq!(result.recipients.unwrap(), RecipientCounts { requested: 501, sent: 1, unknown: 500, ..Default::default() });
+    assert_eq!(
+        result.recipients.unwrap(),
+        RecipientCounts { requested: 501, sent: 1, unknown: 500, ..Default::default() }
+    );
     assert_eq!((result.errors[0].kind, result.calls), (ErrorKind::Unknown, 2));
     // Nothing that a redrive should send.
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
@@ -297,10 +378,16 @@ async fn nothing_is_sent_after_the_deadline_nor_before_the_given_time() {
         headers.insert(name.into(), crate::support::producer::text(&at.to_string()));
         headers
     };
-    let past = scene.producer.properties().with_headers(with("groupcast-deadline", now - jiff::SignedDuration::from_secs(5)));
+    let past = scene
+        .producer
+        .properties()
+        .with_headers(with("groupcast-deadline", now - jiff::SignedDuration::from_secs(5)));
     scene.producer.publish(&scene.app, &serde_json::to_vec(&job("late", 501)).unwrap(), past).await;
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.calls, result.errors[0].kind), (Status::Expired, 0, ErrorKind::Expired));
+    assert_eq!(
+        (result.status, result.calls, result.errors[0].kind),
+        (Status::Expired, 0, ErrorKind::Expired)
+    );
     assert_eq!(header(&scene.dead_letter().await, "groupcast-status").as_deref(), Some("expired"));
 
     let due = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2);

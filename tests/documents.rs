@@ -1,4 +1,5 @@
-//! The documents say what the program does: tables, examples and links that could drift are compared with it.
+//! The documents say what the program does: tables, examples and links that could drift are
+//! compared with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,15 +30,27 @@ fn every_key_in_the_documents_is_accepted_by_the_configuration() {
 #[test]
 fn every_key_that_the_configuration_accepts_is_in_the_documents() {
     let documented = config_table();
-    let sections: BTreeSet<&str> = documented.keys().filter_map(|key| key.rsplit_once('.')).map(|(section, _)| section).collect();
+    let sections: BTreeSet<&str> = documented
+        .keys()
+        .filter_map(|key| key.rsplit_once('.'))
+        .map(|(section, _)| section)
+        .collect();
     for section in sections {
-        let variable = format!("GROUPCAST__{}__ZZZZZZZZ", section.replace('.', "__").to_uppercase());
+        let variable =
+            format!("GROUPCAST__{}__ZZZZZZZZ", section.replace('.', "__").to_uppercase());
         let refusal = load(SMALLEST, &[(&variable, "?")]).expect_err("there is no such key");
-        let allowed = refusal.rsplit_once("allowed are ").unwrap_or_else(|| panic!("no allowed keys are named: {refusal}")).1;
+        let allowed = refusal
+            .rsplit_once("allowed are ")
+            .unwrap_or_else(|| panic!("no allowed keys are named: {refusal}"))
+            .1;
         for variable in allowed.split(", ") {
             let key = variable.trim_start_matches("GROUPCAST__").to_lowercase().replace("__", ".");
-            let is_section = documented.keys().any(|documented| documented.starts_with(&format!("{key}.")));
-            assert!(is_section || documented.contains_key(&key), "docs/configuration.md lacks {key}");
+            let is_section =
+                documented.keys().any(|documented| documented.starts_with(&format!("{key}.")));
+            assert!(
+                is_section || documented.contains_key(&key),
+                "docs/configuration.md lacks {key}"
+            );
         }
     }
 }
@@ -51,15 +64,22 @@ fn every_default_in_the_documents_is_the_one_in_effect() {
     }
     for (key, default) in &documented {
         match default.as_str() {
-            "required" => assert!(SMALLEST.contains(key.rsplit('.').next().unwrap()), "{key} has a default"),
+            "required" => {
+                assert!(SMALLEST.contains(key.rsplit('.').next().unwrap()), "{key} has a default")
+            }
             "–" => {
-                assert!(!defaults.contains_key(key), "docs/configuration.md lacks the default of {key}: {:?}", defaults[key])
+                assert!(
+                    !defaults.contains_key(key),
+                    "docs/configuration.md lacks the default of {key}: {:?}",
+                    defaults[key]
+                )
             }
             default => {
                 let literal = default.trim_matches('`');
                 let (section, name) = key.rsplit_once('.').unwrap();
                 let written = match section {
-                    "apps.default" => SMALLEST.replace("[apps.default]", &format!("[apps.default]\n{name} = {literal}")),
+                    "apps.default" => SMALLEST
+                        .replace("[apps.default]", &format!("[apps.default]\n{name} = {literal}")),
                     _ => format!("{SMALLEST}[{section}]\n{name} = {literal}\n"),
                 };
                 assert!(defaults.contains_key(key), "{key} has no default");
@@ -89,17 +109,25 @@ fn the_command_table_has_the_commands_of_the_help_and_no_others() {
 #[test]
 fn the_options_of_send_in_the_documents_are_those_of_its_help() {
     let help = groupcast(&["send", "--help"]);
-    let offered: BTreeSet<&str> =
-        options_in(&help).filter(|option| !["--app", "--config", "--help", "--version"].contains(option)).collect();
+    let offered: BTreeSet<&str> = options_in(&help)
+        .filter(|option| !["--app", "--config", "--help", "--version"].contains(option))
+        .collect();
     let page = read("docs/commands.md");
-    let row = section(&page, "## All commands").lines().find(|line| line.starts_with("| `groupcast send`")).expect("its row");
+    let row = section(&page, "## All commands")
+        .lines()
+        .find(|line| line.starts_with("| `groupcast send`"))
+        .expect("its row");
     assert_eq!(options_in(row).collect::<BTreeSet<_>>(), offered);
 }
 
 #[test]
 fn the_job_in_the_readme_is_a_valid_job() {
     let job = json_example("## A job");
-    let rules = Rules { max_job_bytes: 1 << 20, batch_size: 500, empty_recipients: EmptyRecipients::Reject };
+    let rules = Rules {
+        max_job_bytes: 1 << 20,
+        batch_size: 500,
+        empty_recipients: EmptyRecipients::Reject,
+    };
     decode(job.to_string().as_bytes(), &rules).unwrap();
     validate("job", &job);
 }
@@ -129,7 +157,8 @@ fn the_runbook_has_every_code_with_what_follows_and_what_to_do() {
     let differs = tables.lines().zip(expected.lines()).find(|(written, made)| written != made);
     assert!(
         tables == expected,
-        "docs/operations.md is not what the program says (first difference: {differs:?}); write it anew with\n  \
+        "docs/operations.md is not what the program says (first difference: {differs:?}); write it \
+            anew with\n  \
          UPDATE_DOCUMENTS=1 cargo test --test promises documents::the_runbook"
     );
 }
@@ -138,29 +167,46 @@ fn the_runbook_has_every_code_with_what_follows_and_what_to_do() {
 fn every_relative_link_of_the_documents_leads_somewhere() {
     for document in documents() {
         let text = without_code(&fs::read_to_string(&document).unwrap());
-        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+        let links =
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
         for link in links.filter(|link| !link.contains("://")) {
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            let target = if file.is_empty() {
+                document.clone()
+            } else {
+                document.parent().unwrap().join(file)
+            };
             assert!(target.exists(), "{}: {link} does not exist", document.display());
-            assert!(anchor.is_empty() || has_heading(&target, anchor), "{}: {link} has no such heading", document.display());
+            assert!(
+                anchor.is_empty() || has_heading(&target, anchor),
+                "{}: {link} has no such heading",
+                document.display()
+            );
         }
     }
 }
 
 #[test]
 fn every_document_that_a_comment_names_exists() {
-    let files = ["src", "tests", "deploy", "benches", "fuzz/fuzz_targets", "fuzz/seeds"].map(files_below).concat();
+    let files = ["src", "tests", "deploy", "benches", "fuzz/fuzz_targets", "fuzz/seeds"]
+        .map(files_below)
+        .concat();
     let mut named = 0;
     for file in files {
         // Pictures and archives are no text.
         let Ok(text) = fs::read_to_string(&file) else { continue };
         for rest in text.split("docs/").skip(1) {
-            let of_a_path = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
-            let path = rest.split(|letter| !of_a_path(letter)).next().unwrap().trim_end_matches('.');
+            let of_a_path =
+                |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
+            let path =
+                rest.split(|letter| !of_a_path(letter)).next().unwrap().trim_end_matches('.');
             if path.ends_with(".md") {
                 named += 1;
-                assert!(root().join("docs").join(path).exists(), "{} names docs/{path}, which does not exist", file.display());
+                assert!(
+                    root().join("docs").join(path).exists(),
+                    "{} names docs/{path}, which does not exist",
+                    file.display()
+                );
             }
         }
     }
@@ -173,7 +219,10 @@ fn every_page_is_in_the_list_of_contents() {
     for entry in fs::read_dir(root().join("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".md") && name != "README.md" {
-            assert!(contents.contains(&format!("]({name})")), "docs/README.md does not list {name}");
+            assert!(
+                contents.contains(&format!("]({name})")),
+                "docs/README.md does not list {name}"
+            );
         }
     }
 }
@@ -200,7 +249,8 @@ fn prose_has_at_most_100_columns() {
     }
 }
 
-const SMALLEST: &str = "[apps.default]\nsdk_app_id = 1400000000\nsecret_key = \"key\"\nregion = \"singapore\"\n";
+const SMALLEST: &str =
+    "[apps.default]\nsdk_app_id = 1400000000\nsecret_key = \"key\"\nregion = \"singapore\"\n";
 
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     let file = ConfigFile { path: "groupcast.toml".into(), text: text.to_owned() };
@@ -210,7 +260,8 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
 
 /// The effective configuration by full key.
 fn effective(text: &str) -> BTreeMap<String, toml::Value> {
-    let printed = load(text, &[]).unwrap_or_else(|refusal| panic!("{refusal}\n{text}")).to_masked_toml();
+    let printed =
+        load(text, &[]).unwrap_or_else(|refusal| panic!("{refusal}\n{text}")).to_masked_toml();
     let mut keys = BTreeMap::new();
     flatten("", toml::Value::Table(toml::from_str(&printed).unwrap()), &mut keys);
     keys
@@ -220,7 +271,9 @@ fn flatten(prefix: &str, value: toml::Value, keys: &mut BTreeMap<String, toml::V
     match value {
         toml::Value::Table(table) => {
             let dot = if prefix.is_empty() { "" } else { "." };
-            table.into_iter().for_each(|(key, value)| flatten(&format!("{prefix}{dot}{key}"), value, keys));
+            table
+                .into_iter()
+                .for_each(|(key, value)| flatten(&format!("{prefix}{dot}{key}"), value, keys));
         }
         value => {
             keys.insert(prefix.to_owned(), value);
@@ -232,8 +285,9 @@ fn flatten(prefix: &str, value: toml::Value, keys: &mut BTreeMap<String, toml::V
 fn config_table() -> BTreeMap<String, String> {
     let page = read("docs/configuration.md");
     let keys = rows(section(&page, "## Keys"));
-    let table: BTreeMap<_, _> =
-        keys.map(|cells| (cells[0].trim_matches('`').replace("<app>", "default"), cells[1].to_owned())).collect();
+    let table: BTreeMap<_, _> = keys
+        .map(|cells| (cells[0].trim_matches('`').replace("<app>", "default"), cells[1].to_owned()))
+        .collect();
     assert!(!table.is_empty());
     table
 }
@@ -248,8 +302,11 @@ fn read(path: &str) -> String {
 
 /// The documents at the root and everything under docs/.
 fn documents() -> Vec<PathBuf> {
-    let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
-    let pages = files_below("docs").into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(|name| root().join(name));
+    let pages = files_below("docs")
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     at_the_root.into_iter().chain(pages).collect()
 }
 
@@ -266,13 +323,20 @@ fn files_below(folder: &str) -> Vec<PathBuf> {
 
 /// What stands under a heading, up to the next one of its level.
 fn section<'a>(document: &'a str, heading: &str) -> &'a str {
-    let after = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no heading {heading}")).1;
+    let after = document
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("no heading {heading}"))
+        .1;
     after.split_once("\n## ").map_or(after, |(section, _)| section)
 }
 
 /// The cells of a table's rows, without its head.
 fn rows(section: &str) -> impl Iterator<Item = Vec<&str>> {
-    let body = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
+    let body = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'));
     body.map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
 }
 
@@ -302,10 +366,14 @@ fn without_code(document: &str) -> String {
 fn has_heading(document: &Path, anchor: &str) -> bool {
     let slug = |heading: &str| {
         let kept = heading.to_lowercase().replace(' ', "-");
-        kept.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, '-' | '_')).collect::<String>()
+        kept.chars()
+            .filter(|letter| letter.is_alphanumeric() || matches!(letter, '-' | '_'))
+            .collect::<String>()
     };
     let text = without_code(&fs::read_to_string(document).unwrap());
-    text.lines().filter(|line| line.starts_with('#')).any(|line| slug(line.trim_start_matches('#').trim()) == anchor)
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .any(|line| slug(line.trim_start_matches('#').trim()) == anchor)
 }
 
 fn groupcast(arguments: &[&str]) -> String {
@@ -319,7 +387,8 @@ fn validate(definition: &str, example: &Value) {
     let mut schema: Value = serde_json::from_str(&groupcast(&["schema"])).unwrap();
     schema["$ref"] = format!("#/$defs/{definition}").into();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let faults: Vec<String> = validator.iter_errors(example).map(|fault| fault.to_string()).collect();
+    let faults: Vec<String> =
+        validator.iter_errors(example).map(|fault| fault.to_string()).collect();
     assert!(faults.is_empty(), "{definition}: {faults:?}");
     // The schema is not one that lets everything through.
     assert!(!validator.is_valid(&Value::Array(Vec::new())));
@@ -328,11 +397,15 @@ fn validate(definition: &str, example: &Value) {
 #[test]
 fn the_metrics_in_the_documents_are_those_of_the_program() {
     let page = read("docs/metrics.md");
-    let documented: Vec<Vec<String>> =
-        rows(section(&page, "## Metrics")).map(|cells| cells.iter().map(|cell| cell.replace('`', "")).collect()).collect();
+    let documented: Vec<Vec<String>> = rows(section(&page, "## Metrics"))
+        .map(|cells| cells.iter().map(|cell| cell.replace('`', "")).collect())
+        .collect();
     let offered = ALL.iter().map(|metric| {
-        let labels = if metric.labels.is_empty() { "–".to_owned() } else { metric.labels.join(", ") };
-        [metric.name, metric.kind.as_str(), &labels, metric.unit, metric.meaning].map(str::to_owned).to_vec()
+        let labels =
+            if metric.labels.is_empty() { "–".to_owned() } else { metric.labels.join(", ") };
+        [metric.name, metric.kind.as_str(), &labels, metric.unit, metric.meaning]
+            .map(str::to_owned)
+            .to_vec()
     });
     assert_eq!(documented, offered.collect::<Vec<_>>());
 }

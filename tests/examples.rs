@@ -15,7 +15,8 @@ use crate::support::{
 /// The first block of code below a heading, for another broker and another app.
 fn example(heading: &str, scene: &Scene, broker: &Broker) -> String {
     let document = fs::read_to_string("docs/producers.md").unwrap();
-    let (_, section) = document.split_once(&format!("\n## {heading}\n")).expect("there is an example");
+    let (_, section) =
+        document.split_once(&format!("\n## {heading}\n")).expect("there is an example");
     let (_, block) = section.split_once("```").expect("it has code");
     let (code, _) = block.split_once("\n```").expect("it ends");
     let (_, code) = code.split_once('\n').expect("it has lines");
@@ -27,7 +28,10 @@ fn example(heading: &str, scene: &Scene, broker: &Broker) -> String {
 
 async fn run(mut command: Command) -> String {
     let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it ends").expect("it starts");
+    let output = tokio::time::timeout(Duration::from_secs(60), running)
+        .await
+        .expect("it ends")
+        .expect("it starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
@@ -47,13 +51,17 @@ async fn the_node_example_sends_a_job_and_prints_its_result() {
     let scene = Scene::start().await;
     // tests/tools.sh puts the package there.
     let folder = Path::new("target/node");
-    assert!(folder.join("node_modules/amqplib").exists(), "amqplib is there; tests/run.sh installs it");
+    assert!(
+        folder.join("node_modules/amqplib").exists(),
+        "amqplib is there; tests/run.sh installs it"
+    );
     let queue = format!("orders.results.{}", scene.app);
     let code = example("Node", &scene, Broker::shared().await).replace("orders.results", &queue);
     // As it stands it listens for ever.
     let ending = "  channel.ack(message);\n";
     assert!(code.contains(ending));
-    let code = code.replace(ending, &format!("{ending}  setTimeout(() => connection.close(), 100);\n"));
+    let code =
+        code.replace(ending, &format!("{ending}  setTimeout(() => connection.close(), 100);\n"));
     let file = folder.join(format!("{}.mjs", scene.app));
     fs::write(&file, code).unwrap();
     let mut node = Command::new("node");
@@ -64,8 +72,8 @@ async fn the_node_example_sends_a_job_and_prints_its_result() {
     assert_eq!(scene.notified("@TGS#2C5SZEAEF"), ["alice", "bob"]);
 }
 
-/// Runs an example that publishes a job and ends, as `file` in a folder where `vendor` is `library`. The result is in the queue
-/// that the example names.
+/// Runs an example that publishes a job and ends, as `file` in a folder where `vendor` is
+/// `library`. The result is in the queue that the example names.
 async fn sends_its_job(heading: &str, file: &str, library: &str, mut program: Command) {
     let mut scene = Scene::start().await;
     let code = example(heading, &scene, Broker::shared().await);
@@ -93,7 +101,9 @@ async fn the_go_example_sends_a_job() {
     let library = "/usr/share/gocode/src/github.com/rabbitmq/amqp091-go";
     let mut go = Command::new("go");
     let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/go");
-    go.envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOFLAGS", "")]).env("GOCACHE", cache).arg("run");
+    go.envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOFLAGS", "")])
+        .env("GOCACHE", cache)
+        .arg("run");
     sends_its_job("Go", "publish.go", library, go).await;
 }
 
@@ -107,7 +117,10 @@ async fn the_java_example_sends_a_job() {
 }
 
 fn asyncapi() -> Value {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_groupcast")).args(["schema", "--asyncapi"]).output().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_groupcast"))
+        .args(["schema", "--asyncapi"])
+        .output()
+        .unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -147,9 +160,13 @@ fn check(document: &Value, message: &str, payload: &Value, properties: &BasicPro
         let mut schema = document["components"]["messages"][message][part].clone();
         schema["components"] = document["components"].clone();
         let validator = jsonschema::validator_for(&schema).unwrap();
-        let faults: Vec<String> = validator.iter_errors(value).map(|fault| fault.to_string()).collect();
+        let faults: Vec<String> =
+            validator.iter_errors(value).map(|fault| fault.to_string()).collect();
         assert!(faults.is_empty(), "{message} {part}: {faults:?} in {value}");
-        assert!(!validator.is_valid(&json!([])) || message == "letter", "{message} {part} takes anything");
+        assert!(
+            !validator.is_valid(&json!([])) || message == "letter",
+            "{message} {part} takes anything"
+        );
     }
 }
 
@@ -157,9 +174,11 @@ fn check(document: &Value, message: &str, payload: &Value, properties: &BasicPro
 async fn real_jobs_results_and_dead_letters_are_what_the_document_says() {
     let mut scene = Scene::start().await;
     let document = asyncapi();
-    for (body, status) in
-        [(job("g", 3), Status::Sent), (job("unknown-group", 3), Status::Failed), (json!({ "GroupId": 1 }), Status::Rejected)]
-    {
+    for (body, status) in [
+        (job("g", 3), Status::Sent),
+        (job("unknown-group", 3), Status::Failed),
+        (json!({ "GroupId": 1 }), Status::Rejected),
+    ] {
         if status != Status::Rejected {
             check(&document, "job", &body, &scene.producer.properties());
         }
@@ -170,7 +189,12 @@ async fn real_jobs_results_and_dead_letters_are_what_the_document_says() {
         check(&document, "result", &result, &reply.properties);
         if status != Status::Sent {
             let letter = scene.dead_letter().await;
-            check(&document, "letter", &serde_json::from_slice(&letter.data).unwrap(), &letter.properties);
+            check(
+                &document,
+                "letter",
+                &serde_json::from_slice(&letter.data).unwrap(),
+                &letter.properties,
+            );
         }
     }
 }

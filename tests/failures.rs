@@ -15,8 +15,12 @@ use crate::support::{
 
 async fn publish_numbered(scene: &Scene, jobs: std::ops::Range<usize>, recipients: usize) {
     for number in jobs {
-        let properties = scene.producer.properties().with_message_id(format!("job-{number}").as_str().into());
-        scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", recipients)).unwrap(), properties).await;
+        let properties =
+            scene.producer.properties().with_message_id(format!("job-{number}").as_str().into());
+        scene
+            .producer
+            .publish(&scene.app, &serde_json::to_vec(&job("g", recipients)).unwrap(), properties)
+            .await;
     }
 }
 
@@ -36,7 +40,9 @@ fn ids(jobs: std::ops::Range<usize>) -> BTreeSet<String> {
 #[tokio::test]
 async fn on_sigterm_calls_in_flight_finish_and_other_jobs_go_back_to_the_queue() {
     let mut scene = Scene::start().await;
-    scene.sandbox.change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 300 })).unwrap());
+    scene
+        .sandbox
+        .change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 300 })).unwrap());
     publish_numbered(&scene, 0..400, 1).await;
     eventually("some calls", async || (scene.sandbox.stats().accepted > 60).then_some(())).await;
 
@@ -75,7 +81,10 @@ async fn a_broker_that_is_killed_under_load_loses_no_job() {
     scene.daemon.until_consuming(2).await;
     scene.producer.reconnect(broker.url()).await;
     until_answered(&mut scene, ids(0..300)).await;
-    eventually("all to be acknowledged", async || (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())).await;
+    eventually("all to be acknowledged", async || {
+        (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())
+    })
+    .await;
     assert!(scene.sandbox.stats().max_in_1s <= most_arrivals_in_1s(200));
 }
 
@@ -100,7 +109,9 @@ async fn a_daemon_without_a_broker_says_so_and_starts_when_it_comes() {
 async fn while_the_broker_blocks_publishing_no_call_starts_and_nothing_is_lost() {
     let broker = Broker::start("").await;
     let mut scene = Scene::on(&broker, "max_in_flight = 1").await;
-    scene.sandbox.change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 800 })).unwrap());
+    scene
+        .sandbox
+        .change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 800 })).unwrap());
     publish_numbered(&scene, 0..20, 1).await;
     eventually("the first call", async || (scene.sandbox.stats().calls >= 1).then_some(())).await;
     broker.ctl(&["set_vm_memory_high_watermark", "0.0000001"]).await;
@@ -109,11 +120,17 @@ async fn while_the_broker_blocks_publishing_no_call_starts_and_nothing_is_lost()
     sleep(Duration::from_millis(1500)).await;
     let calls = scene.sandbox.stats().calls;
     sleep(Duration::from_millis(3000)).await;
-    assert_eq!(scene.sandbox.stats().calls, calls, "a call started whose outcome could not be told");
+    assert_eq!(
+        scene.sandbox.stats().calls,
+        calls,
+        "a call started whose outcome could not be told"
+    );
     assert!(calls < 20);
 
     broker.ctl(&["set_vm_memory_high_watermark", "0.6"]).await;
-    scene.sandbox.change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 0 })).unwrap());
+    scene
+        .sandbox
+        .change_settings(serde_json::from_value(serde_json::json!({ "latency_ms": 0 })).unwrap());
     until_answered(&mut scene, ids(0..20)).await;
     assert_eq!(scene.notified("g").len(), 20);
 }
@@ -134,13 +151,23 @@ async fn closed_connections_are_opened_again_and_no_job_is_lost() {
 async fn queues_that_are_deleted_under_the_daemon_are_declared_again() {
     let mut scene = Scene::start().await;
     let administrator = scene.producer.channel().await;
-    administrator.queue_delete(scene.queue("jobs").as_str().into(), Default::default()).await.unwrap();
+    administrator
+        .queue_delete(scene.queue("jobs").as_str().into(), Default::default())
+        .await
+        .unwrap();
     scene.daemon.until_consuming(2).await;
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
 
-    administrator.queue_delete(scene.queue("dead").as_str().into(), Default::default()).await.unwrap();
+    administrator
+        .queue_delete(scene.queue("dead").as_str().into(), Default::default())
+        .await
+        .unwrap();
     assert_eq!(scene.send(&job("unknown", 1)).await.status, Status::Failed);
-    assert_eq!(scene.daemon.times_logged("lost the subscription"), 1, "no other job was let go for that");
+    assert_eq!(
+        scene.daemon.times_logged("lost the subscription"),
+        1,
+        "no other job was let go for that"
+    );
     assert!(!scene.dead_letter().await.data.is_empty());
 }
 

@@ -1,4 +1,5 @@
-//! A file that nobody answers for, as on a drive that hangs, holds up nothing but what needs it. A pipe without a writer is one.
+//! A file that nobody answers for, as on a drive that hangs, holds up nothing but what needs it. A
+//! pipe without a writer is one.
 
 use std::{path::Path, process::Command};
 
@@ -31,7 +32,8 @@ async fn scene_with_a_key_in_a_file() -> (Scene, std::path::PathBuf) {
     let file = scene.daemon.file("key");
     write(&file, PUBLIC_KEY);
     let from_file = format!("secret_key_file = \"{}\"", file.display());
-    let configuration = scene.configuration.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), &from_file);
+    let configuration =
+        scene.configuration.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), &from_file);
     scene.daemon.reconfigure(&configuration);
     scene.daemon.signal("HUP");
     scene.daemon.until_logged("configuration reloaded").await;
@@ -54,7 +56,10 @@ async fn while_a_reload_waits_for_a_file_jobs_go_on_and_the_log_names_the_file()
 
     write(&file, PUBLIC_KEY);
     scene.daemon.signal("HUP");
-    eventually("a reload", async || (scene.daemon.times_logged("configuration reloaded") == 2).then_some(())).await;
+    eventually("a reload", async || {
+        (scene.daemon.times_logged("configuration reloaded") == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -100,6 +105,9 @@ async fn a_start_says_which_file_is_not_answered_for() {
         let mut daemon = Daemon::spawn(&configuration);
         assert_eq!(daemon.ended().await.code(), Some(1));
         let log = daemon.log();
-        assert!(log.contains(&file.display().to_string()) && log.contains("not read within 5s"), "{log}");
+        assert!(
+            log.contains(&file.display().to_string()) && log.contains("not read within 5s"),
+            "{log}"
+        );
     }
 }

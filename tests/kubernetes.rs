@@ -1,11 +1,13 @@
-//! The Helm chart, and the manifest that is made from it: Kubernetes takes them, and the program takes what they mount.
+//! The Helm chart, and the manifest that is made from it: Kubernetes takes them, and the program
+//! takes what they mount.
 
 use std::{fs, process::Command};
 
 use groupcast::config::{Config, ConfigFile};
 use serde_json::{Value, json};
 
-/// Asks Helm's engine, which tests/tools.sh puts there as a Python package, for the chart's objects with these values.
+/// Asks Helm's engine, which tests/tools.sh puts there as a Python package, for the chart's objects
+/// with these values.
 const HELM: &str = r#"
 import json, sys
 sys.path.insert(0, "target/kubernetes")
@@ -21,9 +23,11 @@ except helm.HelmValuesError as refusal:
 print(json.dumps(chart))
 "#;
 
-/// The chart as a release of this name: `texts` and `objects` by kind, or `refusal`; and what the linter finds, as `faults`.
+/// The chart as a release of this name: `texts` and `objects` by kind, or `refusal`; and what the
+/// linter finds, as `faults`.
 fn chart(name: &str, values: &str) -> Value {
-    let output = Command::new("/usr/bin/python3").args(["-c", HELM, name, values]).output().unwrap();
+    let output =
+        Command::new("/usr/bin/python3").args(["-c", HELM, name, values]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "Helm's engine is there; tests/run.sh installs it: {error}");
     serde_json::from_slice(&output.stdout).unwrap()
@@ -33,11 +37,20 @@ fn chart(name: &str, values: &str) -> Value {
 fn the_manifest_is_the_chart_with_its_values_as_they_are() {
     let path = "deploy/kubernetes/groupcast.yaml";
     let written = fs::read_to_string(path).unwrap();
-    let head: String = written.lines().take_while(|line| line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    let head: String = written
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
     let chart = chart("groupcast", "");
     let objects = chart["texts"].as_array().unwrap().iter().map(|text| {
         // Nobody would write the checksum anew after an edit by hand.
-        let lines = text.as_str().unwrap().trim().lines().filter(|line| !line.contains("checksum/config: "));
+        let lines = text
+            .as_str()
+            .unwrap()
+            .trim()
+            .lines()
+            .filter(|line| !line.contains("checksum/config: "));
         lines.map(|line| format!("{}\n", line.trim_end())).collect::<String>()
     });
     let expected = head + &objects.collect::<Vec<_>>().join("---\n");
@@ -49,14 +62,16 @@ fn the_manifest_is_the_chart_with_its_values_as_they_are() {
     let differs = written.lines().zip(expected.lines()).find(|(written, made)| written != made);
     assert!(
         written == expected,
-        "{path} is not what deploy/helm makes (first difference: {differs:?}); write it anew with\n  \
+        "{path} is not what deploy/helm makes (first difference: {differs:?}); write it anew \
+            with\n  \
          UPDATE_DOCUMENTS=1 tests/run.sh --test promises kubernetes::the_manifest"
     );
 }
 
 #[test]
 fn the_chart_has_no_faults_and_makes_what_kubernetes_takes() {
-    let schemas = fs::read_to_string("target/kubernetes/schemas.json").expect("they are there; tests/run.sh installs them");
+    let schemas = fs::read_to_string("target/kubernetes/schemas.json")
+        .expect("they are there; tests/run.sh installs them");
     let schemas: Value = serde_json::from_str(&schemas).unwrap();
     for values in ["", "{ imagePullSecrets: [registry] }"] {
         let chart = chart("groupcast", values);
@@ -76,8 +91,10 @@ fn the_chart_has_no_faults_and_makes_what_kubernetes_takes() {
             let mut schema = schemas.clone();
             schema["$ref"] = format!("#/$defs/{name}").into();
             let validator = jsonschema::validator_for(&schema).unwrap();
-            let faults: Vec<String> =
-                validator.iter_errors(object).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
+            let faults: Vec<String> = validator
+                .iter_errors(object)
+                .map(|fault| format!("{}: {fault}", fault.instance_path()))
+                .collect();
             assert!(faults.is_empty(), "{kind}: {faults:?}");
         }
     }
@@ -94,7 +111,11 @@ fn pods_have_no_more_rights_than_they_need_and_are_those_that_the_other_objects_
         ("NetworkPolicy", "/spec/podSelector/matchLabels"),
         ("PodDisruptionBudget", "/spec/selector/matchLabels"),
     ] {
-        assert_eq!(objects[object].pointer(selector), Some(&template["metadata"]["labels"]), "{object}");
+        assert_eq!(
+            objects[object].pointer(selector),
+            Some(&template["metadata"]["labels"]),
+            "{object}"
+        );
     }
     let container = &template["spec"]["containers"][0];
     assert_eq!(
@@ -105,7 +126,10 @@ fn pods_have_no_more_rights_than_they_need_and_are_those_that_the_other_objects_
     assert_eq!(template["spec"]["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
     assert_eq!(template["spec"]["automountServiceAccountToken"], false);
     assert_eq!(container["livenessProbe"]["httpGet"], json!({ "path": "/livez", "port": "admin" }));
-    assert_eq!(container["readinessProbe"]["httpGet"], json!({ "path": "/readyz", "port": "admin" }));
+    assert_eq!(
+        container["readinessProbe"]["httpGet"],
+        json!({ "path": "/readyz", "port": "admin" })
+    );
     let rules = &objects["NetworkPolicy"]["spec"]["ingress"];
     let monitoring = json!({ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } } });
     assert_eq!(rules, &json!([{ "from": [monitoring], "ports": [{ "port": "admin" }] }]));
@@ -119,8 +143,11 @@ fn what_kubernetes_mounts_is_a_configuration_that_the_program_takes() {
     let folder = tempfile::tempdir().unwrap();
     let mut written = text.to_owned();
     // The secrets are files that the cluster mounts.
-    for (number, file) in
-        text.lines().filter_map(|line| line.split_once("_file = \"")).map(|(_, file)| file.trim_end_matches('"')).enumerate()
+    for (number, file) in text
+        .lines()
+        .filter_map(|line| line.split_once("_file = \""))
+        .map(|(_, file)| file.trim_end_matches('"'))
+        .enumerate()
     {
         let mount = pod["containers"][0]["volumeMounts"][1]["mountPath"].as_str().unwrap();
         assert!(file.starts_with(mount), "{file} is not mounted");
@@ -135,8 +162,10 @@ fn what_kubernetes_mounts_is_a_configuration_that_the_program_takes() {
     }
     let file = ConfigFile { path: "groupcast.toml".into(), text: written };
     let variables = pod["containers"][0]["env"].as_array().unwrap().iter();
-    let environment = variables.map(|variable| ["name", "value"].map(|part| variable[part].as_str().unwrap().into()));
-    let config = Config::read(Some(&file), environment.map(Into::into)).unwrap_or_else(|error| panic!("{error}"));
+    let environment = variables
+        .map(|variable| ["name", "value"].map(|part| variable[part].as_str().unwrap().into()));
+    let config = Config::read(Some(&file), environment.map(Into::into))
+        .unwrap_or_else(|error| panic!("{error}"));
     assert!(config.apps.contains_key("default"));
     let port = pod["containers"][0]["ports"][0]["containerPort"].as_u64().unwrap();
     assert_eq!(config.admin.listen, format!("0.0.0.0:{port}").parse().unwrap());
@@ -148,10 +177,18 @@ fn each_value_of_the_chart_changes_what_it_names() {
     let usual = changed("");
     let pods = "/Deployment/spec/template/spec";
     for (values, place, value) in [
-        ("image: registry.example/groupcast:1.2.3", "/containers/0/image", json!("registry.example/groupcast:1.2.3")),
+        (
+            "image: registry.example/groupcast:1.2.3",
+            "/containers/0/image",
+            json!("registry.example/groupcast:1.2.3"),
+        ),
         ("imagePullSecrets: [registry]", "/imagePullSecrets", json!([{ "name": "registry" }])),
         ("secret: other", "/volumes/1/secret/secretName", json!("other")),
-        ("resources: { limits: { memory: 2Gi } }", "/containers/0/resources/limits/memory", json!("2Gi")),
+        (
+            "resources: { limits: { memory: 2Gi } }",
+            "/containers/0/resources/limits/memory",
+            json!("2Gi"),
+        ),
     ] {
         let place = format!("{pods}{place}");
         assert_ne!(usual.pointer(&place), Some(&value));
@@ -168,14 +205,23 @@ fn each_value_of_the_chart_changes_what_it_names() {
     assert_eq!(usual.pointer(&format!("{pods}/volumes/0/configMap/name")), Some(&json!("orders")));
 
     let other = changed("config: |\n  [broker]\n\n  [log]\n  format = \"text\"\n");
-    assert_eq!(other["ConfigMap"]["data"]["groupcast.toml"], "[broker]\n\n[log]\nformat = \"text\"\n");
+    assert_eq!(
+        other["ConfigMap"]["data"]["groupcast.toml"],
+        "[broker]\n\n[log]\nformat = \"text\"\n"
+    );
     let checksum = "/Deployment/spec/template/metadata/annotations/checksum~1config";
-    assert!(usual.pointer(checksum).unwrap().is_string() && usual.pointer(checksum) != other.pointer(checksum));
+    assert!(
+        usual.pointer(checksum).unwrap().is_string()
+            && usual.pointer(checksum) != other.pointer(checksum)
+    );
 
     for refused in ["replica: 3", "replicas: two", "config: \"\"", "secret: null"] {
         let chart = chart("orders", refused);
         let told = chart["refusal"].as_str().unwrap_or_else(|| panic!("{refused} is taken"));
-        assert!(told.contains(refused.split_once(':').unwrap().0) && chart["faults"] != json!([]), "{told}");
+        assert!(
+            told.contains(refused.split_once(':').unwrap().0) && chart["faults"] != json!([]),
+            "{told}"
+        );
     }
 }
 

@@ -24,7 +24,8 @@ async fn holding_with(hold_bytes: &str, app_lines: &str) -> Scene {
     let (app, sandbox) = (unique_app(), sandbox().await);
     let url = Broker::shared().await.url();
     let configuration = configuration(url, &app, &sandbox.endpoint(), app_lines);
-    let configuration = configuration.replace("[broker]\n", &format!("[broker]\nhold_bytes = \"{hold_bytes}\"\n"));
+    let configuration =
+        configuration.replace("[broker]\n", &format!("[broker]\nhold_bytes = \"{hold_bytes}\"\n"));
     let daemon = Daemon::start(&configuration).await;
     Scene::of(app, configuration, sandbox, daemon, Producer::connect(url).await).await
 }
@@ -38,7 +39,8 @@ fn peak(daemon: &Daemon) -> usize {
 
 /// A job of this size, whose batches take minutes to send.
 fn large_job(bytes: usize) -> Value {
-    let recipients: Vec<String> = (0..bytes / 16).map(|number| format!("recipient-{number:04}")).collect();
+    let recipients: Vec<String> =
+        (0..bytes / 16).map(|number| format!("recipient-{number:04}")).collect();
     json!({ "GroupId": "g", "Content": "hello", "ToMembers_Account": recipients })
 }
 
@@ -53,18 +55,32 @@ async fn many_large_jobs_in_the_queue_take_no_more_memory_than_configured() {
     scene.daemon.until_logged("the size of held jobs changed").await;
     eventually("calls", async || (scene.sandbox.stats().calls > 300).then_some(())).await;
     let (bytes, published) = (peak(&scene.daemon) - idle, 60 * 5 * MIB);
-    println!("{} MiB over {} MiB when idle, of {} MiB published", bytes / MIB, idle / MIB, published / MIB);
+    println!(
+        "{} MiB over {} MiB when idle, of {} MiB published",
+        bytes / MIB,
+        idle / MIB,
+        published / MIB
+    );
     assert!(bytes < 4 * 32 * MIB, "{bytes} bytes");
-    scene.producer.channel().await.queue_delete(scene.queue("jobs").into(), QueueDeleteOptions::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_delete(scene.queue("jobs").into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_that_are_taken_fewer_at_a_time_are_all_sent_once() {
     let mut scene = holding("4MiB").await;
     for number in 0..40 {
-        let small = json!({ "GroupId": "g", "Content": format!("job {number}"), "ToMembers_Account": ["a"] }).to_string();
+        let small = json!({ "GroupId": "g", "Content": format!("job \
+            {number}"), "ToMembers_Account": ["a"] })
+        .to_string();
         let padded = format!("{small}{}", " ".repeat(MIB));
-        let properties = scene.producer.properties().with_message_id(format!("job-{number}").into());
+        let properties =
+            scene.producer.properties().with_message_id(format!("job-{number}").into());
         scene.producer.publish(&scene.app, padded.as_bytes(), properties).await;
     }
     for _ in 0..40 {
@@ -72,7 +88,11 @@ async fn jobs_that_are_taken_fewer_at_a_time_are_all_sent_once() {
     }
     assert!(scene.daemon.log().contains("the size of held jobs changed"));
     let deliveries = scene.sandbox.stats().deliveries;
-    assert_eq!((deliveries.distinct_deliveries, scene.sandbox.stats().calls), (40, 40), "none was sent twice");
+    assert_eq!(
+        (deliveries.distinct_deliveries, scene.sandbox.stats().calls),
+        (40, 40),
+        "none was sent twice"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,7 +101,8 @@ async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
     let scene = holding_with("4MiB", "batch_size = 1\nretry.park = [\"1s\"]").await;
     scene.daemon.signal("STOP");
     for number in 0..LARGE {
-        let recipients: Vec<String> = (0..40).map(|recipient| format!("user-{number}-{recipient}")).collect();
+        let recipients: Vec<String> =
+            (0..40).map(|recipient| format!("user-{number}-{recipient}")).collect();
         let job = json!({ "GroupId": format!("g{number}"), "Content": "hello", "ToMembers_Account": recipients }).to_string();
         // The first jobs are small: they have begun when the large ones come.
         let padding = if number < 5 { 0 } else { MIB };
@@ -102,6 +123,7 @@ async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
     assert!(scene.daemon.log().contains("the size of held jobs changed"), "{}", scene.daemon.log());
     let stats = scene.sandbox.stats();
     assert_eq!((stats.deliveries.repeated_recipients, stats.calls), (0, calls));
-    // On a busy machine a call can reach the API in a second that is full already, and is made again.
+    // On a busy machine a call can reach the API in a second that is full already, and is made
+    // again.
     assert!((40 * LARGE as u64..40 * LARGE as u64 + 5).contains(&calls), "{calls}");
 }

@@ -33,12 +33,21 @@ async fn they_count_what_was_done() {
     // Of its two batches, two calls fail in passing.
     for fault in [json!({ "error": { "code": 10002 } }), json!({ "http_status": 502 })] {
         let rule = json!({ "fault": fault, "group": "retried", "calls": 1 });
-        scene.sandbox.add_fault(serde_json::from_value::<FaultRule>(rule).expect("a rule")).expect("room for it");
+        scene
+            .sandbox
+            .add_fault(serde_json::from_value::<FaultRule>(rule).expect("a rule"))
+            .expect("room for it");
     }
     assert_eq!(scene.send(&job("retried", 600)).await.status, Status::Sent);
     assert_eq!(scene.send(&job("unknown-group", 3)).await.status, Status::Failed);
-    assert_eq!(scene.send(&json!({ "GroupId": "g", "Contents": "x" })).await.status, Status::Rejected);
-    assert_eq!(scene.send(&json!({ "GroupId": "g", "Content": "to all" })).await.status, Status::Sent);
+    assert_eq!(
+        scene.send(&json!({ "GroupId": "g", "Contents": "x" })).await.status,
+        Status::Rejected
+    );
+    assert_eq!(
+        scene.send(&json!({ "GroupId": "g", "Content": "to all" })).await.status,
+        Status::Sent
+    );
     for _ in 0..2 {
         let properties = scene.producer.properties().with_message_id("order-1".into());
         scene.producer.publish(&app, &serde_json::to_vec(&job("g", 2)).unwrap(), properties).await;
@@ -52,7 +61,10 @@ async fn they_count_what_was_done() {
         metrics.one(name, &labels)
     };
     let jobs = |status: &str| of_app("groupcast_jobs_total", &[("status", status)]);
-    assert_eq!(["sent", "failed", "rejected", "partial", "expired"].map(jobs), [3.0, 1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(
+        ["sent", "failed", "rejected", "partial", "expired"].map(jobs),
+        [3.0, 1.0, 1.0, 0.0, 0.0]
+    );
     let recipients = |outcome: &str| of_app("groupcast_recipients_total", &[("outcome", outcome)]);
     assert_eq!(["sent", "failed", "unknown"].map(recipients), [602.0, 3.0, 0.0]);
     let calls = metrics.all("groupcast_calls_total", &["app", "outcome", "code"]);
@@ -90,7 +102,10 @@ async fn they_count_how_often_jobs_were_parked() {
     let header = AMQPValue::LongString(due.to_string().as_str().into());
     let headers = FieldTable::from(BTreeMap::from([("groupcast-not-before".into(), header)]));
     let body = serde_json::to_vec(&job("g", 1)).expect("JSON");
-    scene.producer.publish(&scene.app, &body, scene.producer.properties().with_headers(headers)).await;
+    scene
+        .producer
+        .publish(&scene.app, &body, scene.producer.properties().with_headers(headers))
+        .await;
     assert_eq!(scene.producer.result().await.status, Status::Sent);
     let metrics = metrics_once_idle(&scene).await;
     let of_app = [("app", scene.app.as_str())];
@@ -105,14 +120,24 @@ async fn they_count_how_often_jobs_were_parked() {
 async fn what_waits_in_the_queues_is_counted_within_fifteen_seconds() {
     let mut scene = Scene::start().await;
     let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
-    let headers = FieldTable::from(BTreeMap::from([("groupcast-not-before".into(), text(&tomorrow.to_string()))]));
+    let headers = FieldTable::from(BTreeMap::from([(
+        "groupcast-not-before".into(),
+        text(&tomorrow.to_string()),
+    )]));
     let body = serde_json::to_vec(&job("g", 1)).expect("JSON");
     for number in 0..3 {
         let id = format!("scheduled-{number}");
-        let properties = scene.producer.properties().with_headers(headers.clone()).with_message_id(id.as_str().into());
+        let properties = scene
+            .producer
+            .properties()
+            .with_headers(headers.clone())
+            .with_message_id(id.as_str().into());
         scene.producer.publish(&scene.app, &body, properties).await;
     }
-    scene.producer.publish(&scene.app, &body, scene.producer.properties().with_reply_to("nobodys".into())).await;
+    scene
+        .producer
+        .publish(&scene.app, &body, scene.producer.properties().with_reply_to("nobodys".into()))
+        .await;
     assert_eq!(scene.send(&job("unknown-group", 1)).await.status, Status::Failed);
     scene.daemon.until_logged("results went to .unrouted").await;
     let published = Instant::now();
@@ -130,14 +155,25 @@ async fn what_waits_in_the_queues_is_counted_within_fifteen_seconds() {
 async fn a_queue_that_vanishes_is_told_and_made_again() {
     let scene = Scene::start().await;
     let queue = scene.queue("unrouted");
-    let vanished = async || Metrics::of(&scene.daemon).await.one("groupcast_queues_vanished_total", &[("app", &scene.app)]);
+    let vanished = async || {
+        Metrics::of(&scene.daemon)
+            .await
+            .one("groupcast_queues_vanished_total", &[("app", &scene.app)])
+    };
     eventually("a first look", async || {
         let metrics = Metrics::of(&scene.daemon).await;
-        metrics.all("groupcast_queue_messages", &["queue"]).iter().all(|(_, messages)| *messages == 0.0).then_some(())
+        metrics
+            .all("groupcast_queue_messages", &["queue"])
+            .iter()
+            .all(|(_, messages)| *messages == 0.0)
+            .then_some(())
     })
     .await;
     let channel = scene.producer.channel().await;
-    channel.queue_delete(queue.as_str().into(), Default::default()).await.expect("the queue is there");
+    channel
+        .queue_delete(queue.as_str().into(), Default::default())
+        .await
+        .expect("the queue is there");
     scene.daemon.until_logged("a queue has vanished").await;
     assert!(scene.daemon.log().contains(&queue));
     eventually("the queue", async || {
@@ -151,15 +187,22 @@ async fn a_queue_that_vanishes_is_told_and_made_again() {
 
 #[tokio::test]
 async fn calls_that_cannot_be_sent_are_counted_as_such() {
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
+    let nobody =
+        TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
     let (app, broker) = (unique_app(), Broker::shared().await);
-    let daemon = Daemon::start(&configuration(broker.url(), &app, &format!("http://{nobody}"), "")).await;
+    let daemon =
+        Daemon::start(&configuration(broker.url(), &app, &format!("http://{nobody}"), "")).await;
     let producer = Producer::connect(broker.url()).await;
-    producer.publish(&app, &serde_json::to_vec(&job("g", 3)).expect("JSON"), producer.properties()).await;
+    producer
+        .publish(&app, &serde_json::to_vec(&job("g", 3)).expect("JSON"), producer.properties())
+        .await;
     eventually("a call", async || {
         let metrics = Metrics::of(&daemon).await;
         let calls = metrics.all("groupcast_calls_total", &["outcome", "code"]);
-        calls.iter().any(|(labels, value)| labels == &["failed", "not_sent"] && *value >= 1.0).then_some(())
+        calls
+            .iter()
+            .any(|(labels, value)| labels == &["failed", "not_sent"] && *value >= 1.0)
+            .then_some(())
     })
     .await;
 }
@@ -172,20 +215,33 @@ async fn every_metric_is_there_with_its_type_its_labels_and_what_it_means() {
     let metrics = Metrics::read(&text);
     for Metric { name, kind, labels, unit, meaning } in ALL {
         assert!(text.contains(&format!("# TYPE {name} {}\n", kind.as_str())), "{name}: {}", text);
-        assert!(text.contains(&format!("# HELP {name} {meaning}. Unit: {unit}.\n")), "{name}: {}", text);
+        assert!(
+            text.contains(&format!("# HELP {name} {meaning}. Unit: {unit}.\n")),
+            "{name}: {}",
+            text
+        );
         let (series, more) = match kind {
             Kind::Histogram(_) => (format!("{name}_bucket"), vec!["le"]),
             Kind::Counter | Kind::Gauge => ((*name).to_owned(), vec![]),
         };
         let expected: BTreeSet<&str> = labels.iter().copied().chain(more).collect();
-        let found = metrics.0.iter().find(|sample| sample.name == series).unwrap_or_else(|| panic!("no {series}"));
-        assert_eq!(found.labels.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected, "{name}");
+        let found = metrics
+            .0
+            .iter()
+            .find(|sample| sample.name == series)
+            .unwrap_or_else(|| panic!("no {series}"));
+        assert_eq!(
+            found.labels.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+            expected,
+            "{name}"
+        );
     }
     let known = |sample: &Sample| ALL.iter().any(|metric| sample.name.starts_with(metric.name));
     assert!(metrics.0.iter().all(known), "{}", text);
 }
 
-/// The metrics when nothing is under way any more: a result is here before its job is acknowledged and counted.
+/// The metrics when nothing is under way any more: a result is here before its job is acknowledged
+/// and counted.
 async fn metrics_once_idle(scene: &Scene) -> Metrics {
     eventually("the jobs to be acknowledged", async || {
         let metrics = Metrics::of(&scene.daemon).await;
@@ -208,13 +264,20 @@ impl Metrics {
     }
 
     fn read(text: &str) -> Metrics {
-        Metrics(text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(Sample::read).collect())
+        Metrics(
+            text.lines()
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(Sample::read)
+                .collect(),
+        )
     }
 
     /// The value of the one series with these labels and no others.
     fn one(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut found = self.0.iter().filter(|sample| sample.name == name && sample.labels == labels);
+        let labels =
+            labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut found =
+            self.0.iter().filter(|sample| sample.name == name && sample.labels == labels);
         match (found.next(), found.next()) {
             (Some(sample), None) => sample.value,
             (None, _) => panic!("no {name} {labels:?}"),
@@ -228,7 +291,9 @@ impl Metrics {
             .0
             .iter()
             .filter(|sample| sample.name == name)
-            .map(|sample| (labels.iter().map(|label| sample.labels[*label].as_str()).collect(), sample.value))
+            .map(|sample| {
+                (labels.iter().map(|label| sample.labels[*label].as_str()).collect(), sample.value)
+            })
             .collect();
         found.sort_by(|one, other| one.0.cmp(&other.0));
         found
@@ -238,7 +303,9 @@ impl Metrics {
 impl Sample {
     fn read(line: &str) -> Sample {
         let (series, value) = line.rsplit_once(' ').expect("a value");
-        let (name, labels) = series.split_once('{').map_or((series, ""), |(name, rest)| (name, rest.trim_end_matches('}')));
+        let (name, labels) = series
+            .split_once('{')
+            .map_or((series, ""), |(name, rest)| (name, rest.trim_end_matches('}')));
         let label = |text: &str| {
             let (name, value) = text.split_once('=').expect("a label");
             (name.to_owned(), value.trim_matches('"').to_owned())

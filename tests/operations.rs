@@ -1,6 +1,9 @@
-//! What operators deploy: the unit, the image, the alert rules and the dashboard say what is true of the program.
+//! What operators deploy: the unit, the image, the alert rules and the dashboard say what is true
+//! of the program.
 
-use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Command, time::Duration,
+};
 
 use groupcast::{
     api::codes::{CODES, Class},
@@ -17,7 +20,9 @@ use crate::support::{
 /// Names of series that exist, those of histograms included.
 fn series() -> BTreeSet<String> {
     let of = |metric: &&groupcast::telemetry::metrics::Metric| match metric.kind {
-        Kind::Histogram(_) => ["_bucket", "_sum", "_count"].map(|suffix| format!("{}{suffix}", metric.name)).to_vec(),
+        Kind::Histogram(_) => {
+            ["_bucket", "_sum", "_count"].map(|suffix| format!("{}{suffix}", metric.name)).to_vec()
+        }
         Kind::Counter | Kind::Gauge => vec![metric.name.to_owned()],
     };
     ALL.iter().flat_map(of).collect()
@@ -30,7 +35,8 @@ fn named(expression: &str) -> BTreeSet<String> {
 }
 
 fn assert_exist(file: &str, expressions: impl IntoIterator<Item = String>) {
-    let named: BTreeSet<String> = expressions.into_iter().flat_map(|expression| named(&expression)).collect();
+    let named: BTreeSet<String> =
+        expressions.into_iter().flat_map(|expression| named(&expression)).collect();
     assert!(named.len() >= 5, "{file} names few metrics: {named:?}");
     let existing = series();
     let unknown: Vec<&String> = named.difference(&existing).collect();
@@ -40,7 +46,8 @@ fn assert_exist(file: &str, expressions: impl IntoIterator<Item = String>) {
 #[test]
 fn the_alert_rules_are_valid_hold_in_their_examples_and_name_metrics_that_exist() {
     for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]] {
-        let output = Command::new("promtool").args(arguments).current_dir("deploy/monitoring").output();
+        let output =
+            Command::new("promtool").args(arguments).current_dir("deploy/monitoring").output();
         let output = output.expect("promtool is there; tests/run.sh installs it");
         assert!(
             output.status.success(),
@@ -60,25 +67,36 @@ fn the_alert_rules_are_valid_hold_in_their_examples_and_name_metrics_that_exist(
 #[test]
 fn the_alert_of_a_slowed_down_app_knows_every_answer_that_slows_down() {
     let rules = fs::read_to_string("deploy/monitoring/alerts.yml").unwrap();
-    let named = rules.split_once("code=~\"").and_then(|(_, rest)| rest.split_once('"')).expect("codes").0;
-    let slowing = CODES.iter().filter(|code| code.class == Class::RateLimited).map(|code| code.code.to_string());
+    let named =
+        rules.split_once("code=~\"").and_then(|(_, rest)| rest.split_once('"')).expect("codes").0;
+    let slowing = CODES
+        .iter()
+        .filter(|code| code.class == Class::RateLimited)
+        .map(|code| code.code.to_string());
     let slowing: Vec<String> = slowing.chain(["http_429".to_owned()]).collect();
     assert_eq!(named.split('|').collect::<Vec<_>>(), slowing);
 }
 
 #[test]
 fn the_dashboard_names_metrics_that_exist() {
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string("deploy/monitoring/dashboard.json").unwrap()).unwrap();
-    let targets =
-        dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-    let expressions: Vec<String> = targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    let dashboard: Value =
+        serde_json::from_str(&fs::read_to_string("deploy/monitoring/dashboard.json").unwrap())
+            .unwrap();
+    let targets = dashboard["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let expressions: Vec<String> =
+        targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
     assert!(expressions.len() >= 8);
     assert_exist("dashboard.json", expressions);
 }
 
 #[test]
 fn the_unit_gives_the_service_no_more_than_it_needs() {
-    let unit = ["--offline=true", "--threshold=20", "--no-pager", "deploy/systemd/groupcast.service"];
+    let unit =
+        ["--offline=true", "--threshold=20", "--no-pager", "deploy/systemd/groupcast.service"];
     let output = Command::new("systemd-analyze").arg("security").args(unit).output();
     let output = output.expect("systemd-analyze is there; tests/run.sh installs it");
     let report = String::from_utf8_lossy(&output.stdout);
@@ -122,17 +140,32 @@ async fn systemd_is_told_that_the_daemon_works_lives_and_stops() {
 #[test]
 fn the_image_has_the_program_and_no_shell() {
     let root = tempfile::tempdir().unwrap();
-    let made = Command::new("deploy/rootfs.sh").arg(env!("CARGO_BIN_EXE_groupcast")).arg(root.path()).status().unwrap();
+    let made = Command::new("deploy/rootfs.sh")
+        .arg(env!("CARGO_BIN_EXE_groupcast"))
+        .arg(root.path())
+        .status()
+        .unwrap();
     assert!(made.success());
     // Also without the rights of root.
     let mut program = Command::new("unshare");
-    program.args(["--user", "--map-root-user", "--root"]).arg(root.path()).args(["/usr/local/bin/groupcast", "--version"]);
+    program
+        .args(["--user", "--map-root-user", "--root"])
+        .arg(root.path())
+        .args(["/usr/local/bin/groupcast", "--version"]);
     let output = program.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(told.trim(), format!("groupcast {}", env!("CARGO_PKG_VERSION")), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        told.trim(),
+        format!("groupcast {}", env!("CARGO_PKG_VERSION")),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     for shell in ["bin/sh", "bin/bash", "usr/bin/sh", "bin/busybox"] {
         assert!(!root.path().join(shell).exists());
     }
     let image = fs::read_to_string("deploy/Dockerfile").unwrap();
-    assert!(image.contains("deploy/rootfs.sh target/release/groupcast /out") && image.contains("FROM scratch"));
+    assert!(
+        image.contains("deploy/rootfs.sh target/release/groupcast /out")
+            && image.contains("FROM scratch")
+    );
 }

@@ -40,7 +40,10 @@ async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
     // A machine that stands still for half a second spoils one of them, and the mean a little.
     each_second.sort_unstable();
     let median = each_second[each_second.len() / 2];
-    assert!(median >= 197 && mean >= 180.0, "{median} calls in the median second, {mean:.1} a second in the mean");
+    assert!(
+        median >= 197 && mean >= 180.0,
+        "{median} calls in the median second, {mean:.1} a second in the mean"
+    );
     assert_limit_kept(&mut scene).await;
 }
 
@@ -49,11 +52,14 @@ async fn no_second_exceeds_the_limit_across_a_crash_and_a_restart() {
     let _alone = alone().await;
     let mut scene = paced_scene().await;
     publish(&scene, 600).await;
-    eventually("half of the calls", async || (scene.sandbox.stats().calls >= 300).then_some(())).await;
+    eventually("half of the calls", async || (scene.sandbox.stats().calls >= 300).then_some(()))
+        .await;
     scene.daemon.kill().await;
     scene.daemon.start_again().await;
-    eventually("the queue to be empty", async || (scene.sandbox.stats().deliveries.distinct_deliveries >= 600).then_some(()))
-        .await;
+    eventually("the queue to be empty", async || {
+        (scene.sandbox.stats().deliveries.distinct_deliveries >= 600).then_some(())
+    })
+    .await;
     assert_limit_kept(&mut scene).await;
 }
 
@@ -64,20 +70,29 @@ async fn many_apps_in_one_process_are_each_paced_by_themselves() {
     let _alone = alone().await;
     let names: Vec<String> = (0..10).map(|_| unique_app()).collect();
     let sandbox = sandbox().await;
-    sandbox.change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": 0 })));
+    sandbox
+        .change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": 0 })));
     let broker = Broker::shared().await;
     let configuration = |name: &String| {
-        let whole = configuration(broker.url(), name, &sandbox.endpoint(), &format!("calls_per_second = {RATE}"));
+        let whole = configuration(
+            broker.url(),
+            name,
+            &sandbox.endpoint(),
+            &format!("calls_per_second = {RATE}"),
+        );
         whole[whole.find("[apps.").unwrap()..].to_owned()
     };
     let head = format!("[broker]\nurl = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n", broker.url());
-    let mut daemon = Daemon::start(&(head + &names.iter().map(configuration).collect::<String>())).await;
+    let mut daemon =
+        Daemon::start(&(head + &names.iter().map(configuration).collect::<String>())).await;
     daemon.until_consuming(names.len()).await;
     daemon.terminate().await;
     let producer = Producer::connect(broker.url()).await;
     for name in &names {
         for _ in 0..RATE * 6 {
-            producer.publish(name, &serde_json::to_vec(&job(name, 1)).unwrap(), Default::default()).await;
+            producer
+                .publish(name, &serde_json::to_vec(&job(name, 1)).unwrap(), Default::default())
+                .await;
         }
     }
     daemon.spawn_again();
@@ -89,17 +104,22 @@ async fn many_apps_in_one_process_are_each_paced_by_themselves() {
     let log = daemon.log();
     let most = |line: &str| line.split_once("calls_max_1s=")?.1.trim().parse::<usize>().ok();
     let most: Vec<usize> = log.lines().filter_map(most).collect();
-    println!("{calls} calls of {} in four seconds; in any second {most:?} by app", 4 * RATE * names.len());
+    println!(
+        "{calls} calls of {} in four seconds; in any second {most:?} by app",
+        4 * RATE * names.len()
+    );
     assert!(most.len() >= names.len() && most.iter().all(|most| *most <= RATE), "{most:?}");
     assert!(calls as usize >= 4 * RATE * names.len() * 9 / 10, "{calls}");
 }
 
-/// At the limit of 200, with an API that takes a few more: one that refuses what the machine has held up on its way would
-/// measure the machine.
+/// At the limit of 200, with an API that takes a few more: one that refuses what the machine has
+/// held up on its way would measure the machine.
 async fn paced_scene() -> Scene {
     let scene = Scene::start_alone("").await;
     let limit = most_arrivals_in_1s(200);
-    scene.sandbox.change_settings(settings(serde_json::json!({ "latency_ms": 20, "calls_per_second": limit })));
+    scene.sandbox.change_settings(settings(
+        serde_json::json!({ "latency_ms": 20, "calls_per_second": limit }),
+    ));
     scene
 }
 
@@ -107,9 +127,17 @@ async fn paced_scene() -> Scene {
 async fn assert_limit_kept(scene: &mut Scene) {
     scene.daemon.terminate().await;
     let log = scene.daemon.log();
-    let told = log.lines().filter_map(|line| line.split_once("calls_max_1s=")).next_back().expect("it tells when it stops").1;
+    let told = log
+        .lines()
+        .filter_map(|line| line.split_once("calls_max_1s="))
+        .next_back()
+        .expect("it tells when it stops")
+        .1;
     let (left, stats) = (told.trim().parse::<u32>().unwrap(), scene.sandbox.stats());
-    println!("at most {left} left and {} arrived in any second; {} of {} refused", stats.max_in_1s, stats.refused, stats.calls);
+    println!(
+        "at most {left} left and {} arrived in any second; {} of {} refused",
+        stats.max_in_1s, stats.refused, stats.calls
+    );
     assert!(left <= 200, "{left} calls left in one second");
     assert!(stats.max_in_1s <= most_arrivals_in_1s(200) && stats.refused == 0, "{stats:?}");
 }

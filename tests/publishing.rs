@@ -1,4 +1,5 @@
-//! Whatever a reply queue, a right or one message does: every other job is answered in time, and nothing is lost.
+//! Whatever a reply queue, a right or one message does: every other job is answered in time, and
+//! nothing is lost.
 
 use std::time::Duration;
 
@@ -61,15 +62,25 @@ async fn readiness(daemon: &Daemon) -> (u16, Value) {
 async fn parked(scene: &Scene) -> usize {
     let metrics = scene.daemon.get("/metrics").await.1;
     let name = format!("groupcast_jobs_parked_total{{app=\"{}\"}} ", scene.app);
-    metrics.lines().find_map(|line| line.strip_prefix(&name)).expect("it is counted").parse().expect("a number")
+    metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&name))
+        .expect("it is counted")
+        .parse()
+        .expect("a number")
 }
 
 async fn until_ready(daemon: &Daemon) {
-    eventually("/readyz to be 200", async || (readiness(daemon).await.0 == 200).then_some(())).await;
+    eventually("/readyz to be 200", async || (readiness(daemon).await.0 == 200).then_some(()))
+        .await;
 }
 
 /// Takes so many results from a queue, by their job ids.
-async fn take_results(scene: &Scene, queue: &str, count: usize) -> Vec<(JobResult, lapin::message::Delivery)> {
+async fn take_results(
+    scene: &Scene,
+    queue: &str,
+    count: usize,
+) -> Vec<(JobResult, lapin::message::Delivery)> {
     let mut taken = Vec::new();
     while taken.len() < count {
         let message = scene.producer.take(queue).await;
@@ -94,25 +105,47 @@ async fn jobs_for_a_full_reply_queue_hold_up_no_other_job_and_their_results_are_
     let unrouted = take_results(&scene, &scene.queue("unrouted"), MORE_THAN_ARE_HELD).await;
     let took = start.elapsed();
     for (result, message) in &unrouted {
-        assert_eq!((result.status, header(message, "groupcast-reply-to").as_deref()), (Status::Sent, Some(full.as_str())));
+        assert_eq!(
+            (result.status, header(message, "groupcast-reply-to").as_deref()),
+            (Status::Sent, Some(full.as_str()))
+        );
     }
-    let ids: std::collections::BTreeSet<&str> = unrouted.iter().map(|(result, _)| result.job_id.as_str()).collect();
+    let ids: std::collections::BTreeSet<&str> =
+        unrouted.iter().map(|(result, _)| result.job_id.as_str()).collect();
     assert_eq!(ids.len(), MORE_THAN_ARE_HELD);
     let lines = scene.daemon.log().lines().count();
     println!(
-        "{MORE_THAN_ARE_HELD} jobs for a full queue: good job after {answered_after:?}, all after {took:?}, {lines} log lines"
+        "{MORE_THAN_ARE_HELD} jobs for a full queue: good job after {answered_after:?}, all after \
+            {took:?}, {lines} log lines"
     );
     assert!(lines < 200, "{lines} lines");
     let warned = scene.daemon.log();
-    let warning = warned.lines().find(|line| line.contains("a queue takes no messages")).expect("a warning");
-    assert!(warning.contains(&scene.app) && warning.contains(&full) && warning.contains("messages="), "{warning}");
+    let warning =
+        warned.lines().find(|line| line.contains("a queue takes no messages")).expect("a warning");
+    assert!(
+        warning.contains(&scene.app) && warning.contains(&full) && warning.contains("messages="),
+        "{warning}"
+    );
     let metrics = scene.daemon.get("/metrics").await.1;
-    let counted = format!("groupcast_results_unrouted_total{{app=\"{}\",reason=\"full\"}} {MORE_THAN_ARE_HELD}", scene.app);
+    let counted = format!(
+        "groupcast_results_unrouted_total{{app=\"{}\",reason=\"full\"}} {MORE_THAN_ARE_HELD}",
+        scene.app
+    );
     assert!(metrics.contains(&counted), "{metrics}");
-    assert_eq!(readiness(&scene.daemon).await.0, 200, "a producer's queue is no fault of the daemon");
+    assert_eq!(
+        readiness(&scene.daemon).await.0,
+        200,
+        "a producer's queue is no fault of the daemon"
+    );
 
     // It recovers by itself.
-    scene.producer.channel().await.queue_purge(full.as_str().into(), QueuePurgeOptions::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_purge(full.as_str().into(), QueuePurgeOptions::default())
+        .await
+        .unwrap();
     eventually("a result in the emptied queue", async || {
         scene.producer.publish(&scene.app, &body("g"), to(&full)).await;
         sleep(Duration::from_millis(500)).await;
@@ -123,7 +156,8 @@ async fn jobs_for_a_full_reply_queue_hold_up_no_other_job_and_their_results_are_
 
 #[tokio::test]
 async fn nothing_is_lost_when_a_full_reply_queue_is_deleted_meanwhile() {
-    // The broker may confirm nothing for a queue that is being deleted; such a job waits before its result is published again.
+    // The broker may confirm nothing for a queue that is being deleted; such a job waits before its
+    // result is published again.
     let scene = Scene::with("retry.park = [\"2s\"]").await;
     let full = full_queue(&scene).await;
     for number in 0..30 {
@@ -131,12 +165,24 @@ async fn nothing_is_lost_when_a_full_reply_queue_is_deleted_meanwhile() {
         scene.producer.publish(&scene.app, &body("g"), properties).await;
     }
     eventually("the calls", async || (scene.sandbox.stats().accepted == 30).then_some(())).await;
-    // The broker confirms what it takes for a queue in the moment of its deletion, and then it is gone. So few are under way.
+    // The broker confirms what it takes for a queue in the moment of its deletion, and then it is
+    // gone. So few are under way.
     scene.daemon.until_logged("a queue takes no messages at present").await;
-    scene.producer.channel().await.queue_delete(full.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_delete(full.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
     let kept = take_results(&scene, &scene.queue("unrouted"), 30).await;
-    assert!(kept.iter().all(|(_, message)| header(message, "groupcast-reply-to").as_deref() == Some(full.as_str())));
-    eventually("all to be acknowledged", async || (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())).await;
+    assert!(kept.iter().all(
+        |(_, message)| header(message, "groupcast-reply-to").as_deref() == Some(full.as_str())
+    ));
+    eventually("all to be acknowledged", async || {
+        (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -147,7 +193,9 @@ async fn a_reply_queue_whose_limit_was_raised_takes_results_again() {
     declare(&scene, "limited", arguments(&quorum)).await;
     let limit = async |messages: usize| {
         let definition = format!("{{\"max-length\":{messages}}}");
-        broker.ctl(&["set_policy", "limit", "^limited$", &definition, "--apply-to", "queues"]).await;
+        broker
+            .ctl(&["set_policy", "limit", "^limited$", &definition, "--apply-to", "queues"])
+            .await;
     };
     limit(1).await;
     let mut sent = 0;
@@ -168,7 +216,8 @@ async fn a_reply_queue_whose_limit_was_raised_takes_results_again() {
     })
     .await;
     eventually("every result in one of the two", async || {
-        let kept = scene.producer.depth("limited").await + scene.producer.depth(&scene.queue("unrouted")).await;
+        let kept = scene.producer.depth("limited").await
+            + scene.producer.depth(&scene.queue("unrouted")).await;
         (kept == sent).then_some(())
     })
     .await;
@@ -184,8 +233,11 @@ async fn while_the_dead_letter_queue_is_full_jobs_are_safe_and_readyz_says_so() 
     // With an id, without one, and one that is no valid job.
     for number in 0..20 {
         let properties = scene.producer.properties();
-        let properties =
-            if number % 2 == 0 { properties } else { properties.with_message_id(format!("job-{number}").as_str().into()) };
+        let properties = if number % 2 == 0 {
+            properties
+        } else {
+            properties.with_message_id(format!("job-{number}").as_str().into())
+        };
         let content = if number % 5 == 0 { b"no job".to_vec() } else { body("unknown") };
         scene.producer.publish(&scene.app, &content, properties).await;
     }
@@ -205,7 +257,10 @@ async fn while_the_dead_letter_queue_is_full_jobs_are_safe_and_readyz_says_so() 
         assert!(!result.duplicate, "{result:?}");
         answered.push(result.status);
     }
-    assert!(answered.iter().all(|status| [Status::Failed, Status::Rejected].contains(status)), "{answered:?}");
+    assert!(
+        answered.iter().all(|status| [Status::Failed, Status::Rejected].contains(status)),
+        "{answered:?}"
+    );
     until_ready(&scene.daemon).await;
     assert_eq!(scene.sandbox.stats().calls, 16, "no job was called for again");
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 20);
@@ -218,10 +273,14 @@ async fn without_the_right_to_publish_no_call_starts_and_no_result_goes_astray()
     let mut scene = Scene::on(&broker, "").await;
     scene.daemon.terminate().await;
     broker.ctl(&["add_user", "worker", "password"]).await;
-    let grant = async |write: &str| broker.ctl(&["set_permissions", "worker", "^$", write, ".*"]).await;
+    let grant =
+        async |write: &str| broker.ctl(&["set_permissions", "worker", "^$", write, ".*"]).await;
     grant("^groupcast\\..*$").await;
     let url = broker.url().replace("guest:guest", "worker:password");
-    let configuration = scene.configuration.replace(broker.url(), &url).replace("[admin]", "declare = false\n[admin]");
+    let configuration = scene
+        .configuration
+        .replace(broker.url(), &url)
+        .replace("[admin]", "declare = false\n[admin]");
     scene.daemon = Daemon::spawn(&configuration);
     scene.daemon.until_logged("listening").await;
     scene.producer.publish(&scene.app, &body("g"), scene.producer.properties()).await;
@@ -242,13 +301,23 @@ async fn without_the_right_to_publish_no_call_starts_and_no_result_goes_astray()
 
     // Taken away while the daemon works: what it publishes waits.
     grant("^groupcast\\..*$").await;
-    broker.ctl(&["eval", "[exit(element(2, lists:keyfind(pid, 1, C)), kill) || C <- rabbit_channel:info_all([pid])], ok."]).await;
+    broker
+        .ctl(&[
+            "eval",
+            "[exit(element(2, lists:keyfind(pid, 1, C)), kill) || C <- \
+        rabbit_channel:info_all([pid])], ok.",
+        ])
+        .await;
     scene.daemon.until_logged("lost the subscription").await;
     scene.producer = Producer::connect(broker.url()).await;
     scene.producer.publish(&scene.app, &body("g"), scene.producer.properties()).await;
     eventually("/readyz to name the right again", async || {
         let (_, told) = readiness(&scene.daemon).await;
-        told["publisher"]["reason"].as_str().unwrap_or_default().contains("amq.default").then_some(())
+        told["publisher"]["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("amq.default")
+            .then_some(())
     })
     .await;
     grant("^(groupcast\\..*|amq\\.default)$").await;
@@ -284,7 +353,10 @@ impl TwoApps {
             if number % 10 == 0 {
                 scene.producer.publish(&scene.app, &body("g"), bad(number / 10)).await;
             }
-            let properties = scene.producer.properties().with_message_id(format!("job-{number}").as_str().into());
+            let properties = scene
+                .producer
+                .properties()
+                .with_message_id(format!("job-{number}").as_str().into());
             scene.producer.publish(other, &body("g"), properties).await;
             sleep(Duration::from_millis(100)).await;
         }
@@ -292,7 +364,11 @@ impl TwoApps {
         while answered.len() < ordinary {
             answered.insert(scene.producer.result().await.job_id);
         }
-        assert_eq!(scene.producer.depth(&format!("groupcast.{other}.unrouted")).await, 0, "each went to its reply queue");
+        assert_eq!(
+            scene.producer.depth(&format!("groupcast.{other}.unrouted")).await,
+            0,
+            "each went to its reply queue"
+        );
     }
 }
 
@@ -301,15 +377,24 @@ async fn headers_that_no_result_could_carry_reject_the_job_and_concern_no_other_
     let mut apps = TwoApps::start().await;
     let replies = format!("bad-{}", uuid::Uuid::new_v4());
     declare(&apps.scene, &replies, FieldTable::default()).await;
-    apps.run(|_| to(&replies).with_headers(arguments(&[("tracestate", text(&"x".repeat(130_980)))]))).await;
+    apps.run(|_| {
+        to(&replies).with_headers(arguments(&[("tracestate", text(&"x".repeat(130_980)))]))
+    })
+    .await;
     for (result, message) in take_results(&apps.scene, &replies, 10).await {
         assert_eq!(result.status, Status::Rejected);
         let info = &result.errors[0].info;
-        assert!(info.starts_with("tracestate: ") && info.contains("130996") && info.contains("114688"), "{info}");
+        assert!(
+            info.starts_with("tracestate: ") && info.contains("130996") && info.contains("114688"),
+            "{info}"
+        );
         assert_eq!(header(&message, "tracestate"), None);
     }
     let letter = apps.scene.dead_letter().await;
-    assert_eq!((letter.data.as_slice(), header(&letter, "groupcast-status").as_deref()), (&*body("g"), Some("rejected")));
+    assert_eq!(
+        (letter.data.as_slice(), header(&letter, "groupcast-status").as_deref()),
+        (&*body("g"), Some("rejected"))
+    );
     assert_eq!(apps.scene.daemon.times_logged("the publishing connection is gone"), 0);
 }
 
@@ -328,7 +413,10 @@ async fn with_smaller_frames_less_goes_along_and_everything_fits() {
 
     scene.producer.publish(&scene.app, &body("g"), too_large).await;
     let result = scene.producer.result().await;
-    assert!(result.errors[0].info.starts_with("tracestate: ") && result.errors[0].info.contains("4096"), "{result:?}");
+    assert!(
+        result.errors[0].info.starts_with("tracestate: ") && result.errors[0].info.contains("4096"),
+        "{result:?}"
+    );
     assert_eq!(header(&scene.dead_letter().await, "groupcast-status").as_deref(), Some("rejected"));
 
     // What is wrong takes 4,000 bytes to say.
@@ -344,14 +432,23 @@ async fn with_smaller_frames_less_goes_along_and_everything_fits() {
 async fn a_message_that_the_broker_closes_connections_over_is_the_only_one_to_blame() {
     let mut apps = TwoApps::start().await;
     // The broker makes such addresses; this one it cannot read.
-    let junk = |number: usize| to("amq.rabbitmq.reply-to.AAAA.eA==").with_message_id(format!("junk-{number}").as_str().into());
+    let junk = |number: usize| {
+        to("amq.rabbitmq.reply-to.AAAA.eA==")
+            .with_message_id(format!("junk-{number}").as_str().into())
+    };
     apps.run(junk).await;
     let unrouted = take_results(&apps.scene, &apps.scene.queue("unrouted"), 10).await;
     for (_, message) in &unrouted {
-        assert_eq!(header(message, "groupcast-reply-to").as_deref(), Some("amq.rabbitmq.reply-to.AAAA.eA=="));
+        assert_eq!(
+            header(message, "groupcast-reply-to").as_deref(),
+            Some("amq.rabbitmq.reply-to.AAAA.eA==")
+        );
     }
     let lost = apps.scene.daemon.times_logged("the publishing connection is gone");
-    println!("10 messages that the broker closes connections over: the publishing connection was lost {lost} times");
+    println!(
+        "10 messages that the broker closes connections over: the publishing connection was lost \
+            {lost} times"
+    );
     assert!((1..=20).contains(&lost), "{lost}");
 }
 
@@ -361,12 +458,16 @@ async fn a_reply_queue_that_confirms_nothing_is_not_one_that_does_not_exist() {
     let mut scene = Scene::on(&broker, "retry.park = [\"1s\", \"2s\"]").await;
     declare(&scene, "silent", FieldTable::default()).await;
     // Its process takes nothing and says nothing, as a quorum queue without a majority.
-    let queue = "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"silent\">>)), ";
+    let queue =
+        "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"silent\">>)), ";
     broker.ctl(&["eval", &format!("{queue} sys:suspend(amqqueue:get_pid(Q)).")]).await;
     for number in 0..40 {
         let properties = to("silent");
-        let properties =
-            if number % 2 == 0 { properties } else { properties.with_message_id(format!("job-{number}").as_str().into()) };
+        let properties = if number % 2 == 0 {
+            properties
+        } else {
+            properties.with_message_id(format!("job-{number}").as_str().into())
+        };
         let group = if number % 4 < 2 { "g" } else { "unknown" };
         scene.producer.publish(&scene.app, &body(group), properties).await;
     }
@@ -381,7 +482,9 @@ async fn a_reply_queue_that_confirms_nothing_is_not_one_that_does_not_exist() {
     let channel = scene.producer.channel().await;
     let mut answered = std::collections::BTreeSet::new();
     eventually("every answer in its queue", async || {
-        while let Some(message) = channel.basic_get("silent".into(), BasicGetOptions { no_ack: true }).await.unwrap() {
+        while let Some(message) =
+            channel.basic_get("silent".into(), BasicGetOptions { no_ack: true }).await.unwrap()
+        {
             let result: JobResult = serde_json::from_slice(&message.delivery.data).unwrap();
             assert!(!result.duplicate, "{result:?}");
             answered.insert(result.job_id);

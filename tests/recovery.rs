@@ -1,4 +1,5 @@
-//! A daemon that is killed goes on where it was: every recipient is reached, and what had an answer is not sent again.
+//! A daemon that is killed goes on where it was: every recipient is reached, and what had an answer
+//! is not sent again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +26,8 @@ const KILLS: usize = 3;
 /// Scenes at a time, and jobs in each.
 const LANES: usize = 3;
 const JOBS: usize = 10;
-/// At 100 calls a second, answered after 20 ms, two or three are under way at any moment; on a busy machine, as many as may be.
+/// At 100 calls a second, answered after 20 ms, two or three are under way at any moment; on a busy
+/// machine, as many as may be.
 const UNDER_WAY: usize = 5;
 
 fn slow() -> groupcast::sandbox::SettingsPatch {
@@ -55,14 +57,20 @@ fn times_notified(scene: &Scene, group: &str) -> BTreeMap<String, usize> {
     times
 }
 
-/// Publishes a job of 100 batches, kills the daemon three times at random moments of it, and waits for the answer.
-async fn kill_while_sending(scene: &mut Scene, group: &str, properties: BasicProperties) -> JobResult {
+/// Publishes a job of 100 batches, kills the daemon three times at random moments of it, and waits
+/// for the answer.
+async fn kill_while_sending(
+    scene: &mut Scene,
+    group: &str,
+    properties: BasicProperties,
+) -> JobResult {
     publish(scene, &job(group, BATCHES), properties).await;
     let mut moments: Vec<usize> = (0..KILLS).map(|_| rand::random_range(1..BATCHES - 5)).collect();
     moments.sort_unstable();
     for moment in moments {
         let what = format!("call {moment} of {group}");
-        eventually(&what, async || (times_notified(scene, group).len() >= moment).then_some(())).await;
+        eventually(&what, async || (times_notified(scene, group).len() >= moment).then_some(()))
+            .await;
         scene.daemon.kill().await;
         scene.daemon.start_again().await;
     }
@@ -70,7 +78,8 @@ async fn kill_while_sending(scene: &mut Scene, group: &str, properties: BasicPro
 }
 
 async fn lane() -> Scene {
-    let lines = format!("batch_size = 1\ncalls_per_second = 100\nburst = 1\nmax_in_flight = {UNDER_WAY}");
+    let lines =
+        format!("batch_size = 1\ncalls_per_second = 100\nburst = 1\nmax_in_flight = {UNDER_WAY}");
     let scene = Scene::with(&lines).await;
     scene.sandbox.change_settings(slow());
     scene
@@ -85,7 +94,11 @@ async fn killed_again_and_again_it_reaches_everybody_and_repeats_only_what_was_u
             let group = format!("g{number}");
             let properties = with_id(&scene, &group);
             let result = kill_while_sending(&mut scene, &group, properties).await;
-            assert_eq!((result.job_id.as_str(), result.status), (group.as_str(), Status::Sent), "{result:?}");
+            assert_eq!(
+                (result.job_id.as_str(), result.status),
+                (group.as_str(), Status::Sent),
+                "{result:?}"
+            );
             let times = times_notified(&scene, &group);
             assert_eq!(times.len(), BATCHES, "everybody is reached");
             assert!(times.values().all(|times| *times <= KILLS), "{times:?}");
@@ -94,9 +107,11 @@ async fn killed_again_and_again_it_reaches_everybody_and_repeats_only_what_was_u
         repeated
     }));
     let repeated: Vec<usize> = lanes.await.concat();
-    let (sum, most) = (repeated.iter().sum::<usize>(), repeated.iter().max().copied().unwrap_or_default());
+    let (sum, most) =
+        (repeated.iter().sum::<usize>(), repeated.iter().max().copied().unwrap_or_default());
     println!(
-        "{} jobs of {BATCHES} batches, {KILLS} kills each: {sum} batches sent again, {:.2} a kill, {most} at most in one job",
+        "{} jobs of {BATCHES} batches, {KILLS} kills each: {sum} batches sent again, {:.2} a kill, \
+            {most} at most in one job",
         repeated.len(),
         sum as f64 / (repeated.len() * KILLS) as f64,
     );
@@ -116,20 +131,32 @@ async fn with_at_most_once_a_killed_daemon_sends_no_batch_twice_and_reports_what
             assert!(times.values().all(|times| *times == 1), "nobody is notified twice: {times:?}");
             let told = result.recipients.unwrap();
             assert_eq!((told.sent + told.unknown) as usize, BATCHES, "{result:?}");
-            assert!(times.len() >= told.sent as usize && result.errors.iter().all(|error| error.kind == ErrorKind::Unknown));
+            assert!(
+                times.len() >= told.sent as usize
+                    && result.errors.iter().all(|error| error.kind == ErrorKind::Unknown)
+            );
             assert!((told.unknown as usize) <= KILLS * UNDER_WAY, "{result:?}");
             unknown += told.unknown;
         }
-        assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0, "what is unknown is never redriven");
+        assert_eq!(
+            scene.producer.depth(&scene.queue("dead")).await,
+            0,
+            "what is unknown is never redriven"
+        );
         unknown
     }));
-    println!("{} jobs with at-most-once: {} batches unknown", LANES * 3, lanes.await.iter().sum::<u32>());
+    println!(
+        "{} jobs with at-most-once: {} batches unknown",
+        LANES * 3,
+        lanes.await.iter().sum::<u32>()
+    );
 }
 
 #[tokio::test]
 async fn a_copy_of_a_job_is_answered_from_the_record_without_calls() {
     let mut scene = Scene::start().await;
-    publish(&scene, &job("g", 3), with_id(&scene, "order-42").with_correlation_id("first".into())).await;
+    publish(&scene, &job("g", 3), with_id(&scene, "order-42").with_correlation_id("first".into()))
+        .await;
     let first = scene.producer.result().await;
     // The same job, written in another way.
     let again = json!({ "ToMembers_Account": users(3), "Content": "hello", "GroupId": "g" });
@@ -138,7 +165,10 @@ async fn a_copy_of_a_job_is_answered_from_the_record_without_calls() {
     assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "second");
     let second: JobResult = serde_json::from_slice(&reply.data).unwrap();
     assert_eq!(second, JobResult { duplicate: true, ..first.clone() });
-    assert_eq!((first.status, first.duplicate, scene.sandbox.stats().calls), (Status::Sent, false, 1));
+    assert_eq!(
+        (first.status, first.duplicate, scene.sandbox.stats().calls),
+        (Status::Sent, false, 1)
+    );
 
     // Also by a daemon that was started since.
     scene.daemon.kill().await;
@@ -176,11 +206,17 @@ async fn an_id_that_belongs_to_another_content_is_rejected() {
     let mut scene = Scene::start().await;
     publish(&scene, &job("g", 3), with_id(&scene, "order-45")).await;
     assert_eq!(scene.producer.result().await.status, Status::Sent);
-    let other = serde_json::to_vec(&json!({ "GroupId": "g", "Content": "another", "ToMembers_Account": ["a", "a"] })).unwrap();
+    let other = serde_json::to_vec(
+        &json!({ "GroupId": "g", "Content": "another", "ToMembers_Account": ["a", "a"] }),
+    )
+    .unwrap();
     scene.producer.publish(&scene.app, &other, with_id(&scene, "order-45")).await;
     let result = scene.producer.result().await;
     assert_eq!((result.status, result.calls), (Status::Rejected, 0));
-    assert!(result.errors[0].info.starts_with("message_id: belongs to an earlier job"), "{result:?}");
+    assert!(
+        result.errors[0].info.starts_with("message_id: belongs to an earlier job"),
+        "{result:?}"
+    );
     let letter = scene.dead_letter().await;
     assert_eq!(letter.data, other);
     assert_eq!(header(&letter, "groupcast-error-kind").as_deref(), Some("invalid"));
@@ -198,10 +234,16 @@ async fn a_job_goes_on_in_the_batches_it_began_with_when_the_configuration_has_c
     scene.daemon.start_again().await;
     let result = scene.producer.result().await;
     assert_eq!((result.status, result.batches.unwrap().total), (Status::Sent, 10), "{result:?}");
-    assert_eq!((result.recipients.unwrap().requested, result.recipients.unwrap().duplicates), (101, 1));
+    assert_eq!(
+        (result.recipients.unwrap().requested, result.recipients.unwrap().duplicates),
+        (101, 1)
+    );
     let times = times_notified(&scene, "g");
     assert_eq!(times.len(), 100);
-    assert!(times.values().filter(|times| **times > 1).count() <= 10, "one batch may have been under way");
+    assert!(
+        times.values().filter(|times| **times > 1).count() <= 10,
+        "one batch may have been under way"
+    );
 }
 
 #[tokio::test]
@@ -215,33 +257,51 @@ async fn a_job_that_was_split_again_goes_on_in_its_smaller_batches_after_a_crash
     scene.daemon.start_again().await;
     let result = scene.producer.result().await;
     assert_eq!((result.status, result.batches.unwrap().total), (Status::Sent, 25), "{result:?}");
-    assert_eq!(scene.sandbox.stats().by_code[&10005], refused, "the record says how small the batches are");
+    assert_eq!(
+        scene.sandbox.stats().by_code[&10005],
+        refused,
+        "the record says how small the batches are"
+    );
     let times = times_notified(&scene, "g");
     assert_eq!(times.len(), 1201);
-    assert!(times.values().filter(|times| **times > 1).count() <= 50, "one batch may have been under way");
+    assert!(
+        times.values().filter(|times| **times > 1).count() <= 50,
+        "one batch may have been under way"
+    );
 }
 
 #[tokio::test]
 async fn a_restart_repeats_no_batch_of_a_job_that_has_no_id() {
-    let mut scene = Scene::with("batch_size = 1\ncalls_per_second = 20\nburst = 1\nretry.park = [\"1s\"]").await;
+    let mut scene =
+        Scene::with("batch_size = 1\ncalls_per_second = 20\nburst = 1\nretry.park = [\"1s\"]")
+            .await;
     scene.publish(&job("g", 60)).await;
     for calls in [10, 30] {
-        eventually("some calls", async || (scene.sandbox.stats().accepted >= calls).then_some(())).await;
+        eventually("some calls", async || (scene.sandbox.stats().accepted >= calls).then_some(()))
+            .await;
         assert!(scene.daemon.terminate().await.success());
         scene.daemon.start_again().await;
     }
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.calls, scene.sandbox.stats().calls), (Status::Sent, 60, 60), "{result:?}");
+    assert_eq!(
+        (result.status, result.calls, scene.sandbox.stats().calls),
+        (Status::Sent, 60, 60),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]
 async fn attempts_and_calls_are_counted_over_a_crash() {
     let mut scene = Scene::start().await;
     scene.daemon.kill().await;
-    let slower = scene.configuration.replace("\"50ms\"", "\"400ms\"").replace("\"200ms\"", "\"400ms\"");
+    let slower =
+        scene.configuration.replace("\"50ms\"", "\"400ms\"").replace("\"200ms\"", "\"400ms\"");
     scene.daemon.reconfigure(&slower);
     scene.daemon.start_again().await;
-    scene.sandbox.add_fault(FaultRule { calls: Some(3), ..FaultRule::from(Fault::HttpStatus(502)) }).unwrap();
+    scene
+        .sandbox
+        .add_fault(FaultRule { calls: Some(3), ..FaultRule::from(Fault::HttpStatus(502)) })
+        .unwrap();
     publish(&scene, &job("g", 1), with_id(&scene, "order-47")).await;
     eventually("two attempts", async || (scene.sandbox.stats().calls == 2).then_some(())).await;
     sleep(Duration::from_millis(100)).await;
@@ -249,7 +309,11 @@ async fn attempts_and_calls_are_counted_over_a_crash() {
     scene.sandbox.add_fault(Fault::Error { code: 10010, info: "gone".into() }).unwrap();
     scene.daemon.start_again().await;
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.calls, result.errors[0].attempts), (Status::Failed, 4, 4), "{result:?}");
+    assert_eq!(
+        (result.status, result.calls, result.errors[0].attempts),
+        (Status::Failed, 4, 4),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]
@@ -257,7 +321,10 @@ async fn of_two_replicas_on_one_redis_the_second_finishes_what_the_killed_one_be
     let redis = Redis::start("").await;
     let (app, sandbox) = (unique_app(), sandbox().await);
     sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
-    let lines = format!("batch_size = 1\ncalls_per_second = 20\nburst = 5\n[state]\nurl = \"{}\"", redis.url());
+    let lines = format!(
+        "batch_size = 1\ncalls_per_second = 20\nburst = 5\n[state]\nurl = \"{}\"",
+        redis.url()
+    );
     let broker = Broker::shared().await;
     let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), &lines);
     let active = Daemon::start(&configuration).await;
@@ -269,14 +336,18 @@ async fn of_two_replicas_on_one_redis_the_second_finishes_what_the_killed_one_be
     scene.daemon.kill().await;
     let killed = tokio::time::Instant::now();
     let before = scene.notified("g").len();
-    eventually("the standby to call", async || (scene.notified("g").len() > before).then_some(())).await;
+    eventually("the standby to call", async || (scene.notified("g").len() > before).then_some(()))
+        .await;
     let took_over = killed.elapsed();
     let result = scene.producer.result().await;
     assert_eq!(result.status, Status::Sent, "{result:?}");
     let times = times_notified(&scene, "g");
     let repeated = times.values().filter(|times| **times > 1).count();
     let most = scene.sandbox.stats().max_in_1s;
-    println!("took over within {took_over:?}; {repeated} of 60 batches sent again; {most} calls at most in a second");
+    println!(
+        "took over within {took_over:?}; {repeated} of 60 batches sent again; {most} calls at most \
+            in a second"
+    );
     assert_eq!(times.len(), 60);
     assert!(repeated <= UNDER_WAY, "{times:?}");
     assert!(most <= most_arrivals_in_1s(20), "{most} calls in one second over both replicas");
@@ -290,7 +361,10 @@ async fn a_replica_that_loses_its_channel_finishes_its_calls_and_the_other_one_r
     let broker = Broker::start("").await;
     let (app, sandbox) = (unique_app(), sandbox().await);
     sandbox.change_settings(settings(json!({ "latency_ms": 600 })));
-    let lines = format!("batch_size = 1\ncalls_per_second = 20\nburst = 20\n[state]\nurl = \"{}\"", redis.url());
+    let lines = format!(
+        "batch_size = 1\ncalls_per_second = 20\nburst = 20\n[state]\nurl = \"{}\"",
+        redis.url()
+    );
     let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), &lines);
     let first = Daemon::start(&configuration).await;
     let _second = Daemon::start(&configuration).await;

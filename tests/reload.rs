@@ -11,7 +11,8 @@ use crate::support::{
     scene::{Scene, job, settings},
 };
 
-/// Writes another configuration, tells the daemon, and waits until it says that it has taken it on, or not.
+/// Writes another configuration, tells the daemon, and waits until it says that it has taken it on,
+/// or not.
 async fn reload(scene: &Scene, configuration: &str, answer: &str) {
     let before = scene.daemon.times_logged(answer);
     scene.daemon.reconfigure(configuration);
@@ -29,10 +30,16 @@ async fn publish(scene: &Scene, contents: std::ops::Range<usize>) {
 
 /// The most calls that arrived in any second which begins with one in this span.
 fn most_in_1s(scene: &Scene, from: jiff::Timestamp, until: jiff::Timestamp) -> usize {
-    let moments: Vec<_> = scene.sandbox.received(Some("g")).into_iter().map(|call| call.at).collect();
+    let moments: Vec<_> =
+        scene.sandbox.received(Some("g")).into_iter().map(|call| call.at).collect();
     let begins = moments.iter().filter(|at| (from..until).contains(*at));
     begins
-        .map(|begin| moments.iter().filter(|at| (*begin..*begin + Duration::from_secs(1)).contains(*at)).count())
+        .map(|begin| {
+            moments
+                .iter()
+                .filter(|at| (*begin..*begin + Duration::from_secs(1)).contains(*at))
+                .count()
+        })
         .max()
         .unwrap_or(0)
 }
@@ -78,7 +85,10 @@ async fn a_changed_rate_holds_within_a_second_and_no_job_is_lost_or_sent_twice()
     let at_first = most_in_1s(&scene, jiff::Timestamp::MIN, raised_at - second);
     assert!(at_first <= most_arrivals_in_1s(20), "{at_first} in a second before the change");
     let lowered = most_in_1s(&scene, lowered_at + second, watched_until - second);
-    assert!((15..=most_arrivals_in_1s(20)).contains(&lowered), "{lowered} in a second after the limit was lowered");
+    assert!(
+        (15..=most_arrivals_in_1s(20)).contains(&lowered),
+        "{lowered} in a second after the limit was lowered"
+    );
     let most = scene.sandbox.stats().max_in_1s;
     assert!(most <= most_arrivals_in_1s(100), "{most} in a second");
 }
@@ -95,7 +105,10 @@ async fn a_secret_is_rotated_without_a_failed_job() {
     }
     assert_eq!(scene.sandbox.stats().accepted, 200);
     let log = scene.daemon.log();
-    assert!(log.contains(".secret_key") && !log.contains("rotated") && !log.contains(PUBLIC_KEY), "{log}");
+    assert!(
+        log.contains(".secret_key") && !log.contains("rotated") && !log.contains(PUBLIC_KEY),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -104,7 +117,8 @@ async fn a_secret_is_read_again_from_its_file() {
     let file = scene.daemon.file("key");
     std::fs::write(&file, PUBLIC_KEY).unwrap();
     let from_file = format!("secret_key_file = \"{}\"", file.display());
-    let configuration = scene.configuration.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), &from_file);
+    let configuration =
+        scene.configuration.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), &from_file);
     reload(&scene, &configuration, "secret_key_file").await;
 
     let mut scene = scene;
@@ -121,10 +135,16 @@ async fn a_bad_configuration_is_refused_whole_with_the_words_of_a_start_and_jobs
     let changed = scene.configuration.replace("batch_size = 10", "batch_size = 1");
     let app = &scene.app;
     let bad = [
-        (changed.replace("batch_size", "batch_sise"), format!("unknown key apps.{app}.batch_sise; did you mean batch_size?")),
+        (
+            changed.replace("batch_size", "batch_sise"),
+            format!("unknown key apps.{app}.batch_sise; did you mean batch_size?"),
+        ),
         (format!("{changed}[log\n"), "groupcast.toml:14:5".to_owned()),
         (changed.replace(PUBLIC_KEY, ""), format!("apps.{app}.secret_key must not be empty")),
-        (changed.replace("secret_key =", "secret_key_file ="), format!("the file `{PUBLIC_KEY}` cannot be read")),
+        (
+            changed.replace("secret_key =", "secret_key_file ="),
+            format!("the file `{PUBLIC_KEY}` cannot be read"),
+        ),
         (format!("{changed}[log]\nfilter = \"=\"\n"), "log.filter must be a log filter".to_owned()),
         (String::new(), "no apps are configured".to_owned()),
     ];
@@ -144,16 +164,27 @@ async fn what_takes_effect_at_the_next_start_is_named_and_the_rest_is_applied() 
     let mut scene = Scene::with("retry.park = [\"1s\"]").await;
     let app = scene.app.clone();
     let other_app = scene.configuration.split_once("[apps").unwrap().1.replace(&app, "zzz");
-    let configuration =
-        scene.configuration.replace("retry.park = [\"1s\"]", "retry.park = [\"2s\"]\nempty_recipients = \"reject\"");
-    let configuration = configuration.replace("[broker]\n", "[broker]\nprefetch = 7\n").replace("127.0.0.1:0", "127.0.0.1:1");
-    let configuration = format!("{configuration}[apps{other_app}[state]\nretention = \"1h\"\n[log]\nformat = \"json\"\n");
+    let configuration = scene
+        .configuration
+        .replace("retry.park = [\"1s\"]", "retry.park = [\"2s\"]\nempty_recipients = \"reject\"");
+    let configuration = configuration
+        .replace("[broker]\n", "[broker]\nprefetch = 7\n")
+        .replace("127.0.0.1:0", "127.0.0.1:1");
+    let configuration = format!(
+        "{configuration}[apps{other_app}[state]\nretention = \"1h\"\n[log]\nformat = \"json\"\n"
+    );
     reload(&scene, &configuration, "takes effect at the next start").await;
     let log = scene.daemon.log();
     let told = log.lines().find(|line| line.contains("takes effect at the next start")).unwrap();
-    let waits = format!("admin.listen, apps.{app}.retry.park, apps.zzz, broker.prefetch, log.format, state.retention");
+    let waits = format!(
+        "admin.listen, apps.{app}.retry.park, apps.zzz, broker.prefetch, log.format, \
+            state.retention"
+    );
     assert!(told.contains(&waits) && told.contains("WARN"), "{told}");
-    assert!(log.contains(&format!("configuration reloaded; changed: apps.{app}.empty_recipients")), "{log}");
+    assert!(
+        log.contains(&format!("configuration reloaded; changed: apps.{app}.empty_recipients")),
+        "{log}"
+    );
 
     let mut broadcast = job("g", 1);
     broadcast["ToMembers_Account"] = json!([]);
@@ -169,8 +200,10 @@ async fn an_app_moves_to_another_endpoint_and_account() {
     assert_eq!(scene.send(&job("here", 1)).await.status, Status::Sent);
     let elsewhere = crate::support::scene::sandbox().await;
     elsewhere.change_settings(settings(json!({ "sdk_app_id": 7, "admins": ["somebody"] })));
-    let configuration = scene.configuration.replace(&scene.sandbox.endpoint(), &elsewhere.endpoint());
-    let configuration = configuration.replace("1400000000", "7").replace("\"administrator\"", "\"somebody\"");
+    let configuration =
+        scene.configuration.replace(&scene.sandbox.endpoint(), &elsewhere.endpoint());
+    let configuration =
+        configuration.replace("1400000000", "7").replace("\"administrator\"", "\"somebody\"");
     reload(&scene, &configuration, "endpoint").await;
     assert_eq!(scene.send(&job("there", 1)).await.status, Status::Sent);
     assert_eq!((scene.sandbox.stats().calls, elsewhere.stats().accepted), (1, 1));
@@ -180,7 +213,8 @@ async fn an_app_moves_to_another_endpoint_and_account() {
 async fn a_changed_timeout_and_number_of_calls_in_flight_hold_for_the_next_calls() {
     let mut scene = Scene::with("max_in_flight = 1").await;
     scene.sandbox.change_settings(settings(json!({ "latency_ms": 1500 })));
-    let configuration = scene.configuration.replace("request_timeout = \"1s\"", "request_timeout = \"5s\"");
+    let configuration =
+        scene.configuration.replace("request_timeout = \"1s\"", "request_timeout = \"5s\"");
     let configuration = configuration.replace("max_in_flight = 1", "max_in_flight = 10");
     reload(&scene, &configuration, "request_timeout").await;
     let start = Instant::now();
@@ -189,7 +223,11 @@ async fn a_changed_timeout_and_number_of_calls_in_flight_hold_for_the_next_calls
         let result = scene.producer.result().await;
         assert_eq!((result.status, result.calls), (Status::Sent, 1));
     }
-    assert!(start.elapsed() < Duration::from_secs(10), "one after the other: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "one after the other: {:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -197,7 +235,12 @@ async fn the_log_filter_changes_while_the_daemon_runs() {
     let mut scene = Scene::start().await;
     scene.send(&job("g", 1)).await;
     assert!(!scene.daemon.log().contains("DEBUG"));
-    reload(&scene, &format!("{}[log]\nfilter = \"debug\"\n", scene.configuration), "changed: log.filter").await;
+    reload(
+        &scene,
+        &format!("{}[log]\nfilter = \"debug\"\n", scene.configuration),
+        "changed: log.filter",
+    )
+    .await;
     scene.send(&job("g", 1)).await;
     scene.daemon.until_logged("job sent").await;
     scene.daemon.reconfigure(&format!("{}[log]\nfilter = \"warn\"\n", scene.configuration));

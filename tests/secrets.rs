@@ -13,10 +13,13 @@ use crate::support::{
     scene::{configuration, job, sandbox, unique_app},
 };
 
-/// Whether the text has something that could be a UserSig: those are deflated, so they begin with `eJ`, and are long.
+/// Whether the text has something that could be a UserSig: those are deflated, so they begin with
+/// `eJ`, and are long.
 fn has_user_sig(text: &str) -> bool {
-    let of_its_alphabet = |character: char| character.is_ascii_alphanumeric() || "*-_".contains(character);
-    text.split(|character| !of_its_alphabet(character)).any(|word| word.starts_with("eJ") && word.len() > 60)
+    let of_its_alphabet =
+        |character: char| character.is_ascii_alphanumeric() || "*-_".contains(character);
+    text.split(|character| !of_its_alphabet(character))
+        .any(|word| word.starts_with("eJ") && word.len() > 60)
 }
 
 #[tokio::test]
@@ -45,20 +48,42 @@ async fn the_most_talkative_log_has_no_key_no_user_sig_and_no_password() {
     ];
     for (number, fault) in faults.into_iter().enumerate() {
         let group = format!("g{number}");
-        sandbox.add_fault(FaultRule { group: Some(group.clone()), calls: Some(1), ..FaultRule::from(fault) }).unwrap();
-        producer.publish(&app, &serde_json::to_vec(&job(&group, 1)).unwrap(), producer.properties()).await;
+        sandbox
+            .add_fault(FaultRule {
+                group: Some(group.clone()),
+                calls: Some(1),
+                ..FaultRule::from(fault)
+            })
+            .unwrap();
+        producer
+            .publish(&app, &serde_json::to_vec(&job(&group, 1)).unwrap(), producer.properties())
+            .await;
         assert_eq!(producer.result().await.status, Status::Sent);
     }
     sandbox.stop().await;
-    producer.publish(&app, &serde_json::to_vec(&job("nobody-listens", 1)).unwrap(), producer.properties()).await;
+    producer
+        .publish(
+            &app,
+            &serde_json::to_vec(&job("nobody-listens", 1)).unwrap(),
+            producer.properties(),
+        )
+        .await;
     assert_eq!(producer.result().await.status, Status::Failed);
 
     let log = daemon.log();
-    assert!(log.contains("DEBUG") && log.contains("a call failed"), "the log tells of calls:\n{log}");
+    assert!(
+        log.contains("DEBUG") && log.contains("a call failed"),
+        "the log tells of calls:\n{log}"
+    );
     for secret in [PUBLIC_KEY, "canary-password", "usersig="] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
-    let claims = Claims { sdk_app_id: 1_400_000_000, identifier: "administrator", time: 1_800_000_000, expire: 604_800 };
+    let claims = Claims {
+        sdk_app_id: 1_400_000_000,
+        identifier: "administrator",
+        time: 1_800_000_000,
+        expire: 604_800,
+    };
     assert!(has_user_sig(&format!("usersig={}&random=7", claims.sign(PUBLIC_KEY))));
     assert!(!has_user_sig(&log), "a UserSig is in the log");
 }

@@ -1,7 +1,8 @@
-//! Everything fails again and again while jobs are sent: each job is answered, and what had an answer is not sent again.
+//! Everything fails again and again while jobs are sent: each job is answered, and what had an
+//! answer is not sent again.
 //!
-//! `SOAK_JOBS=2000 SOAK_DAEMON_KILLS=10 SOAK_BROKER_KILLS=5 SOAK_CUTS=5 tests/run.sh --test promises soak -- --nocapture`
-//! is the long form; the gate runs a short one.
+//! `SOAK_JOBS=2000 SOAK_DAEMON_KILLS=10 SOAK_BROKER_KILLS=5 SOAK_CUTS=5 tests/run.sh --test
+//! promises soak -- --nocapture` is the long form; the gate runs a short one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +44,10 @@ fn blows() -> Vec<Blow> {
     let cuts = number("SOAK_CUTS", 2);
     let mut blows = vec![Blow::KillDaemon; number("SOAK_DAEMON_KILLS", 3)];
     blows.extend(vec![Blow::KillBroker; number("SOAK_BROKER_KILLS", 1)]);
-    blows.extend((0..cuts).map(|number| if number % 3 == 2 { Blow::FreezeNetwork } else { Blow::CutNetwork }));
+    blows.extend(
+        (0..cuts)
+            .map(|number| if number % 3 == 2 { Blow::FreezeNetwork } else { Blow::CutNetwork }),
+    );
     blows.shuffle(&mut rand::rng());
     blows
 }
@@ -66,7 +70,11 @@ async fn publish(scene: &Scene, number: usize) {
     if is_at_most_once(number) {
         headers.insert("groupcast-delivery".into(), text("at-most-once"));
     }
-    let properties = scene.producer.properties().with_message_id(number.to_string().into()).with_headers(headers);
+    let properties = scene
+        .producer
+        .properties()
+        .with_message_id(number.to_string().into())
+        .with_headers(headers);
     scene.producer.publish(&scene.app, &serde_json::to_vec(&job).unwrap(), properties).await;
 }
 
@@ -79,7 +87,8 @@ async fn whatever_fails_every_job_is_answered_and_nothing_that_was_answered_is_s
     let (app, sandbox) = (unique_app(), sandbox().await);
     sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
     let lines = format!("batch_size = 1\ncalls_per_second = {CALLS_PER_SECOND}\nburst = 5");
-    let configuration = configuration(&proxy.amqp_url(broker.url()), &app, &sandbox.endpoint(), &lines);
+    let configuration =
+        configuration(&proxy.amqp_url(broker.url()), &app, &sandbox.endpoint(), &lines);
     let daemon = Daemon::start(&configuration).await;
     let producer = Producer::connect(broker.url()).await;
     let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
@@ -91,7 +100,10 @@ async fn whatever_fails_every_job_is_answered_and_nothing_that_was_answered_is_s
     for (index, blow) in blows.iter().enumerate() {
         let reached = calls * (index + 1) / (blows.len() + 2);
         let what = format!("call {reached} before {blow:?}");
-        eventually(&what, async || (scene.sandbox.stats().accepted as usize >= reached).then_some(())).await;
+        eventually(&what, async || {
+            (scene.sandbox.stats().accepted as usize >= reached).then_some(())
+        })
+        .await;
         sleep(Duration::from_millis(rand::rng().random_range(0..200))).await;
         strike(*blow, &mut scene, &broker, &proxy).await;
     }
@@ -131,7 +143,10 @@ async fn collect(scene: &mut Scene, jobs: usize) -> BTreeMap<String, Vec<JobResu
         let result = scene.producer.result().await;
         results.entry(result.job_id.clone()).or_default().push(result);
     }
-    eventually("all to be acknowledged", async || (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())).await;
+    eventually("all to be acknowledged", async || {
+        (scene.producer.depth(&scene.queue("jobs")).await == 0).then_some(())
+    })
+    .await;
     results
 }
 
@@ -140,14 +155,25 @@ fn repeated(scene: &Scene) -> usize {
     let mut seen = BTreeSet::new();
     let calls = scene.sandbox.received(None);
     assert_eq!(calls.len() as u64, stats.accepted, "the sandbox still knows all calls");
-    calls.into_iter().filter(|call| !seen.insert((call.group.clone(), call.recipients.clone()))).count()
+    calls
+        .into_iter()
+        .filter(|call| !seen.insert((call.group.clone(), call.recipients.clone())))
+        .count()
 }
 
-fn tell(scene: &Scene, blows: &[Blow], results: &BTreeMap<String, Vec<JobResult>>, jobs: usize, took: Duration) {
+fn tell(
+    scene: &Scene,
+    blows: &[Blow],
+    results: &BTreeMap<String, Vec<JobResult>>,
+    jobs: usize,
+    took: Duration,
+) {
     let count = |kind| blows.iter().filter(|blow| **blow == kind).count();
-    let unknown: u32 = results.values().map(|results| results[0].recipients.map_or(0, |told| told.unknown)).sum();
+    let unknown: u32 =
+        results.values().map(|results| results[0].recipients.map_or(0, |told| told.unknown)).sum();
     println!(
-        "{jobs} jobs, {} daemon kills, {} broker kills, {} cuts, {} freezes in {:.0} s: {} answered, 0 lost, {} answers more than once, \
+        "{jobs} jobs, {} daemon kills, {} broker kills, {} cuts, {} freezes in {:.0} s: {} \
+            answered, 0 lost, {} answers more than once, \
          {} calls, {} batches sent again, {unknown} unknown, {} calls at most in a second",
         count(Blow::KillDaemon),
         count(Blow::KillBroker),
@@ -168,12 +194,19 @@ fn check(scene: &Scene, results: &BTreeMap<String, Vec<JobResult>>, blows: usize
         let mut notified = scene.notified(&group(number));
         notified.sort();
         for result in results {
-            assert_eq!((result.status, &result.errors), (results[0].status, &results[0].errors), "two answers differ");
+            assert_eq!(
+                (result.status, &result.errors),
+                (results[0].status, &results[0].errors),
+                "two answers differ"
+            );
         }
         if is_at_most_once(number) {
             assert!(notified.windows(2).all(|pair| pair[0] != pair[1]), "{notified:?}");
             let honest = results[0].errors.iter().all(|error| error.kind == ErrorKind::Unknown);
-            assert!(honest && notified.len() >= results[0].recipients.unwrap().sent as usize, "{results:?}");
+            assert!(
+                honest && notified.len() >= results[0].recipients.unwrap().sent as usize,
+                "{results:?}"
+            );
         } else {
             assert_eq!(results[0].status, Status::Sent, "{results:?}");
             notified.dedup();

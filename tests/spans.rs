@@ -1,9 +1,12 @@
-//! A job can be followed through traces: its span continues its producer's, and its batches and calls are in it.
+//! A job can be followed through traces: its span continues its producer's, and its batches and
+//! calls are in it.
 
 use std::convert::Infallible;
 
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, body::Bytes, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use lapin::types::FieldTable;
 use opentelemetry_proto::tonic::{
@@ -38,7 +41,10 @@ async fn collector() -> (String, Receiver<Bytes>) {
     (url, received)
 }
 
-async fn collect(request: Request<Incoming>, sender: Sender<Bytes>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn collect(
+    request: Request<Incoming>,
+    sender: Sender<Bytes>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     assert_eq!(request.uri().path(), "/v1/traces");
     sender.send(request.into_body().collect().await.unwrap().to_bytes()).await.unwrap();
     Ok(Response::new(Full::default()))
@@ -46,7 +52,12 @@ async fn collect(request: Request<Incoming>, sender: Sender<Bytes>) -> Result<Re
 
 fn spans(export: &Bytes) -> Vec<Span> {
     let request = ExportTraceServiceRequest::decode(export.clone()).expect("OTLP");
-    request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+    request
+        .resource_spans
+        .into_iter()
+        .flat_map(|resource| resource.scope_spans)
+        .flat_map(|scope| scope.spans)
+        .collect()
 }
 
 #[tokio::test]
@@ -54,11 +65,21 @@ async fn a_jobs_span_continues_its_producers_trace_and_has_its_batches_and_calls
     let (url, mut received) = collector().await;
     let mut scene = Scene::with(&format!("[telemetry]\notlp_endpoint = \"{url}\"")).await;
     let fault = json!({ "fault": { "error": { "code": 10002 } }, "group": "g", "calls": 1 });
-    scene.sandbox.add_fault(serde_json::from_value::<groupcast::sandbox::FaultRule>(fault).unwrap()).unwrap();
+    scene
+        .sandbox
+        .add_fault(serde_json::from_value::<groupcast::sandbox::FaultRule>(fault).unwrap())
+        .unwrap();
     let mut headers = FieldTable::default();
-    headers.insert("traceparent".into(), text("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
-    let properties = scene.producer.properties().with_headers(headers).with_message_id("followed".into());
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 600)).unwrap(), properties).await;
+    headers.insert(
+        "traceparent".into(),
+        text("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    );
+    let properties =
+        scene.producer.properties().with_headers(headers).with_message_id("followed".into());
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 600)).unwrap(), properties)
+        .await;
     scene.producer.result().await;
     // What is left goes out when the daemon stops.
     assert!(scene.daemon.terminate().await.success());
@@ -75,8 +96,14 @@ async fn a_jobs_span_continues_its_producers_trace_and_has_its_batches_and_calls
     assert_eq!(job.kind, SpanKind::Consumer as i32);
     let (batches, calls) = (named("batch"), named("call"));
     assert_eq!((batches.len(), calls.len()), (2, 3), "one batch was tried twice");
-    assert!(batches.iter().all(|batch| batch.parent_span_id == job.span_id && batch.trace_id == job.trace_id));
-    assert!(calls.iter().all(|call| batches.iter().any(|batch| call.parent_span_id == batch.span_id)));
+    assert!(
+        batches
+            .iter()
+            .all(|batch| batch.parent_span_id == job.span_id && batch.trace_id == job.trace_id)
+    );
+    assert!(
+        calls.iter().all(|call| batches.iter().any(|batch| call.parent_span_id == batch.span_id))
+    );
     assert!(calls.iter().all(|call| call.kind == SpanKind::Client as i32));
     let told = format!("{all:?}");
     for secret in ["user-1", "hello", "usersig"] {

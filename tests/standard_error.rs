@@ -28,11 +28,20 @@ struct Unread {
 impl Unread {
     async fn start() -> Unread {
         let (broker, app, sandbox) = (Broker::shared().await, unique_app(), sandbox().await);
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
-        let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), "").replace("127.0.0.1:0", &free.to_string());
+        let free = TcpListener::bind("127.0.0.1:0")
+            .expect("a free port")
+            .local_addr()
+            .expect("an address");
+        let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), "")
+            .replace("127.0.0.1:0", &free.to_string());
         let daemon = Daemon::spawn_unread(&configuration);
-        let unread =
-            Unread { daemon, address: free.to_string(), app, producer: Producer::connect(broker.url()).await, _sandbox: sandbox };
+        let unread = Unread {
+            daemon,
+            address: free.to_string(),
+            app,
+            producer: Producer::connect(broker.url()).await,
+            _sandbox: sandbox,
+        };
         eventually("the daemon to consume", async || unread.get("readyz").await).await;
         unread
     }
@@ -43,12 +52,15 @@ impl Unread {
         answer.error_for_status().ok()?.text().await.ok()
     }
 
-    /// Has many jobs rejected, each with a long line in the log: more than the pipe and the daemon together keep.
+    /// Has many jobs rejected, each with a long line in the log: more than the pipe and the daemon
+    /// together keep.
     async fn reject_many(&mut self) {
         for number in 0..REJECTED {
             let mut job = job("g", 1);
             job[format!("{number}-{}", "x".repeat(1000))] = json!(1);
-            self.producer.publish(&self.app, &serde_json::to_vec(&job).unwrap(), self.producer.properties()).await;
+            self.producer
+                .publish(&self.app, &serde_json::to_vec(&job).unwrap(), self.producer.properties())
+                .await;
         }
         for _ in 0..REJECTED {
             assert_eq!(self.producer.result().await.status, Status::Rejected);
@@ -57,7 +69,9 @@ impl Unread {
 
     async fn dropped(&self) -> u64 {
         let metrics = self.get("metrics").await.expect("metrics");
-        let line = metrics.lines().find_map(|line| line.strip_prefix("groupcast_log_lines_dropped_total "));
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("groupcast_log_lines_dropped_total "));
         line.expect("the metric is there from the start").parse().expect("a number")
     }
 }
@@ -80,7 +94,8 @@ async fn jobs_are_answered_while_nobody_reads_the_log_and_what_was_dropped_is_to
         }
         panic!("the log ended");
     };
-    let told = tokio::time::timeout(std::time::Duration::from_secs(60), told).await.expect("it is told");
+    let told =
+        tokio::time::timeout(std::time::Duration::from_secs(60), told).await.expect("it is told");
     assert!(told.contains(&format!("lines={dropped}")), "{told}, and not {dropped}");
 
     // The last lines are there.

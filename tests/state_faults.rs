@@ -1,4 +1,5 @@
-//! A state store that fails loses no job: no job is taken that could not be remembered, and work goes on by itself.
+//! A state store that fails loses no job: no job is taken that could not be remembered, and work
+//! goes on by itself.
 
 use std::{process::Command, time::Duration};
 
@@ -59,13 +60,18 @@ async fn a_folder_that_is_not_there_or_a_damaged_file_is_a_clear_error_and_a_pau
     for name in ["groupcast.db-wal", "groupcast.db-shm"] {
         let _ = std::fs::remove_file(scene.daemon.file("state").join(name));
     }
-    std::fs::write(scene.daemon.file("state/groupcast.db"), "this is no database, ".repeat(1000)).unwrap();
+    std::fs::write(scene.daemon.file("state/groupcast.db"), "this is no database, ".repeat(1000))
+        .unwrap();
     publish(&scene, "second").await;
     let calls = scene.sandbox.stats().calls;
     scene.daemon.spawn_again();
-    eventually("the error", async || (scene.daemon.times_logged(DOES_NOT_WORK) == 2).then_some(())).await;
+    eventually("the error", async || (scene.daemon.times_logged(DOES_NOT_WORK) == 2).then_some(()))
+        .await;
     sleep(Duration::from_secs(1)).await;
-    assert_eq!((scene.sandbox.stats().calls, scene.producer.depth(&scene.queue("jobs")).await), (calls, 1));
+    assert_eq!(
+        (scene.sandbox.stats().calls, scene.producer.depth(&scene.queue("jobs")).await),
+        (calls, 1)
+    );
     std::fs::remove_file(scene.daemon.file("state/groupcast.db")).unwrap();
     assert_eq!(scene.producer.result().await.job_id, "second");
 }
@@ -106,8 +112,12 @@ async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answere
     let mut scene = scene_with("sqlite:groupcast.db", "batch_size = 1", limited).await;
     scene.daemon.until_consuming(1).await;
     for number in 0..300 {
-        let properties = scene.producer.properties().with_message_id(format!("job-{number}").as_str().into());
-        scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 3)).unwrap(), properties).await;
+        let properties =
+            scene.producer.properties().with_message_id(format!("job-{number}").as_str().into());
+        scene
+            .producer
+            .publish(&scene.app, &serde_json::to_vec(&job("g", 3)).unwrap(), properties)
+            .await;
     }
     scene.daemon.until_logged(DOES_NOT_WORK).await;
     sleep(Duration::from_secs(2)).await;
@@ -117,8 +127,15 @@ async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answere
     assert!(calls < 900);
 
     let pid = scene.daemon.pid().to_string();
-    assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited:"]).status().unwrap().success());
-    let mut open: std::collections::BTreeSet<String> = (0..300).map(|number| format!("job-{number}")).collect();
+    assert!(
+        Command::new("prlimit")
+            .args(["--pid", &pid, "--fsize=unlimited:"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut open: std::collections::BTreeSet<String> =
+        (0..300).map(|number| format!("job-{number}")).collect();
     let mut told = 0;
     while !open.is_empty() {
         let result = scene.producer.result().await;
@@ -126,7 +143,11 @@ async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answere
         told += if open.remove(&result.job_id) { result.calls } else { 0 };
     }
     let stats = scene.sandbox.stats();
-    assert_eq!((told, stats.accepted), (stats.calls, 900), "what was known when the disk was full is not called for again");
+    assert_eq!(
+        (told, stats.accepted),
+        (stats.calls, 900),
+        "what was known when the disk was full is not called for again"
+    );
     assert!(scene.daemon.log().contains("disk"), "it says what to do");
 }
 
@@ -146,7 +167,8 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
     scene.sandbox.reset();
     redis.kill().await;
     publish(&scene, "second").await;
-    eventually("the error", async || (scene.daemon.times_logged(DOES_NOT_WORK) == 2).then_some(())).await;
+    eventually("the error", async || (scene.daemon.times_logged(DOES_NOT_WORK) == 2).then_some(()))
+        .await;
     makes_no_call(&scene).await;
     redis.restart().await;
     assert_eq!(scene.producer.result().await.job_id, "second");
@@ -157,11 +179,16 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
 #[tokio::test]
 async fn a_redis_that_comes_back_without_its_data_loses_no_job_and_is_noticed() {
     let redis = Redis::start("").await;
-    let mut scene = scene_with(redis.url(), "batch_size = 1\ncalls_per_second = 20\nburst = 1", Daemon::spawn).await;
+    let mut scene =
+        scene_with(redis.url(), "batch_size = 1\ncalls_per_second = 20\nburst = 1", Daemon::spawn)
+            .await;
     scene.daemon.until_consuming(1).await;
     scene.sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
     let properties = scene.producer.properties().with_message_id("order-1".into());
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 60)).unwrap(), properties).await;
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 60)).unwrap(), properties)
+        .await;
     eventually("some calls", async || (scene.sandbox.stats().accepted >= 20).then_some(())).await;
     redis.restart_empty().await;
     let result = scene.producer.result().await;
@@ -169,7 +196,10 @@ async fn a_redis_that_comes_back_without_its_data_loses_no_job_and_is_noticed() 
     scene.daemon.until_logged("has lost its data").await;
     assert!(scene.daemon.times_logged(WORKS) >= 1);
     let properties = scene.producer.properties().with_message_id("order-1".into());
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 60)).unwrap(), properties).await;
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 60)).unwrap(), properties)
+        .await;
     assert!(scene.producer.result().await.duplicate, "what has ended since is known");
 }
 
@@ -179,14 +209,22 @@ async fn a_record_that_cannot_be_read_rejects_its_job_and_no_other() {
     is_sent(&mut scene, "first").await;
     let state = rusqlite::Connection::open(scene.daemon.file("groupcast.db")).unwrap();
     eventually("the record", async || {
-        let damaged = state.execute("UPDATE jobs SET result = '{}' WHERE job_id = 'first' AND result IS NOT NULL", []).unwrap();
+        let damaged = state
+            .execute(
+                "UPDATE jobs SET result = '{}' WHERE job_id = 'first' AND result IS NOT NULL",
+                [],
+            )
+            .unwrap();
         (damaged == 1).then_some(())
     })
     .await;
     publish(&scene, "first").await;
     let result = scene.producer.result().await;
     assert_eq!(result.status, Status::Rejected);
-    assert!(result.errors[0].info.starts_with("message_id: has a record that cannot be read"), "{result:?}");
+    assert!(
+        result.errors[0].info.starts_with("message_id: has a record that cannot be read"),
+        "{result:?}"
+    );
     is_sent(&mut scene, "second").await;
     assert_eq!(scene.daemon.times_logged("lost the subscription"), 0, "{}", scene.daemon.log());
     assert_eq!(scene.daemon.times_logged(DOES_NOT_WORK), 0);

@@ -1,4 +1,5 @@
-//! A state store that stalls, or that answers and cannot record, makes the daemon wait. It notifies nobody twice.
+//! A state store that stalls, or that answers and cannot record, makes the daemon wait. It notifies
+//! nobody twice.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +26,8 @@ const BATCHES: usize = 400;
 /// Calls before the store stalls.
 const BEFORE: u64 = 100;
 const CALLS_PER_SECOND: u64 = 100;
-/// An outcome may wait for its record for a second before calls stop; another half for a busy machine.
+/// An outcome may wait for its record for a second before calls stop; another half for a busy
+/// machine.
 const CALLS_DURING: u64 = CALLS_PER_SECOND + CALLS_PER_SECOND / 2;
 
 /// A scene on this state URL, whose API takes 20 ms.
@@ -49,7 +51,12 @@ fn repeats(scene: &Scene, group: &str) -> usize {
 }
 
 /// Has the store stall for so long in the middle of a job, and checks what the API saw.
-async fn nobody_is_notified_twice(scene: &mut Scene, stall: Duration, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
+async fn nobody_is_notified_twice(
+    scene: &mut Scene,
+    stall: Duration,
+    begin: impl AsyncFnOnce(),
+    end: impl AsyncFnOnce(),
+) {
     scene.publish_with_id(&job("g", BATCHES), "order-1").await;
     eventually("calls", async || (scene.sandbox.stats().calls >= BEFORE).then_some(())).await;
     let before = scene.sandbox.stats().calls;
@@ -61,10 +68,15 @@ async fn nobody_is_notified_twice(scene: &mut Scene, stall: Duration, begin: imp
     let stats = scene.sandbox.stats();
     let repeats = repeats(scene, "g");
     println!(
-        "stalled for {stall:?}: {during} calls meanwhile, {repeats} recipients twice, calls {} of {}",
+        "stalled for {stall:?}: {during} calls meanwhile, {repeats} recipients twice, calls {} of \
+            {}",
         result.calls, stats.calls
     );
-    assert_eq!((result.status, result.recipients.unwrap().sent as usize), (Status::Sent, BATCHES), "{result:?}");
+    assert_eq!(
+        (result.status, result.recipients.unwrap().sent as usize),
+        (Status::Sent, BATCHES),
+        "{result:?}"
+    );
     assert_eq!(repeats, 0, "what the daemon knows is recorded when the store works again");
     assert_eq!(result.calls, stats.calls, "each call is told");
     assert!(during <= CALLS_DURING, "{during} calls left while outcomes could not be recorded");
@@ -79,7 +91,13 @@ async fn a_redis_that_is_frozen_has_nobody_notified_twice() {
         let redis = Redis::start("").await;
         let mut scene = scene_with(redis.url(), LINES).await;
         let stall = Duration::from_secs(seconds);
-        nobody_is_notified_twice(&mut scene, stall, async || redis.signal("STOP"), async || redis.signal("CONT")).await;
+        nobody_is_notified_twice(
+            &mut scene,
+            stall,
+            async || redis.signal("STOP"),
+            async || redis.signal("CONT"),
+        )
+        .await;
     }))
     .await;
 }
@@ -92,7 +110,10 @@ async fn a_state_file_that_another_process_has_locked_has_nobody_notified_twice(
         other.busy_timeout(Duration::from_secs(5)).unwrap();
         let stall = Duration::from_secs(seconds);
         let lock = async || other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        nobody_is_notified_twice(&mut scene, stall, lock, async || other.execute_batch("ROLLBACK").unwrap()).await;
+        nobody_is_notified_twice(&mut scene, stall, lock, async || {
+            other.execute_batch("ROLLBACK").unwrap()
+        })
+        .await;
     }))
     .await;
 }
@@ -121,7 +142,11 @@ async fn a_redis_that_passes_a_probe_and_cannot_record_has_no_job_called_again()
     assert!(calls <= 5, "{calls} calls for five jobs of one call");
     let (status, body) = scene.daemon.get("/readyz").await;
     assert_eq!(status, 503, "{body}");
-    assert!(body.contains("record how a batch stands") && body.contains("use all commands on the keys groupcast:*"), "{body}");
+    assert!(
+        body.contains("record how a batch stands")
+            && body.contains("use all commands on the keys groupcast:*"),
+        "{body}"
+    );
 
     tell_redis(&redis, "ACL SETUSER default +hdel").await;
     for _ in 0..5 {

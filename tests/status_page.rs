@@ -1,4 +1,5 @@
-//! The status page shows what goes on, in a real browser, and lets only whoever may change anything.
+//! The status page shows what goes on, in a real browser, and lets only whoever may change
+//! anything.
 
 use std::path::Path;
 
@@ -23,7 +24,8 @@ const TOKEN: &str = "a-token-for-the-tests";
 async fn steerable(app_lines: &str) -> Scene {
     let mut scene = Scene::with(app_lines).await;
     scene.daemon.terminate().await;
-    let configuration = scene.configuration.replace("[admin]", &format!("[admin]\ntoken = \"{TOKEN}\""));
+    let configuration =
+        scene.configuration.replace("[admin]", &format!("[admin]\ntoken = \"{TOKEN}\""));
     scene.daemon = Daemon::start(&configuration).await;
     scene.configuration = configuration;
     scene
@@ -39,7 +41,8 @@ fn url(scene: &Scene, path: &str) -> String {
 
 async fn act(scene: &Scene, action: &str) -> Value {
     let path = format!("/apps/{}/{action}", scene.app);
-    let answer = client().post(url(scene, &path)).bearer_auth(TOKEN).send().await.expect("an answer");
+    let answer =
+        client().post(url(scene, &path)).bearer_auth(TOKEN).send().await.expect("an answer");
     assert_eq!(answer.status(), StatusCode::OK);
     serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
 }
@@ -49,7 +52,10 @@ async fn told(scene: &Scene) -> Value {
     let mut events = client().get(url(scene, "/events")).send().await.expect("an answer");
     let mut text = String::new();
     while !text.ends_with("\n\n") {
-        text.push_str(std::str::from_utf8(&events.chunk().await.expect("bytes").expect("an event")).expect("text"));
+        text.push_str(
+            std::str::from_utf8(&events.chunk().await.expect("bytes").expect("an event"))
+                .expect("text"),
+        );
     }
     serde_json::from_str(text.strip_prefix("data: ").expect("an event").trim_end()).expect("JSON")
 }
@@ -77,22 +83,46 @@ async fn it_shows_work_and_trouble_as_they_come_and_go() {
     let id = "<img src=x onerror=\"document.title='broken'\">";
     scene.publish_with_id(&job("g", 100_000), id).await;
     browser.until_says(&format!("{card} table[aria-label='Jobs being sent']"), id).await;
-    assert_eq!(browser.evaluate("return document.querySelector('main img')").await, Value::Null, "it is text, nothing else");
+    assert_eq!(
+        browser.evaluate("return document.querySelector('main img')").await,
+        Value::Null,
+        "it is text, nothing else"
+    );
     eventually("progress", async || {
-        let bar = browser.evaluate(&format!("return document.querySelector('{card} progress')?.value")).await;
+        let bar = browser
+            .evaluate(&format!("return document.querySelector('{card} progress')?.value"))
+            .await;
         (bar.as_f64()? >= 40.0).then_some(())
     })
     .await;
-    let label = browser.evaluate(&format!("return document.querySelector('{card} svg').getAttribute('aria-label')")).await;
+    let label = browser
+        .evaluate(&format!(
+            "return document.querySelector('{card} svg').getAttribute('aria-label')"
+        ))
+        .await;
     assert!(label.as_str().is_some_and(|label| label.contains("limit 20")), "{label}");
-    let eta = browser.evaluate(&format!("return document.querySelector('{card} tbody tr').lastChild.textContent")).await;
+    let eta = browser
+        .evaluate(&format!(
+            "return document.querySelector('{card} tbody tr').lastChild.textContent"
+        ))
+        .await;
     let seconds: f64 = eta.as_str().unwrap().trim_end_matches(" s").parse().unwrap();
     assert!((1.0..=9.0).contains(&seconds), "{eta}");
     browser.picture(&page_of("light.png")).await;
 
-    browser.page.find(fantoccini::Locator::Css("#token")).await.unwrap().send_keys(TOKEN).await.unwrap();
+    browser
+        .page
+        .find(fantoccini::Locator::Css("#token"))
+        .await
+        .unwrap()
+        .send_keys(TOKEN)
+        .await
+        .unwrap();
     let press = async |label: &str| {
-        let script = format!("[...document.querySelectorAll('{card} button')].find((b) => b.textContent === '{label}').focus()");
+        let script = format!(
+            "[...document.querySelectorAll('{card} button')].find((b) => b.textContent === \
+                '{label}').focus()"
+        );
         browser.evaluate(&script).await;
         let focused = browser.page.active_element().await.unwrap();
         focused.send_keys("\u{E007}").await.unwrap();
@@ -135,13 +165,16 @@ async fn it_says_in_the_dark_too_whose_fault_it_is_and_what_to_do() {
     // Each control and each plot says what it is.
     let nameless = browser
         .evaluate(
-            "return [...document.querySelectorAll('svg, progress, table')].filter((n) => !n.getAttribute('aria-label')).length \
+            "return [...document.querySelectorAll('svg, progress, table')].filter((n) => \
+                !n.getAttribute('aria-label')).length \
              + [...document.querySelectorAll('button')].filter((b) => !b.textContent).length",
         )
         .await;
     assert_eq!(nameless, 0);
-    let visible =
-        browser.evaluate("return document.querySelector('.actions').hidden && document.querySelector('#token-form').hidden");
+    let visible = browser.evaluate(
+        "return document.querySelector('.actions').hidden && \
+            document.querySelector('#token-form').hidden",
+    );
     assert_eq!(visible.await, true, "nothing to act with where no token is configured");
     browser.picture(&page_of("dark.png")).await;
     browser.close().await;
@@ -153,16 +186,29 @@ async fn nobody_acts_without_the_token_or_from_another_site_or_by_get() {
     let pause = url(&scene, &format!("/apps/{}/pause", scene.app));
     let ask = |method, headers: &[(reqwest::header::HeaderName, &str)]| {
         let request = client().request(method, &pause);
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(name, *value));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(name, *value));
         async move { request.send().await.expect("an answer").status() }
     };
     let bearer = format!("Bearer {TOKEN}");
     let known = (AUTHORIZATION, bearer.as_str());
     assert_eq!(ask(Method::POST, &[]).await, StatusCode::UNAUTHORIZED);
-    assert_eq!(ask(Method::POST, &[(AUTHORIZATION, "Bearer guessed")]).await, StatusCode::UNAUTHORIZED);
-    assert_eq!(ask(Method::POST, &[known.clone(), (ORIGIN, "http://evil.example")]).await, StatusCode::FORBIDDEN);
-    assert_eq!(ask(Method::POST, &[known.clone(), (HOST, "evil.example")]).await, StatusCode::FORBIDDEN);
-    assert_eq!(ask(Method::GET, std::slice::from_ref(&known)).await, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(
+        ask(Method::POST, &[(AUTHORIZATION, "Bearer guessed")]).await,
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(
+        ask(Method::POST, &[known.clone(), (ORIGIN, "http://evil.example")]).await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        ask(Method::POST, &[known.clone(), (HOST, "evil.example")]).await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        ask(Method::GET, std::slice::from_ref(&known)).await,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
     let (status, _) = scene.daemon.get("/readyz").await;
     assert_eq!(status, 200, "none of them paused it");
     assert_eq!(ask(Method::POST, &[known]).await, StatusCode::OK);
@@ -178,12 +224,14 @@ async fn without_a_token_there_are_no_actions_and_a_name_of_somebody_else_sees_n
     let status = client().post(pause).bearer_auth("").send().await.unwrap().status();
     assert_eq!(status, StatusCode::NOT_FOUND);
     for path in ["/", "/events"] {
-        let answer = client().get(url(&scene, path)).header(HOST, "evil.example").send().await.unwrap();
+        let answer =
+            client().get(url(&scene, path)).header(HOST, "evil.example").send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         assert!(answer.text().await.unwrap().contains("admin.hosts"));
     }
     // Collectors come by whatever name they know.
-    let answer = client().get(url(&scene, "/metrics")).header(HOST, "groupcast").send().await.unwrap();
+    let answer =
+        client().get(url(&scene, "/metrics")).header(HOST, "groupcast").send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     let page = client().get(url(&scene, "/")).send().await.unwrap();
     let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
@@ -204,7 +252,10 @@ async fn it_is_told_of_queues_and_calls_and_of_a_replica_that_stands_by() {
     })
     .await;
     let calls = activity["calls"].as_array().unwrap();
-    assert_eq!((calls.len(), calls.iter().map(|calls| calls.as_u64().unwrap()).sum::<u64>()), (300, 1));
+    assert_eq!(
+        (calls.len(), calls.iter().map(|calls| calls.as_u64().unwrap()).sum::<u64>()),
+        (300, 1)
+    );
     act(&scene, "resume").await;
     for _ in 0..3 {
         assert_eq!(scene.producer.result().await.status, Status::Sent);
@@ -214,26 +265,40 @@ async fn it_is_told_of_queues_and_calls_and_of_a_replica_that_stands_by() {
 
     let active = std::mem::replace(&mut scene.daemon, Daemon::start(&scene.configuration).await);
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
-    assert_eq!(told(&scene).await["activity"][&scene.app]["no_job_yet"], true, "the first replica has the jobs");
+    assert_eq!(
+        told(&scene).await["activity"][&scene.app]["no_job_yet"],
+        true,
+        "the first replica has the jobs"
+    );
     drop(active);
     scene.publish(&job("g", 1)).await;
-    eventually("it to take over", async || (told(&scene).await["activity"][&scene.app]["no_job_yet"] == false).then_some(()))
-        .await;
+    eventually("it to take over", async || {
+        (told(&scene).await["activity"][&scene.app]["no_job_yet"] == false).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_pause_repeats_no_batch_of_a_job_that_has_no_id() {
-    let mut scene = steerable("batch_size = 1\ncalls_per_second = 20\nburst = 1\nretry.park = [\"1s\"]").await;
+    let mut scene =
+        steerable("batch_size = 1\ncalls_per_second = 20\nburst = 1\nretry.park = [\"1s\"]").await;
     scene.publish(&job("g", 60)).await;
     for calls in [10, 30] {
-        eventually("some calls", async || (scene.sandbox.stats().accepted >= calls).then_some(())).await;
-        act(&scene, "pause").await;
-        eventually("no job to be held", async || (told(&scene).await["activity"][&scene.app]["jobs_held"] == 0).then_some(()))
+        eventually("some calls", async || (scene.sandbox.stats().accepted >= calls).then_some(()))
             .await;
+        act(&scene, "pause").await;
+        eventually("no job to be held", async || {
+            (told(&scene).await["activity"][&scene.app]["jobs_held"] == 0).then_some(())
+        })
+        .await;
         act(&scene, "resume").await;
     }
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.calls, scene.sandbox.stats().calls), (Status::Sent, 60, 60), "{result:?}");
+    assert_eq!(
+        (result.status, result.calls, scene.sandbox.stats().calls),
+        (Status::Sent, 60, 60),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]
@@ -256,7 +321,8 @@ async fn no_more_pages_are_open_than_the_daemon_has_room_for() {
     browser.until_says("#ready", "ready").await;
     browser.close().await;
     eventually("room", async || {
-        (client().get(url(&scene, "/events")).send().await.unwrap().status() == StatusCode::OK).then_some(())
+        (client().get(url(&scene, "/events")).send().await.unwrap().status() == StatusCode::OK)
+            .then_some(())
     })
     .await;
 }

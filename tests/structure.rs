@@ -1,4 +1,5 @@
-//! The folders of `src` use each other in one direction: a folder imports only what docs/architecture.md lists below it.
+//! The folders of `src` use each other in one direction: a folder imports only what
+//! docs/architecture.md lists below it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +14,16 @@ fn root() -> &'static Path {
 /// The folders by their height: those at the bottom, which use no other, have the largest number.
 fn layers() -> BTreeMap<String, usize> {
     let document = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
-    let list = document.split_once("```layers\n").expect("a list of layers").1.split_once("```").unwrap().0;
-    let layer = |(height, line): (usize, &str)| line.split(", ").map(|name| (name.to_owned(), height)).collect::<Vec<_>>();
+    let list = document
+        .split_once("```layers\n")
+        .expect("a list of layers")
+        .1
+        .split_once("```")
+        .unwrap()
+        .0;
+    let layer = |(height, line): (usize, &str)| {
+        line.split(", ").map(|name| (name.to_owned(), height)).collect::<Vec<_>>()
+    };
     list.lines().enumerate().flat_map(layer).collect()
 }
 
@@ -22,14 +31,20 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
     let is_source = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
-    files.into_iter().filter(is_source).chain(folders.iter().flat_map(|folder| sources(folder))).collect()
+    files
+        .into_iter()
+        .filter(is_source)
+        .chain(folders.iter().flat_map(|folder| sources(folder)))
+        .collect()
 }
 
 /// What a file imports from the crate, by the names of folders. Its tests may import more.
 fn imports(source: &str) -> BTreeSet<String> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
-    let code: String =
-        code.lines().filter(|line| !line.trim_start().starts_with("//")).fold(String::new(), |code, line| code + line + "\n");
+    let code: String = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .fold(String::new(), |code, line| code + line + "\n");
     let mut imports = BTreeSet::new();
     for (at, path) in code.match_indices("crate::") {
         let rest = &code[at + path.len()..];
@@ -72,11 +87,22 @@ fn a_folder_uses_only_folders_below_it() {
     let mut wrong = Vec::new();
     for file in sources(&source) {
         let path = file.strip_prefix(&source).unwrap();
-        let folder = path.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
-        if ["lib", "main"].contains(&folder.as_str()) || path.to_string_lossy().ends_with("tests.rs") {
+        let folder = path
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_owned();
+        if ["lib", "main"].contains(&folder.as_str())
+            || path.to_string_lossy().ends_with("tests.rs")
+        {
             continue;
         }
-        let own = *layers.get(&folder).unwrap_or_else(|| panic!("docs/architecture.md does not list {folder}"));
+        let own = *layers
+            .get(&folder)
+            .unwrap_or_else(|| panic!("docs/architecture.md does not list {folder}"));
         for import in imports(&fs::read_to_string(&file).unwrap()) {
             let is_below = layers.get(&import).is_none_or(|height| *height > own);
             if import != folder && !is_below {
@@ -89,6 +115,7 @@ fn a_folder_uses_only_folders_below_it() {
 
 #[test]
 fn imports_are_found_in_every_form() {
-    let source = "//! crate::ignored\nuse crate::{\n    a::{b, c::d},\n    e,\n    f::G,\n};\nuse crate::h::i;\nfn x() { crate::j::k() }\n#[cfg(test)]\nuse crate::tests;";
+    let source = "//! crate::ignored\nuse crate::{\n    a::{b, c::d},\n    e,\n    f::G,\n};\nuse \
+        crate::h::i;\nfn x() { crate::j::k() }\n#[cfg(test)]\nuse crate::tests;";
     assert_eq!(imports(source).into_iter().collect::<Vec<_>>(), ["a", "e", "f", "h", "j"]);
 }

@@ -1,4 +1,5 @@
-//! Two replicas that both get an app's jobs: the one that got them later works, the other one stops within a second.
+//! Two replicas that both get an app's jobs: the one that got them later works, the other one stops
+//! within a second.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,7 +24,8 @@ const DISPLACED: &str = "another replica has the app's jobs too";
 
 fn lines(redis: &Redis) -> String {
     format!(
-        "batch_size = 1\ncalls_per_second = {CALLS_PER_SECOND}\nburst = 5\nmax_in_flight = {UNDER_WAY}\n[state]\nurl = \"{}\"",
+        "batch_size = 1\ncalls_per_second = {CALLS_PER_SECOND}\nburst = 5\nmax_in_flight = \
+            {UNDER_WAY}\n[state]\nurl = \"{}\"",
         redis.url()
     )
 }
@@ -44,9 +46,11 @@ async fn of_two_replicas_on_both_sides_of_a_partition_one_calls() {
     let (app, sandbox) = (unique_app(), sandbox().await);
     sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
     let (side, other_side) = (Broker::shared().await, Broker::start("").await);
-    let on = |broker: &Broker| configuration(broker.url(), &app, &sandbox.endpoint(), &lines(&redis));
+    let on =
+        |broker: &Broker| configuration(broker.url(), &app, &sandbox.endpoint(), &lines(&redis));
     let (first, second) = (Daemon::start(&on(side)).await, Daemon::start(&on(&other_side)).await);
-    let (producer, mut other_producer) = (Producer::connect(side.url()).await, Producer::connect(other_side.url()).await);
+    let (producer, mut other_producer) =
+        (Producer::connect(side.url()).await, Producer::connect(other_side.url()).await);
     let body = serde_json::to_vec(&job("g", BATCHES)).unwrap();
     let configuration = on(side);
     let mut scene = Scene::of(app, configuration, sandbox, first, producer).await;
@@ -62,16 +66,32 @@ async fn of_two_replicas_on_both_sides_of_a_partition_one_calls() {
     })
     .await;
 
-    // Both have the job again and again until it has ended: neither takes it from the other in turn.
+    // Both have the job again and again until it has ended: neither takes it from the other in
+    // turn.
     let result = other_producer.result().await;
-    assert_eq!((result.status, result.recipients.unwrap().sent as usize), (Status::Sent, BATCHES), "{result:?}");
+    assert_eq!(
+        (result.status, result.recipients.unwrap().sent as usize),
+        (Status::Sent, BATCHES),
+        "{result:?}"
+    );
     assert_eq!(scene.producer.result().await.status, Status::Sent);
     let (repeats, most) = (repeats(&scene, "g"), scene.sandbox.stats().max_in_1s);
     let displaced = scene.daemon.times_logged(DISPLACED) + second.times_logged(DISPLACED);
-    println!("{repeats} of {BATCHES} batches sent again, {most} calls at most in a second, displaced {displaced} times");
+    println!(
+        "{repeats} of {BATCHES} batches sent again, {most} calls at most in a second, displaced \
+            {displaced} times"
+    );
     assert!(repeats <= UNDER_WAY + CALLS_PER_SECOND, "{repeats} batches sent again");
-    assert!(most <= most_arrivals_in_1s(CALLS_PER_SECOND), "{most} calls in a second over both replicas");
-    assert_eq!(second.times_logged(DISPLACED), 0, "the one that got the jobs later keeps them: {}", second.log());
+    assert!(
+        most <= most_arrivals_in_1s(CALLS_PER_SECOND),
+        "{most} calls in a second over both replicas"
+    );
+    assert_eq!(
+        second.times_logged(DISPLACED),
+        0,
+        "the one that got the jobs later keeps them: {}",
+        second.log()
+    );
 }
 
 #[tokio::test]
@@ -91,13 +111,27 @@ async fn a_replica_that_was_frozen_makes_no_call_once_another_has_its_jobs() {
     let frozen_at = Instant::now();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = scene.sandbox.stats().calls;
-    eventually("the other replica to call", async || (scene.sandbox.stats().calls > before + 20).then_some(())).await;
+    eventually("the other replica to call", async || {
+        (scene.sandbox.stats().calls > before + 20).then_some(())
+    })
+    .await;
     scene.daemon.signal("CONT");
     let result = scene.producer.result().await;
-    assert_eq!((result.status, result.recipients.unwrap().sent as usize), (Status::Sent, BATCHES), "{result:?}");
+    assert_eq!(
+        (result.status, result.recipients.unwrap().sent as usize),
+        (Status::Sent, BATCHES),
+        "{result:?}"
+    );
     let (repeats, most) = (repeats(&scene, "g"), scene.sandbox.stats().max_in_1s);
-    println!("frozen for {:?}: {repeats} of {BATCHES} batches sent again, {most} calls at most in a second", frozen_at.elapsed());
+    println!(
+        "frozen for {:?}: {repeats} of {BATCHES} batches sent again, {most} calls at most in a \
+            second",
+        frozen_at.elapsed()
+    );
     assert!(repeats <= UNDER_WAY, "{repeats} batches sent again");
-    assert!(most <= most_arrivals_in_1s(CALLS_PER_SECOND), "{most} calls in a second over both replicas");
+    assert!(
+        most <= most_arrivals_in_1s(CALLS_PER_SECOND),
+        "{most} calls in a second over both replicas"
+    );
     drop(second);
 }

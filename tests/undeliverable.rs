@@ -1,4 +1,5 @@
-//! A job that the broker gives up is answered all the same, by the daemon, and none of its batches is sent again.
+//! A job that the broker gives up is answered all the same, by the daemon, and none of its batches
+//! is sent again.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,14 @@ use crate::support::{
 };
 
 async fn set_policy(scene: &Scene, queue: &str, definition: &str) -> String {
-    let (name, pattern) = (format!("p-{}-{queue}", scene.app), format!("^{}$", scene.queue(queue).replace('.', "\\.")));
-    Broker::shared().await.ctl(&["set_policy", "--apply-to", "queues", &name, &pattern, definition]).await;
+    let (name, pattern) = (
+        format!("p-{}-{queue}", scene.app),
+        format!("^{}$", scene.queue(queue).replace('.', "\\.")),
+    );
+    Broker::shared()
+        .await
+        .ctl(&["set_policy", "--apply-to", "queues", &name, &pattern, definition])
+        .await;
     name
 }
 
@@ -34,8 +41,14 @@ async fn a_job_that_the_broker_has_delivered_too_often_is_answered_as_undelivera
         scene.daemon.start_again().await;
     }
     let result = scene.producer.result().await;
-    assert_eq!((result.job_id.as_str(), result.status, result.duplicate), ("poison", Status::Failed, false));
-    assert_eq!((result.errors[0].kind, result.errors[0].recipients), (ErrorKind::Undeliverable, Some(2)));
+    assert_eq!(
+        (result.job_id.as_str(), result.status, result.duplicate),
+        ("poison", Status::Failed, false)
+    );
+    assert_eq!(
+        (result.errors[0].kind, result.errors[0].recipients),
+        (ErrorKind::Undeliverable, Some(2))
+    );
     assert!(result.errors[0].info.contains("too often"), "{}", result.errors[0].info);
     let letter = scene.dead_letter().await;
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&letter.data).unwrap(), job("g", 2));
@@ -52,14 +65,24 @@ async fn a_job_that_a_policy_removes_from_the_queue_is_answered_as_undeliverable
     scene.publish_with_id(&job("g", 3), "too-late").await;
     scene.publish(&json!({ "GroupId": "g", "Contents": "x" })).await;
     let undeliverable = scene.queue("undeliverable");
-    eventually("the broker to give them up", async || (scene.producer.depth(&undeliverable).await == 2).then_some(())).await;
+    eventually("the broker to give them up", async || {
+        (scene.producer.depth(&undeliverable).await == 2).then_some(())
+    })
+    .await;
     scene.daemon.start_again().await;
     let mut results = [scene.producer.result().await, scene.producer.result().await];
     results.sort_by_key(|result| result.status == Status::Rejected);
     let [first, second] = &results;
-    assert_eq!((first.status, first.errors[0].kind, first.calls), (Status::Failed, ErrorKind::Undeliverable, 0));
+    assert_eq!(
+        (first.status, first.errors[0].kind, first.calls),
+        (Status::Failed, ErrorKind::Undeliverable, 0)
+    );
     assert!(first.errors[0].info.contains("message TTL"), "{}", first.errors[0].info);
-    assert_eq!((second.status, second.errors[0].kind), (Status::Rejected, ErrorKind::Invalid), "what is wrong comes first");
+    assert_eq!(
+        (second.status, second.errors[0].kind),
+        (Status::Rejected, ErrorKind::Invalid),
+        "what is wrong comes first"
+    );
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 2);
     Broker::shared().await.ctl(&["clear_policy", &policy]).await;
     // Sent again by an operator, it runs anew.
@@ -76,7 +99,14 @@ async fn give_up(scene: &Scene, id: &str, body: &serde_json::Value) {
     let properties = scene.producer.properties().with_message_id(id.into()).with_headers(headers);
     let channel = scene.producer.channel().await;
     channel.confirm_select(Default::default()).await.unwrap();
-    publish(&channel, &scene.queue("undeliverable"), &serde_json::to_vec(body).unwrap(), properties).await.unwrap();
+    publish(
+        &channel,
+        &scene.queue("undeliverable"),
+        &serde_json::to_vec(body).unwrap(),
+        properties,
+    )
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
@@ -87,22 +117,30 @@ async fn a_job_that_was_sent_and_not_yet_acknowledged_is_answered_from_its_recor
     give_up(&scene, "sent", &job("g", 2)).await;
     let again = scene.producer.result().await;
     assert_eq!((again.status, again.duplicate, again.calls), (Status::Sent, true, 1));
-    assert_eq!((scene.notified("g").len(), scene.producer.depth(&scene.queue("dead")).await), (2, 0));
+    assert_eq!(
+        (scene.notified("g").len(), scene.producer.depth(&scene.queue("dead")).await),
+        (2, 0)
+    );
 }
 
 #[tokio::test]
 async fn of_a_job_that_was_partly_sent_only_the_rest_is_undeliverable() {
     let mut scene = Scene::with("batch_size = 2\nretry.hold = \"1s\"\nretry.park = [\"1h\"]").await;
-    let down = json!({ "fault": { "error": { "code": 10002 } }, "matching": "user-3", "group": "g" });
+    let down =
+        json!({ "fault": { "error": { "code": 10002 } }, "matching": "user-3", "group": "g" });
     scene.sandbox.add_fault(serde_json::from_value::<FaultRule>(down).unwrap()).unwrap();
     scene.publish_with_id(&job("g", 6), "partly").await;
     let waiting = scene.queue("wait.3600");
-    eventually("the job to be parked", async || (scene.producer.depth(&waiting).await == 1).then_some(())).await;
+    eventually("the job to be parked", async || {
+        (scene.producer.depth(&waiting).await == 1).then_some(())
+    })
+    .await;
     give_up(&scene, "partly", &job("g", 6)).await;
     let result = scene.producer.result().await;
     let recipients = result.recipients.unwrap();
     assert_eq!((result.status, recipients.sent, recipients.failed), (Status::Partial, 4, 2));
     assert_eq!(result.errors[0].kind, ErrorKind::Undeliverable);
-    let letter: serde_json::Value = serde_json::from_slice(&scene.dead_letter().await.data).unwrap();
+    let letter: serde_json::Value =
+        serde_json::from_slice(&scene.dead_letter().await.data).unwrap();
     assert_eq!(letter["ToMembers_Account"], json!(["user-2", "user-3"]));
 }

@@ -1,4 +1,5 @@
-//! A result whose queue did not take it waits in the unrouted queue, and an operator can send it to where it was meant for.
+//! A result whose queue did not take it waits in the unrouted queue, and an operator can send it to
+//! where it was meant for.
 
 use std::{process::Output, time::Duration};
 
@@ -13,7 +14,11 @@ use crate::support::{
 
 async fn unrouted(scene: &Scene, arguments: &[&str]) -> (String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_groupcast"));
-    command.arg("--config").arg(scene.daemon.file("groupcast.toml")).arg("unrouted").args(arguments);
+    command
+        .arg("--config")
+        .arg(scene.daemon.file("groupcast.toml"))
+        .arg("unrouted")
+        .args(arguments);
     let running = tokio::time::timeout(Duration::from_secs(60), command.output());
     let Output { status, stdout, stderr } = running.await.expect("it ends").expect("it starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -24,7 +29,10 @@ async fn unrouted(scene: &Scene, arguments: &[&str]) -> (String, String) {
 
 async fn left(scene: &Scene, count: u32) {
     let queue = scene.queue("unrouted");
-    eventually("results to be unrouted", async || (scene.producer.depth(&queue).await == count).then_some(())).await;
+    eventually("results to be unrouted", async || {
+        (scene.producer.depth(&queue).await == count).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -32,14 +40,22 @@ async fn unrouted_results_are_listed_and_sent_to_where_they_were_meant_for() {
     let scene = Scene::start().await;
     let body = serde_json::to_vec(&job("g", 1)).unwrap();
     let late = format!("late-{}", scene.app);
-    for (id, reply_to) in [("one", late.as_str()), ("two", "never-there"), ("three", late.as_str()), ("four", "groupcast.x.jobs")]
-    {
-        let properties = scene.producer.properties().with_reply_to(reply_to.into()).with_message_id(id.into());
+    for (id, reply_to) in [
+        ("one", late.as_str()),
+        ("two", "never-there"),
+        ("three", late.as_str()),
+        ("four", "groupcast.x.jobs"),
+    ] {
+        let properties =
+            scene.producer.properties().with_reply_to(reply_to.into()).with_message_id(id.into());
         scene.producer.publish(&scene.app, &body, properties).await;
     }
     left(&scene, 4).await;
     let (lines, told) = unrouted(&scene, &["list", "--queue", &late]).await;
-    assert!(lines.lines().count() == 2 && lines.contains(&format!("one  sent  for {late}")), "{lines}");
+    assert!(
+        lines.lines().count() == 2 && lines.contains(&format!("one  sent  for {late}")),
+        "{lines}"
+    );
     assert!(told.contains("2 of 4 unrouted results"), "{told}");
     left(&scene, 4).await;
     // As long as the queue is not there, nothing is lost.
@@ -47,18 +63,38 @@ async fn unrouted_results_are_listed_and_sent_to_where_they_were_meant_for() {
     left(&scene, 4).await;
 
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    scene.producer.channel().await.queue_declare(late.as_str().into(), durable, FieldTable::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_declare(late.as_str().into(), durable, FieldTable::default())
+        .await
+        .unwrap();
     let (_, told) = unrouted(&scene, &["redrive"]).await;
     assert!(told.contains("2 of 4 unrouted results sent"), "{told}");
     for id in ["one", "three"] {
         let result = scene.producer.take(&late).await;
         assert_eq!(serde_json::from_slice::<JobResult>(&result.data).unwrap().job_id, id);
-        assert_eq!(result.properties.message_id().as_ref().unwrap().as_str(), format!("{id}.result"));
+        assert_eq!(
+            result.properties.message_id().as_ref().unwrap().as_str(),
+            format!("{id}.result")
+        );
     }
     left(&scene, 2).await;
     assert!(unrouted(&scene, &["purge"]).await.1.contains("--yes"));
     left(&scene, 2).await;
-    assert!(unrouted(&scene, &["purge", "--id", "four", "--yes"]).await.1.contains("1 of 2 unrouted results removed"));
+    assert!(
+        unrouted(&scene, &["purge", "--id", "four", "--yes"])
+            .await
+            .1
+            .contains("1 of 2 unrouted results removed")
+    );
     left(&scene, 1).await;
-    scene.producer.channel().await.queue_delete(late.as_str().into(), Default::default()).await.unwrap();
+    scene
+        .producer
+        .channel()
+        .await
+        .queue_delete(late.as_str().into(), Default::default())
+        .await
+        .unwrap();
 }

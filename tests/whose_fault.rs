@@ -1,5 +1,5 @@
-//! Whose fault it is decides what happens: a job's own ends it, a passing one is waited out, one of the account or the
-//! configuration pauses the app and costs no job anything.
+//! Whose fault it is decides what happens: a job's own ends it, a passing one is waited out, one of
+//! the account or the configuration pauses the app and costs no job anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -98,14 +98,25 @@ async fn a_fault_of_the_account_costs_no_job_anything_and_three_calls_in_ten_sec
         println!("{code}: {calls} calls in the first ten seconds");
         assert!((1..=3).contains(&calls), "{code}: {calls} calls");
         assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
-        assert_eq!(scene.producer.depth(&scene.queue("jobs")).await, 500, "they are in the queue again");
+        assert_eq!(
+            scene.producer.depth(&scene.queue("jobs")).await,
+            500,
+            "they are in the queue again"
+        );
         let log = scene.daemon.log();
         let told: Vec<&str> = log.lines().filter(|line| line.contains(PAUSED)).collect();
-        assert!(told.len() == 1 && told[0].contains(&code.to_string()) && told[0].contains("advice"), "{told:?}");
+        assert!(
+            told.len() == 1 && told[0].contains(&code.to_string()) && told[0].contains("advice"),
+            "{told:?}"
+        );
 
         let (status, told) = scene.daemon.get("/readyz").await;
         let told = &serde_json::from_str::<Value>(&told).unwrap()["apps"][&scene.app];
-        assert_eq!((status, &told["state"], &told["code"]), (503, &json!("paused"), &json!(code)), "{told}");
+        assert_eq!(
+            (status, &told["state"], &told["code"]),
+            (503, &json!("paused"), &json!(code)),
+            "{told}"
+        );
         assert!(told["advice"].is_string() && told["since"].is_string(), "{told}");
         assert!(scene.daemon.get("/metrics").await.1.contains("groupcast_app_paused{app=\""));
 
@@ -118,17 +129,22 @@ async fn a_fault_of_the_account_costs_no_job_anything_and_three_calls_in_ten_sec
 
 #[tokio::test]
 async fn a_key_that_is_revoked_under_load_costs_what_was_in_flight_and_the_progress_is_kept() {
-    let mut scene = Scene::with("batch_size = 1\npause.probe_first = \"1s\"\nmax_in_flight = 20").await;
+    let mut scene =
+        Scene::with("batch_size = 1\npause.probe_first = \"1s\"\nmax_in_flight = 20").await;
     scene.sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
     for id in ids(0..4) {
         scene.publish_with_id(&job(&id, 100), &id).await;
     }
-    eventually("half of the calls", async || (scene.sandbox.stats().accepted >= 200).then_some(())).await;
+    eventually("half of the calls", async || (scene.sandbox.stats().accepted >= 200).then_some(()))
+        .await;
     scene.sandbox.change_settings(settings(json!({ "secret_key": "revoked" })));
     scene.daemon.until_logged(PAUSED).await;
     sleep(Duration::from_secs(4)).await;
     let refused = scene.sandbox.stats().refused;
-    assert!(refused <= 20 + 1 + 3, "in flight, once more with a new UserSig, and probes: {refused}");
+    assert!(
+        refused <= 20 + 1 + 3,
+        "in flight, once more with a new UserSig, and probes: {refused}"
+    );
     scene.sandbox.change_settings(settings(json!({ "secret_key": PUBLIC_KEY })));
     all_are_sent(&mut scene, ids(0..4)).await;
 }
@@ -151,7 +167,10 @@ async fn a_key_that_is_rotated_in_its_file_under_load_fails_no_job() {
 fn with_key_in(file: &Path, configuration: String) -> String {
     let key = format!("secret_key = \"{PUBLIC_KEY}\"");
     assert!(configuration.contains(&key));
-    configuration.replace(&key, &format!("secret_key_file = \"{}\"\npause.probe_first = \"500ms\"", file.display()))
+    configuration.replace(
+        &key,
+        &format!("secret_key_file = \"{}\"\npause.probe_first = \"500ms\"", file.display()),
+    )
 }
 
 /// A scene with a configuration that is written anew.
@@ -165,13 +184,15 @@ async fn scene_with(change: impl FnOnce(String) -> String) -> Scene {
 }
 
 #[tokio::test]
-async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the_others_lose_nothing() {
+async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the_others_lose_nothing()
+ {
     let mut scene = Scene::with("pause.probe_first = \"500ms\"\nretry.park = [\"1s\"]").await;
     scene.sandbox.add_fault(refusal(11000)).unwrap();
     publish(&scene, &ids(0..20)).await;
     scene.daemon.until_logged("community feature is not enabled (11000)").await;
     // The probes pass, and each time one job finds that the fault is still there.
-    eventually("a second pause", async || (scene.daemon.times_logged(PAUSED) >= 2).then_some(())).await;
+    eventually("a second pause", async || (scene.daemon.times_logged(PAUSED) >= 2).then_some(()))
+        .await;
     scene.sandbox.clear_faults();
     let results = results(&mut scene, ids(0..20)).await;
     let count = |status| results.iter().filter(|result| result.status == status).count();
@@ -184,10 +205,18 @@ async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the
 async fn of_an_at_most_once_job_no_call_is_repeated_even_if_the_app_is_to_blame() {
     let mut scene = Scene::with("pause.probe_first = \"500ms\"").await;
     scene.sandbox.add_fault(refusal(60099)).unwrap();
-    let headers = FieldTable::from(BTreeMap::from([("groupcast-delivery".into(), text("at-most-once"))]));
+    let headers =
+        FieldTable::from(BTreeMap::from([("groupcast-delivery".into(), text("at-most-once"))]));
     for id in ids(0..5) {
-        let properties = scene.producer.properties().with_message_id(id.as_str().into()).with_headers(headers.clone());
-        scene.producer.publish(&scene.app, &serde_json::to_vec(&job(&id, 1)).unwrap(), properties).await;
+        let properties = scene
+            .producer
+            .properties()
+            .with_message_id(id.as_str().into())
+            .with_headers(headers.clone());
+        scene
+            .producer
+            .publish(&scene.app, &serde_json::to_vec(&job(&id, 1)).unwrap(), properties)
+            .await;
     }
     for result in results(&mut scene, ids(0..5)).await {
         assert_eq!((result.calls, result.errors[0].kind), (1, ErrorKind::Unknown), "{result:?}");
@@ -202,12 +231,23 @@ async fn a_deadline_ends_a_job_on_time_while_the_api_is_dead() {
     publish(&scene, &ids(0..5)).await;
     scene.daemon.until_logged("single probes").await;
     let deadline = jiff::Timestamp::now() + Duration::from_secs(3);
-    let headers = FieldTable::from(BTreeMap::from([("groupcast-deadline".into(), text(&deadline.to_string()))]));
-    let properties = scene.producer.properties().with_message_id("late".into()).with_headers(headers);
-    scene.producer.publish(&scene.app, &serde_json::to_vec(&job("g", 1)).unwrap(), properties).await;
+    let headers = FieldTable::from(BTreeMap::from([(
+        "groupcast-deadline".into(),
+        text(&deadline.to_string()),
+    )]));
+    let properties =
+        scene.producer.properties().with_message_id("late".into()).with_headers(headers);
+    scene
+        .producer
+        .publish(&scene.app, &serde_json::to_vec(&job("g", 1)).unwrap(), properties)
+        .await;
     let result = scene.producer.result().await;
     let late = jiff::Timestamp::now().duration_since(deadline);
-    assert_eq!((result.job_id.as_str(), result.status, result.calls), ("late", Status::Expired, 0), "{result:?}");
+    assert_eq!(
+        (result.job_id.as_str(), result.status, result.calls),
+        ("late", Status::Expired, 0),
+        "{result:?}"
+    );
     assert!((0.0..1.0).contains(&late.as_secs_f64()), "{late:?} after its deadline");
 }
 
@@ -215,7 +255,10 @@ async fn a_deadline_ends_a_job_on_time_while_the_api_is_dead() {
 async fn a_bad_group_does_not_stop_the_app() {
     let mut scene = Scene::start().await;
     for code in [10007, 10010, 70107, 60004, 10099] {
-        scene.sandbox.add_fault(FaultRule { group: Some(format!("bad-{code}")), ..refusal(code).into() }).unwrap();
+        scene
+            .sandbox
+            .add_fault(FaultRule { group: Some(format!("bad-{code}")), ..refusal(code).into() })
+            .unwrap();
     }
     for number in 0..10 {
         for code in [10007, 10010, 70107, 60004, 10099] {
@@ -229,7 +272,11 @@ async fn a_bad_group_does_not_stop_the_app() {
     for _ in 0..60 {
         let result = scene.producer.result().await;
         let is_good = result.group_id.as_deref().is_some_and(|group| group.starts_with("good"));
-        assert_eq!(result.status, if is_good { Status::Sent } else { Status::Failed }, "{result:?}");
+        assert_eq!(
+            result.status,
+            if is_good { Status::Sent } else { Status::Failed },
+            "{result:?}"
+        );
         failed += usize::from(!is_good);
     }
     assert_eq!((failed, scene.daemon.times_logged(PAUSED)), (50, 0));
@@ -240,9 +287,16 @@ async fn what_nobody_documented_is_tried_a_few_times_and_then_the_jobs_fault() {
     let mut scene = Scene::start().await;
     for (code, calls) in [(60099, 5), (70999, 2), (10099, 1)] {
         let group = format!("g{code}");
-        scene.sandbox.add_fault(FaultRule { group: Some(group.clone()), ..refusal(code).into() }).unwrap();
+        scene
+            .sandbox
+            .add_fault(FaultRule { group: Some(group.clone()), ..refusal(code).into() })
+            .unwrap();
         let result = scene.send(&job(&group, 1)).await;
-        assert_eq!((result.status, result.calls, result.errors[0].code), (Status::Failed, calls, Some(code)), "{result:?}");
+        assert_eq!(
+            (result.status, result.calls, result.errors[0].code),
+            (Status::Failed, calls, Some(code)),
+            "{result:?}"
+        );
         assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
     }
 }
@@ -275,7 +329,10 @@ async fn a_real_limit_below_the_configured_one_is_found_and_used() {
     }
     let all = scene.sandbox.stats();
     let (calls, refused) = (all.calls - first.calls, all.refused - first.refused);
-    println!("in the first three seconds {} of {} calls refused, then {refused} of {calls}", first.refused, first.calls);
+    println!(
+        "in the first three seconds {} of {} calls refused, then {refused} of {calls}",
+        first.refused, first.calls
+    );
     assert!(refused * 20 < calls, "{refused} of {calls} refused");
     assert!(rate(&scene).await < 150.0);
 
@@ -288,7 +345,8 @@ async fn a_real_limit_below_the_configured_one_is_found_and_used() {
 /// The pacer's present rate.
 async fn rate(scene: &Scene) -> f64 {
     let (_, text) = scene.daemon.get("/metrics").await;
-    let line = text.lines().find(|line| line.starts_with("groupcast_calls_per_second_limit")).unwrap();
+    let line =
+        text.lines().find(|line| line.starts_with("groupcast_calls_per_second_limit")).unwrap();
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -297,7 +355,10 @@ async fn while_the_api_is_dead_only_probes_leave_and_on_its_return_no_burst() {
     const OUTAGE: Duration = Duration::from_secs(30);
     const MAX_DELAY: Duration = Duration::from_secs(5);
     let mut scene = scene_with(|text| {
-        text.replace("retry.max_delay = \"200ms\"", "retry.max_delay = \"5s\"\nretry.hold = \"5s\"\nretry.park = [\"2s\"]")
+        text.replace(
+            "retry.max_delay = \"200ms\"",
+            "retry.max_delay = \"5s\"\nretry.hold = \"5s\"\nretry.park = [\"2s\"]",
+        )
     })
     .await;
     scene.sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
@@ -310,7 +371,10 @@ async fn while_the_api_is_dead_only_probes_leave_and_on_its_return_no_burst() {
     let probes = scene.sandbox.stats().calls - before;
     println!("{probes} calls in {OUTAGE:?} without the API");
     // From 50 ms the wait doubles to 5 s in seven probes.
-    assert!(probes as f64 <= OUTAGE.as_secs_f64() / MAX_DELAY.as_secs_f64() + 7.0, "{probes} calls");
+    assert!(
+        probes as f64 <= OUTAGE.as_secs_f64() / MAX_DELAY.as_secs_f64() + 7.0,
+        "{probes} calls"
+    );
     assert!(scene.daemon.log().contains("job parked"), "who waits for long waits in the broker");
 
     scene.sandbox.clear_faults();
@@ -348,8 +412,15 @@ async fn a_job_that_alone_is_refused_like_the_account_ends_and_pauses_the_app_on
     let open = ids(0..50).into_iter().chain(["filtered".to_owned()]).collect();
     for result in results(&mut scene, open).await {
         let is_filtered = result.job_id == "filtered";
-        assert_eq!(result.status, if is_filtered { Status::Failed } else { Status::Sent }, "{result:?}");
-        assert!(!is_filtered || result.calls == 5 && result.errors[0].http_status == Some(403), "{result:?}");
+        assert_eq!(
+            result.status,
+            if is_filtered { Status::Failed } else { Status::Sent },
+            "{result:?}"
+        );
+        assert!(
+            !is_filtered || result.calls == 5 && result.errors[0].http_status == Some(403),
+            "{result:?}"
+        );
     }
     assert_eq!(scene.daemon.times_logged(PAUSED), 1);
     assert_eq!(header(&scene.dead_letter().await, "groupcast-job-id").as_deref(), Some("filtered"));
@@ -357,11 +428,16 @@ async fn a_job_that_alone_is_refused_like_the_account_ends_and_pauses_the_app_on
 
 #[tokio::test]
 async fn a_job_that_is_refused_like_the_account_and_has_no_company_ends_by_give_up_after() {
-    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"2s\"\nretry.park = [\"1s\"]\nretry.give_up_after = \"8s\"";
+    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"2s\"\nretry.park = \
+        [\"1s\"]\nretry.give_up_after = \"8s\"";
     let mut scene = Scene::with(lines).await;
     scene.sandbox.add_fault(forbidden("filtered")).unwrap();
     let result = scene.send(&job("filtered", 1)).await;
-    assert_eq!((result.status, result.errors[0].http_status), (Status::Failed, Some(403)), "{result:?}");
+    assert_eq!(
+        (result.status, result.errors[0].http_status),
+        (Status::Failed, Some(403)),
+        "{result:?}"
+    );
     assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
 }
 
@@ -372,7 +448,10 @@ async fn forty_bad_jobs_cost_three_hundred_good_ones_behind_them_seconds() {
     scene.daemon.terminate().await;
     for number in 0..40 {
         let group = format!("bad-{number}");
-        scene.sandbox.add_fault(FaultRule { group: Some(group.clone()), ..refusal(10007).into() }).unwrap();
+        scene
+            .sandbox
+            .add_fault(FaultRule { group: Some(group.clone()), ..refusal(10007).into() })
+            .unwrap();
         scene.publish(&job(&group, 1)).await;
     }
     publish(&scene, &ids(0..300)).await;
@@ -392,7 +471,10 @@ async fn bad_jobs_alone_in_the_queue_hold_up_those_that_come_later_for_seconds()
     let mut scene = Scene::start().await;
     for number in 0..10 {
         let group = format!("bad-{number}");
-        scene.sandbox.add_fault(FaultRule { group: Some(group.clone()), ..refusal(11000).into() }).unwrap();
+        scene
+            .sandbox
+            .add_fault(FaultRule { group: Some(group.clone()), ..refusal(11000).into() })
+            .unwrap();
         scene.publish(&job(&group, 1)).await;
     }
     scene.daemon.until_logged(PAUSED).await;
@@ -407,11 +489,14 @@ async fn bad_jobs_alone_in_the_queue_hold_up_those_that_come_later_for_seconds()
 }
 
 #[tokio::test]
-async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_give_up_without_a_call() {
-    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"500ms\"\nretry.hold = \"1s\"\nretry.park = [\"1s\"]\n\
+async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_give_up_without_a_call()
+ {
+    let lines = "pause.probe_first = \"500ms\"\npause.probe_max = \"500ms\"\nretry.hold \
+        = \"1s\"\nretry.park = [\"1s\"]\n\
                  retry.give_up_after = \"8s\"";
     let mut scene = Scene::with(lines).await;
-    let failing = FaultRule { group: Some("failing".into()), ..FaultRule::from(Fault::HttpStatus(502)) };
+    let failing =
+        FaultRule { group: Some("failing".into()), ..FaultRule::from(Fault::HttpStatus(502)) };
     scene.sandbox.add_fault(failing.clone()).unwrap();
     scene.publish_with_id(&job("failing", 1), "failing").await;
     eventually("it to fail", async || (scene.sandbox.stats().calls >= 2).then_some(())).await;

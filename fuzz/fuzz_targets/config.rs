@@ -10,7 +10,12 @@ fuzz_target!(|text: &str| {
         Ok(config) => {
             let shown = config.to_masked_toml();
             let again = Config::read(Some(&file(&shown.replace("***", "secret"))), []);
-            assert!(again.is_ok(), "{shown}: {}", again.err().map(|error| error.to_string()).unwrap_or_default());
+            assert!(
+                again.is_ok(),
+                "{shown}: \
+                {}",
+                again.err().map(|error| error.to_string()).unwrap_or_default()
+            );
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

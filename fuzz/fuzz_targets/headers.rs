@@ -24,7 +24,9 @@ fuzz_target!(|given: (Vec<(u8, u8, i64, String)>, Option<String>, Option<String>
     let (pairs, message_id, reply_to, priority) = given;
     let mut headers = FieldTable::default();
     for (name, kind, number, text) in pairs {
-        let name = NAMES.get(usize::from(name)).map_or_else(|| format!("groupcast-{text}"), |name| (*name).to_owned());
+        let name = NAMES
+            .get(usize::from(name))
+            .map_or_else(|| format!("groupcast-{text}"), |name| (*name).to_owned());
         let value = match kind % 6 {
             0 => AMQPValue::LongString(text.as_str().into()),
             1 => AMQPValue::LongLongInt(number),
@@ -47,7 +49,8 @@ fuzz_target!(|given: (Vec<(u8, u8, i64, String)>, Option<String>, Option<String>
     if let Some(priority) = priority {
         properties = properties.with_priority(priority);
     }
-    let (envelope, checked) = envelope::read(&properties, "app", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
+    let (envelope, checked) =
+        envelope::read(&properties, "app", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
     assert!(!envelope.job_id.is_empty() && envelope.priority <= 9);
     if let Err(rejection) = checked {
         assert!(!rejection.field.is_empty() && !rejection.reason.is_empty());

@@ -1,7 +1,8 @@
 //! Reads a job's body: exactly the API's own request body, of any length.
 //!
-//! Strict on purpose: an unknown field, a key given twice or a value of another type rejects the job, because the API
-//! takes a body without recipients for a broadcast. The rejection names the field and the reason.
+//! Strict on purpose: an unknown field, a key given twice or a value of another type rejects the
+//! job, because the API takes a body without recipients for a broadcast. The rejection names the
+//! field and the reason.
 
 use std::fmt;
 
@@ -33,7 +34,12 @@ pub fn decode(body: &[u8], rules: &Rules) -> Result<Job, Rejection> {
     let mut read = Reading::default();
     match read.body(body, rules) {
         Ok(job) => Ok(job),
-        Err(reason) => Err(Rejection { field: read.field, reason, group_id: read.group_id, topic_id: read.topic_id }),
+        Err(reason) => Err(Rejection {
+            field: read.field,
+            reason,
+            group_id: read.group_id,
+            topic_id: read.topic_id,
+        }),
     }
 }
 
@@ -51,7 +57,11 @@ impl Reading {
     fn body(&mut self, body: &[u8], rules: &Rules) -> Result<Job, String> {
         self.field = "body".into();
         if body.len() > rules.max_job_bytes {
-            return Err(format!("is {} bytes long; broker.max_job_bytes allows {}", body.len(), rules.max_job_bytes));
+            return Err(format!(
+                "is {} bytes long; broker.max_job_bytes allows {}",
+                body.len(),
+                rules.max_job_bytes
+            ));
         }
         if let Some(reason) = what_else_it_is(body) {
             return Err(reason.into());
@@ -74,9 +84,12 @@ impl Reading {
                 match rules.empty_recipients {
                     EmptyRecipients::Broadcast => Audience::All,
                     EmptyRecipients::Reject => {
-                        return Err("is empty, which would notify every member; leave the field out to mean that \
+                        return Err(
+                            "is empty, which would notify every member; leave the field out \
+                            to mean that \
                                     (empty_recipients = \"reject\")"
-                            .into());
+                                .into(),
+                        );
                     }
                 }
             }
@@ -104,8 +117,9 @@ impl Reading {
             self.field = "Content".into();
             return Err("is missing".into());
         };
-        let mut json = serde_json::to_vec(&Opening { group_id, topic_id: self.topic_id.as_deref(), content })
-            .map_err(|error| error.to_string())?;
+        let mut json =
+            serde_json::to_vec(&Opening { group_id, topic_id: self.topic_id.as_deref(), content })
+                .map_err(|error| error.to_string())?;
         json.pop();
         Ok(json)
     }
@@ -115,9 +129,13 @@ impl Reading {
 fn what_else_it_is(body: &[u8]) -> Option<&'static str> {
     Some(match body {
         [0xef, 0xbb, 0xbf, ..] => "begins with a byte-order mark; send UTF-8 without one",
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, b'{', ..] | [b'{', 0, ..] => "is UTF-16; send UTF-8",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, b'{', ..] | [b'{', 0, ..] => {
+            "is UTF-16; send UTF-8"
+        }
         [0x1f, 0x8b, ..] => "is compressed with gzip; send plain UTF-8 JSON",
-        _ if body.trim_ascii().is_empty() => "is empty; send a JSON object with GroupId and Content",
+        _ if body.trim_ascii().is_empty() => {
+            "is empty; send a JSON object with GroupId and Content"
+        }
         _ => return None,
     })
 }
@@ -127,7 +145,9 @@ fn explain(error: &serde_json::Error, text: &str) -> String {
     let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
     // The column is that of the last byte read, or of the one behind it.
     let column = error.column();
-    let found = |byte| [column.wrapping_sub(1), column].iter().any(|at| line.as_bytes().get(*at) == Some(&byte));
+    let found = |byte| {
+        [column.wrapping_sub(1), column].iter().any(|at| line.as_bytes().get(*at) == Some(&byte))
+    };
     let hint = match error.classify() {
         Category::Syntax if found(b'/') => "; JSON has no comments",
         Category::Syntax if found(b'\'') && !found(b'\\') => "; JSON strings are in double quotes",
@@ -137,8 +157,8 @@ fn explain(error: &serde_json::Error, text: &str) -> String {
     format!("{error}{hint}")
 }
 
-/// The error for a value of another type. Unlike serde's own, it does not quote the value: that may be the content or a recipient,
-/// and this text is logged.
+/// The error for a value of another type. Unlike serde's own, it does not quote the value: that may
+/// be the content or a recipient, and this text is logged.
 fn wrong_type<E: Error>(found: &str, expected: &dyn Expected) -> E {
     E::custom(format_args!("invalid type: {found}, expected {expected}"))
 }
@@ -186,7 +206,10 @@ impl<'de> Visitor<'de> for BodyVisitor<'_> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         let is_job = text.trim_start().starts_with(['{', '[']);
-        Err(wrong_type(if is_job { "a string with JSON in it (encoded twice?)" } else { "string" }, &self))
+        Err(wrong_type(
+            if is_job { "a string with JSON in it (encoded twice?)" } else { "string" },
+            &self,
+        ))
     }
 
     refuse!(null, boolean, number, array);
@@ -196,16 +219,27 @@ impl<'de> Visitor<'de> for BodyVisitor<'_> {
         while let Some(key) = map.next_key::<String>()? {
             read.field.clone_from(&key);
             let given_before = match key.as_str() {
-                "GroupId" => read.group_id.replace(map.next_value_seed(Text::id(MAX_GROUP_ID_BYTES))?).is_some(),
-                "TopicId" => read.topic_id.replace(map.next_value_seed(Text::id(MAX_TOPIC_ID_BYTES))?).is_some(),
-                "Content" => read.content.replace(map.next_value_seed(Text::free(MAX_CONTENT_BYTES))?).is_some(),
+                "GroupId" => read
+                    .group_id
+                    .replace(map.next_value_seed(Text::id(MAX_GROUP_ID_BYTES))?)
+                    .is_some(),
+                "TopicId" => read
+                    .topic_id
+                    .replace(map.next_value_seed(Text::id(MAX_TOPIC_ID_BYTES))?)
+                    .is_some(),
+                "Content" => read
+                    .content
+                    .replace(map.next_value_seed(Text::free(MAX_CONTENT_BYTES))?)
+                    .is_some(),
                 "ToMembers_Account" => {
                     let splitter = Splitter::new(rules.batch_size, body_bytes);
                     let list = RecipientList { field: &mut read.field, splitter };
                     read.recipients.replace(map.next_value_seed(list)?).is_some()
                 }
                 _ => {
-                    return Err(A::Error::custom("unknown field; a job has GroupId, Content, ToMembers_Account and TopicId"));
+                    return Err(A::Error::custom(
+                        "unknown field; a job has GroupId, Content, ToMembers_Account and TopicId",
+                    ));
                 }
             };
             read.field = key;
@@ -242,11 +276,17 @@ impl Text {
 
     fn check<E: Error>(self, text: &str) -> Result<(), E> {
         if text.len() > self.max_bytes {
-            return Err(E::custom(format_args!("is {} bytes long; at most {} are allowed", text.len(), self.max_bytes)));
+            return Err(E::custom(format_args!(
+                "is {} bytes long; at most {} are allowed",
+                text.len(),
+                self.max_bytes
+            )));
         }
         match self.kind {
             TextKind::Id if text.trim().is_empty() => Err(E::custom("is blank")),
-            TextKind::Id if text.chars().any(char::is_control) => Err(E::custom("has a control character")),
+            TextKind::Id if text.chars().any(char::is_control) => {
+                Err(E::custom("has a control character"))
+            }
             TextKind::Id | TextKind::Free => Ok(()),
         }
     }

@@ -8,21 +8,25 @@ fn rules() -> Rules {
 }
 
 fn request_bodies(job: &Job) -> Vec<Value> {
-    (0..job.batch_count()).map(|batch| serde_json::from_slice(&job.request_body(batch)).unwrap()).collect()
+    (0..job.batch_count())
+        .map(|batch| serde_json::from_slice(&job.request_body(batch)).unwrap())
+        .collect()
 }
 
 #[test]
 fn a_job_becomes_the_apis_own_request_bodies() {
     let body = json!({ "Content": "c\n\"é", "ToMembers_Account": ["a", "b", "a", "c", "d"], "GroupId": "g", "TopicId": "t" });
     let job = decode(body.to_string().as_bytes(), &rules()).unwrap();
-    let expected =
-        |recipients: Value| json!({ "GroupId": "g", "TopicId": "t", "Content": "c\n\"é", "ToMembers_Account": recipients });
+    let expected = |recipients: Value| json!({ "GroupId": "g", "TopicId": "t", "Content": "c\n\"é", "ToMembers_Account": recipients });
     assert_eq!(request_bodies(&job), [expected(json!(["a", "b", "c"])), expected(json!(["d"]))]);
 }
 
 #[test]
 fn a_job_for_all_members_has_no_recipient_list_in_its_call() {
-    for body in [json!({ "GroupId": "g", "Content": "c" }), json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": [] })] {
+    for body in [
+        json!({ "GroupId": "g", "Content": "c" }),
+        json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": [] }),
+    ] {
         let job = decode(body.to_string().as_bytes(), &rules()).unwrap();
         assert_eq!(request_bodies(&job), [json!({ "GroupId": "g", "Content": "c" })]);
     }
@@ -41,7 +45,8 @@ fn the_longest_fields_are_taken_and_one_byte_more_is_not() {
         assert_eq!(with(limit + 1).unwrap_err().field, field);
     }
     let with = |length: usize| {
-        let body = json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": ["x".repeat(length)] });
+        let body =
+            json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": ["x".repeat(length)] });
         decode(body.to_string().as_bytes(), &rules())
     };
     assert!(with(32).is_ok());
@@ -73,7 +78,11 @@ fn a_common_mistake_is_called_by_its_name() {
     ];
     for (body, told) in cases {
         let rejection = decode(body, &rules()).unwrap_err();
-        assert!(rejection.reason.contains(told), "{:?}: {rejection}", String::from_utf8_lossy(body));
+        assert!(
+            rejection.reason.contains(told),
+            "{:?}: {rejection}",
+            String::from_utf8_lossy(body)
+        );
     }
 }
 
@@ -81,8 +90,14 @@ fn a_common_mistake_is_called_by_its_name() {
 fn a_rejection_quotes_neither_content_nor_recipients() {
     let secret = "s3cr3t-alice";
     let number = 9_876_543_210_u64;
-    let values =
-        [json!(secret), json!([secret]), json!({ secret: secret }), json!(number), json!(-9_876_543_210_i64), json!(98.76543)];
+    let values = [
+        json!(secret),
+        json!([secret]),
+        json!({ secret: secret }),
+        json!(number),
+        json!(-9_876_543_210_i64),
+        json!(98.76543),
+    ];
     let rejected = |body: String| match decode(body.as_bytes(), &rules()) {
         Err(rejection) => {
             let told = rejection.to_string();
@@ -127,7 +142,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 24, 4, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((key.clone(), inner), 0..4).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            prop::collection::vec((key.clone(), inner), 0..4)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
         ]
     })
 }

@@ -1,6 +1,8 @@
-//! Reads what the message's properties and headers say: the job id, where the result goes, how and when to send.
+//! Reads what the message's properties and headers say: the job id, where the result goes, how and
+//! when to send.
 //!
-//! An envelope can always be made, so that a job with a bad header still gets its one answer where it asked for it.
+//! An envelope can always be made, so that a job with a bad header still gets its one answer where
+//! it asked for it.
 
 use jiff::Timestamp;
 use lapin::{
@@ -14,8 +16,9 @@ use crate::{
     broker::{frame, kept},
     config::Replies,
     job::{
-        ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope, GIVEN_UP_HEADER, Identity, OWED_HEADER,
-        PARKED_HEADER, Rejection, ReplyTo, TraceContext, UNREADABLE_HEADER,
+        ATTEMPT_HEADER, DEAD_LETTER_HEADERS, DEADLINE_HEADER, DeliveryPromise, Envelope,
+        GIVEN_UP_HEADER, Identity, OWED_HEADER, PARKED_HEADER, Rejection, ReplyTo, TraceContext,
+        UNREADABLE_HEADER,
     },
 };
 
@@ -37,7 +40,8 @@ pub fn objection_to_job_id(id: &str) -> Option<String> {
         return Some("has a control character".into());
     }
     let bytes = id.len();
-    (bytes > MAX_JOB_ID_BYTES).then(|| format!("is {bytes} bytes long; at most {MAX_JOB_ID_BYTES} are allowed"))
+    (bytes > MAX_JOB_ID_BYTES)
+        .then(|| format!("is {bytes} bytes long; at most {MAX_JOB_ID_BYTES} are allowed"))
 }
 
 /// The envelope of a message, and the first thing that is wrong with it.
@@ -51,7 +55,8 @@ pub fn read(
     let mut envelope = Envelope {
         job_id: uuid::Uuid::new_v4().to_string(),
         identity: Identity::Generated,
-        reply_to: results_queue.map_or(ReplyTo::Nowhere, |queue| ReplyTo::Configured(queue.to_owned())),
+        reply_to: results_queue
+            .map_or(ReplyTo::Nowhere, |queue| ReplyTo::Configured(queue.to_owned())),
         correlation_id: properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()),
         priority: DEFAULT_PRIORITY,
         earlier_deaths: 0,
@@ -81,16 +86,21 @@ pub fn read(
     (envelope, problems.into_iter().collect())
 }
 
-/// Whether what has to go out again with the job's result, its dead letter or its parked copy fits into frames of this size.
+/// Whether what has to go out again with the job's result, its dead letter or its parked copy fits
+/// into frames of this size.
 pub fn check_headers_fit(properties: &BasicProperties, frame_max: usize) -> Result<(), Rejection> {
-    let going_out_again = |(name, value)| kept::goes_along(name).then(|| (frame::header_bytes(name, value), name));
-    let headers = || properties.headers().iter().flat_map(FieldTable::inner).filter_map(going_out_again);
-    let (total, room) = (headers().map(|(bytes, _)| bytes).sum::<usize>(), frame::room_for_headers(frame_max));
+    let going_out_again =
+        |(name, value)| kept::goes_along(name).then(|| (frame::header_bytes(name, value), name));
+    let headers =
+        || properties.headers().iter().flat_map(FieldTable::inner).filter_map(going_out_again);
+    let (total, room) =
+        (headers().map(|(bytes, _)| bytes).sum::<usize>(), frame::room_for_headers(frame_max));
     match headers().max() {
         Some((bytes, name)) if total > room => Err(rejection(
             name.as_str(),
             format!(
-                "has {bytes} bytes, and all headers together {total}; at most {room} are allowed, or the job's result could not \
+                "has {bytes} bytes, and all headers together {total}; at most {room} are allowed, \
+                    or the job's result could not \
                  be published: the broker's frames have {frame_max} bytes"
             ),
         )),
@@ -102,9 +112,11 @@ fn rejection(field: &str, reason: impl Into<String>) -> Rejection {
     Rejection { field: field.to_owned(), reason: reason.into(), group_id: None, topic_id: None }
 }
 
-/// A property that could not be read was left out on the way here. Without it this may be another job.
+/// A property that could not be read was left out on the way here. Without it this may be another
+/// job.
 fn check_readable(properties: &BasicProperties) -> Result<(), Rejection> {
-    let unreadable = properties.headers().as_ref().and_then(|headers| headers.inner().get(UNREADABLE_HEADER));
+    let unreadable =
+        properties.headers().as_ref().and_then(|headers| headers.inner().get(UNREADABLE_HEADER));
     match unreadable.map(|problem| text(problem).unwrap_or_default()) {
         Some(problem) => {
             let (field, reason) = problem.split_once(": ").unwrap_or((UNREADABLE_HEADER, problem));
@@ -118,26 +130,33 @@ impl Rejection {
     /// Whether the reply queue may be among what could not be read.
     fn hides_reply_to(&self) -> bool {
         let account = self.to_string();
-        account.starts_with("reply_to: ") || account.contains("; reply_to: ") || account.contains("no property behind it")
+        account.starts_with("reply_to: ")
+            || account.contains("; reply_to: ")
+            || account.contains("no property behind it")
     }
 }
 
 fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
     match encoding.as_ref().map(|encoding| encoding.as_str().to_ascii_lowercase()) {
-        Some(encoding) if encoding != "identity" && !is_utf_8(&encoding) => {
-            Err(rejection("content_encoding", format!("`{encoding}` is not supported; send plain UTF-8 JSON")))
-        }
+        Some(encoding) if encoding != "identity" && !is_utf_8(&encoding) => Err(rejection(
+            "content_encoding",
+            format!("`{encoding}` is not supported; send plain UTF-8 JSON"),
+        )),
         _ => Ok(()),
     }
 }
 
 /// A body in another charset may be valid UTF-8 too, and would be delivered as other characters.
 fn check_charset(content_type: &Option<ShortString>) -> Result<(), Rejection> {
-    let parameters = content_type.iter().flat_map(|content_type| content_type.as_str().split(';').skip(1));
+    let parameters =
+        content_type.iter().flat_map(|content_type| content_type.as_str().split(';').skip(1));
     for (name, value) in parameters.filter_map(|parameter| parameter.split_once('=')) {
         let charset = value.trim().trim_matches(['"', '\'']).to_ascii_lowercase();
         if name.trim().eq_ignore_ascii_case("charset") && !is_utf_8(&charset) {
-            return Err(rejection("content_type", format!("the charset `{charset}` is not supported; send UTF-8 JSON")));
+            return Err(rejection(
+                "content_type",
+                format!("the charset `{charset}` is not supported; send UTF-8 JSON"),
+            ));
         }
     }
     Ok(())
@@ -159,8 +178,15 @@ impl Envelope {
         Ok(())
     }
 
-    fn read_reply_to(&mut self, reply_to: &Option<ShortString>, app: &str, replies: &Replies) -> Result<(), Rejection> {
-        let Some(queue) = reply_to.as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty()) else {
+    fn read_reply_to(
+        &mut self,
+        reply_to: &Option<ShortString>,
+        app: &str,
+        replies: &Replies,
+    ) -> Result<(), Rejection> {
+        let Some(queue) =
+            reply_to.as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty())
+        else {
             return Ok(());
         };
         self.reply_to = match queue {
@@ -171,7 +197,10 @@ impl Envelope {
         match self.reply_to {
             ReplyTo::Refused(_) => Err(rejection(
                 "reply_to",
-                format!("results may not go to `{queue}`; name a queue of your own that replies.allow matches"),
+                format!(
+                    "results may not go to `{queue}`; name a queue of your own that replies.allow \
+                        matches"
+                ),
             )),
             _ => Ok(()),
         }
@@ -179,9 +208,10 @@ impl Envelope {
 
     fn read_priority(&mut self, priority: Option<u8>) -> Result<(), Rejection> {
         match priority {
-            Some(priority) if priority > MAX_PRIORITY => {
-                Err(rejection("priority", format!("is {priority}; 0 to {MAX_PRIORITY} are allowed")))
-            }
+            Some(priority) if priority > MAX_PRIORITY => Err(rejection(
+                "priority",
+                format!("is {priority}; 0 to {MAX_PRIORITY} are allowed"),
+            )),
             Some(priority) => {
                 self.priority = priority;
                 Ok(())
@@ -190,14 +220,20 @@ impl Envelope {
         }
     }
 
-    /// Reads all headers, also behind a bad one: the trace context goes into the result of a rejected job too.
+    /// Reads all headers, also behind a bad one: the trace context goes into the result of a
+    /// rejected job too.
     fn read_headers(&mut self, properties: &BasicProperties) -> Result<(), Rejection> {
         let mut first_problem = Ok(());
         for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-            let read = self.read_header(name.as_str(), value).map_err(|reason| rejection(name.as_str(), reason));
+            let read = self
+                .read_header(name.as_str(), value)
+                .map_err(|reason| rejection(name.as_str(), reason));
             first_problem = first_problem.and(read);
         }
-        let has_parent = properties.headers().as_ref().is_some_and(|headers| headers.contains_key("traceparent"));
+        let has_parent = properties
+            .headers()
+            .as_ref()
+            .is_some_and(|headers| headers.contains_key("traceparent"));
         if has_parent && self.trace.traceparent.is_none() {
             // Without its parent the state says nothing.
             self.trace = TraceContext::default();
@@ -217,12 +253,16 @@ impl Envelope {
             OWED_HEADER => return Err("must be `result`".into()),
             // The broker's own count.
             "x-delivery-count" => {
-                self.redeliveries = integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
+                self.redeliveries =
+                    integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
             }
-            // As W3C wants it: a trace context that cannot be read is no reason to refuse a request.
+            // As W3C wants it: a trace context that cannot be read is no reason to refuse a
+            // request.
             "traceparent" => match traceparent(value) {
                 Ok(traceparent) => self.trace.traceparent = Some(traceparent),
-                Err(reason) => debug!(job_id = self.job_id, reason, "the job's traceparent is ignored"),
+                Err(reason) => {
+                    debug!(job_id = self.job_id, reason, "the job's traceparent is ignored")
+                }
             },
             "tracestate" => self.trace.tracestate = text(value).ok().map(str::to_owned),
             // Told already, as the property that is missing.
@@ -234,9 +274,14 @@ impl Envelope {
     }
 }
 
-/// A header of another name is the producer's own, unless it looks like one of ours: a misspelt deadline would be no deadline.
+/// A header of another name is the producer's own, unless it looks like one of ours: a misspelt
+/// deadline would be no deadline.
 fn check_is_anothers(name: &str) -> Result<(), String> {
-    let letters: String = name.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let letters: String = name
+        .chars()
+        .filter(|letter| letter.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect();
     let distance = |known: &str| strsim::osa_distance(&letters, &known.replace('-', ""));
     let has_our_prefix = name
         .trim()
@@ -255,11 +300,16 @@ fn check_is_anothers(name: &str) -> Result<(), String> {
     }
 }
 
-/// `amq.rabbitmq.reply-to.<base64>.<key>`, as the broker makes them; another one would only upset it.
+/// `amq.rabbitmq.reply-to.<base64>.<key>`, as the broker makes them; another one would only upset
+/// it.
 fn direct_address(queue: &str) -> ReplyTo {
-    let base64 =
-        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte));
-    let parts = queue.strip_prefix(DIRECT_REPLY_TO).and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
+    let base64 = |text: &str| {
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte))
+    };
+    let parts = queue
+        .strip_prefix(DIRECT_REPLY_TO)
+        .and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
     match parts {
         Some((process, key)) if base64(process) && base64(key) => ReplyTo::Direct(queue.to_owned()),
         _ => ReplyTo::Refused(queue.to_owned()),
@@ -268,7 +318,9 @@ fn direct_address(queue: &str) -> ReplyTo {
 
 fn text(value: &AMQPValue) -> Result<&str, String> {
     match value {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).map_err(|_| "is not UTF-8".into()),
+        AMQPValue::LongString(text) => {
+            std::str::from_utf8(text.as_bytes()).map_err(|_| "is not UTF-8".into())
+        }
         AMQPValue::ShortString(text) => Ok(text.as_str()),
         other => Err(format!("must be a string, not {:?}", other.get_type())),
     }
@@ -289,12 +341,12 @@ fn integer(value: &AMQPValue) -> Option<i64> {
 }
 
 fn moment(value: &AMQPValue) -> Result<Timestamp, String> {
-    const FORMS: &str = "give an RFC 3339 time such as 2026-11-22T10:00:00Z, or Unix seconds as an integer";
+    const FORMS: &str =
+        "give an RFC 3339 time such as 2026-11-22T10:00:00Z, or Unix seconds as an integer";
     if let Some(seconds) = integer(value) {
-        return Timestamp::from_second(seconds)
-            .ok()
-            .filter(|_| seconds > 0)
-            .ok_or_else(|| format!("{seconds} is not a time in Unix seconds (are they milliseconds?); {FORMS}"));
+        return Timestamp::from_second(seconds).ok().filter(|_| seconds > 0).ok_or_else(|| {
+            format!("{seconds} is not a time in Unix seconds (are they milliseconds?); {FORMS}")
+        });
     }
     let text = text(value).map_err(|_| format!("is of a wrong type; {FORMS}"))?;
     text.parse().map_err(|_| format!("`{text}` is not a time; {FORMS}"))
@@ -308,9 +360,12 @@ fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
     }
 }
 
-/// A count that is too large for its type stays the largest: the daemon itself writes one more than it has read.
+/// A count that is too large for its type stays the largest: the daemon itself writes one more than
+/// it has read.
 fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
-    let count = integer(value).filter(|count| *count >= 1).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let count = integer(value)
+        .filter(|count| *count >= 1)
+        .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     count.ok_or_else(|| format!("must be an integer from 1: how often the job was {what}"))
 }
 
@@ -318,7 +373,8 @@ fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
 fn traceparent(value: &AMQPValue) -> Result<String, String> {
     let text = text(value)?;
     let hex = |part: &str, length: usize| {
-        part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        part.len() == length
+            && part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     };
     let parts: Vec<&str> = text.splitn(5, '-').collect();
     let well_formed = match parts[..] {

@@ -20,8 +20,14 @@ fn text(value: &str) -> AMQPValue {
 fn a_message_without_properties_has_the_defaults_and_an_id_of_its_own() {
     let (envelope, checked) = read_with(BasicProperties::default());
     assert_eq!(checked, Ok(()));
-    assert_eq!((envelope.priority, envelope.earlier_deaths, envelope.delivery), (4, 0, DeliveryPromise::AtLeastOnce));
-    assert_eq!((&envelope.reply_to, envelope.deadline, envelope.not_before), (&ReplyTo::Nowhere, None, None));
+    assert_eq!(
+        (envelope.priority, envelope.earlier_deaths, envelope.delivery),
+        (4, 0, DeliveryPromise::AtLeastOnce)
+    );
+    assert_eq!(
+        (&envelope.reply_to, envelope.deadline, envelope.not_before),
+        (&ReplyTo::Nowhere, None, None)
+    );
     assert_ne!(envelope.job_id, read_with(BasicProperties::default()).0.job_id);
 }
 
@@ -51,17 +57,30 @@ fn a_parked_job_tells_how_often_it_was() {
 #[test]
 fn a_count_near_the_end_of_its_type_is_taken_as_the_daemon_would_write_the_next_one() {
     for header in ["groupcast-parked", "groupcast-attempt"] {
-        for (count, read) in [(1, 1), (i64::from(u32::MAX) - 1, u32::MAX - 1), (1 << 32, u32::MAX), (i64::MAX, u32::MAX)] {
+        for (count, read) in [
+            (1, 1),
+            (i64::from(u32::MAX) - 1, u32::MAX - 1),
+            (1 << 32, u32::MAX),
+            (i64::MAX, u32::MAX),
+        ] {
             let (envelope, checked) = read_with(with_header(header, AMQPValue::LongLongInt(count)));
-            assert_eq!((checked, envelope.parkings.max(envelope.earlier_deaths)), (Ok(()), read), "{header} {count}");
+            assert_eq!(
+                (checked, envelope.parkings.max(envelope.earlier_deaths)),
+                (Ok(()), read),
+                "{header} {count}"
+            );
         }
-        assert_eq!(read_with(with_header(header, AMQPValue::LongLongInt(0))).1.unwrap_err().field, header);
+        assert_eq!(
+            read_with(with_header(header, AMQPValue::LongLongInt(0))).1.unwrap_err().field,
+            header
+        );
     }
 }
 
 #[test]
 fn a_reply_queue_is_the_producers_own_or_the_apps_results() {
-    let reply_to = |queue: &str| read_with(BasicProperties::default().with_reply_to(queue.into())).0.reply_to;
+    let reply_to =
+        |queue: &str| read_with(BasicProperties::default().with_reply_to(queue.into())).0.reply_to;
     assert_eq!(reply_to("answers"), ReplyTo::Named("answers".into()));
     assert_eq!(reply_to("groupcast.app.results"), ReplyTo::Named("groupcast.app.results".into()));
     let direct = "amq.rabbitmq.reply-to.g1h2+/==.kZ3A==";
@@ -87,7 +106,10 @@ fn a_bad_header_leaves_where_the_answer_goes() {
         .with_correlation_id("c".into());
     let (envelope, checked) = read_with(properties);
     assert_eq!(checked.unwrap_err().field, "groupcast-deadline");
-    assert_eq!((envelope.job_id.as_str(), envelope.reply_to), ("order-42", ReplyTo::Named("answers".into())));
+    assert_eq!(
+        (envelope.job_id.as_str(), envelope.reply_to),
+        ("order-42", ReplyTo::Named("answers".into()))
+    );
     assert_eq!(envelope.correlation_id.as_deref(), Some("c"));
 }
 
@@ -121,17 +143,37 @@ fn headers_that_cannot_go_out_again_reject_the_job_by_the_name_of_the_largest() 
     };
     for (headers, frame_max, named) in [
         (vec![("tracestate", 130_980)], 131_072, Some("tracestate")),
-        (vec![("traceparent", 60_000), ("x-other", 60_010), ("small", 1)], 131_072, Some("x-other")),
+        (
+            vec![("traceparent", 60_000), ("x-other", 60_010), ("small", 1)],
+            131_072,
+            Some("x-other"),
+        ),
         (vec![("tracestate", 5000)], 8192, Some("tracestate")),
         (vec![("tracestate", 3000)], 8192, None),
         (vec![("tracestate", 114_000)], 131_072, None),
         // They do not go out again.
-        (vec![("x-death", 120_000), ("groupcast-parked", 8000), ("groupcast-owed", 8000), ("CC", 8000)], 131_072, None),
+        (
+            vec![
+                ("x-death", 120_000),
+                ("groupcast-parked", 8000),
+                ("groupcast-owed", 8000),
+                ("CC", 8000),
+            ],
+            131_072,
+            None,
+        ),
     ] {
         let rejection = check_headers_fit(&with(&headers), frame_max).err();
-        assert_eq!(rejection.as_ref().map(|rejection| rejection.field.as_str()), named, "{headers:?}");
+        assert_eq!(
+            rejection.as_ref().map(|rejection| rejection.field.as_str()),
+            named,
+            "{headers:?}"
+        );
         if let Some(rejection) = rejection {
-            let (bytes, room) = (rejection.reason.contains("bytes"), frame::room_for_headers(frame_max).to_string());
+            let (bytes, room) = (
+                rejection.reason.contains("bytes"),
+                frame::room_for_headers(frame_max).to_string(),
+            );
             assert!(bytes && rejection.reason.contains(&room), "{rejection}");
         }
     }
@@ -155,12 +197,25 @@ fn a_header_that_looks_like_one_of_ours_is_refused_by_name() {
     ];
     for (name, meant) in misspelt {
         let rejection = read_with(with_header(name, text("2020-01-01T00:00:00Z"))).1.unwrap_err();
-        assert_eq!((rejection.field.as_str(), rejection.reason.contains(meant)), (name, true), "{rejection}");
+        assert_eq!(
+            (rejection.field.as_str(), rejection.reason.contains(meant)),
+            (name, true),
+            "{rejection}"
+        );
     }
     for name in ["Groupcast-Status", "groupcast.priority", "groupcast-"] {
         assert_eq!(read_with(with_header(name, text("1"))).1.unwrap_err().field, name);
     }
-    for name in ["deadline", "x-delivery", "cast", "groups", "x-groupcast-campaign", "trace-parent", "groupcaster-id", ""] {
+    for name in [
+        "deadline",
+        "x-delivery",
+        "cast",
+        "groups",
+        "x-groupcast-campaign",
+        "trace-parent",
+        "groupcaster-id",
+        "",
+    ] {
         assert_eq!(read_with(with_header(name, text("1"))).1, Ok(()), "{name}");
     }
 }
@@ -179,14 +234,22 @@ fn a_trace_context_that_cannot_be_read_is_ignored() {
     assert_eq!(with(text(good), text("a=b")), (Some(good.to_owned()), Some("a=b".to_owned())));
     assert_eq!(with(text(good), AMQPValue::LongInt(1)), (Some(good.to_owned()), None));
     // Without its parent the state says nothing.
-    for bad in [text("00-abc-def-01"), text(""), AMQPValue::LongInt(1), AMQPValue::Boolean(true), text(&good.to_uppercase())] {
+    for bad in [
+        text("00-abc-def-01"),
+        text(""),
+        AMQPValue::LongInt(1),
+        AMQPValue::Boolean(true),
+        text(&good.to_uppercase()),
+    ] {
         assert_eq!(with(bad, text("a=b")), (None, None));
     }
 }
 
 #[test]
 fn a_charset_other_than_utf_8_is_refused() {
-    let with = |content_type: &str| read_with(BasicProperties::default().with_content_type(content_type.into())).1;
+    let with = |content_type: &str| {
+        read_with(BasicProperties::default().with_content_type(content_type.into())).1
+    };
     for taken in [
         "application/json",
         "application/json; charset=UTF-8",

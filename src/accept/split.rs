@@ -1,6 +1,7 @@
 //! Takes recipients one by one, drops repeated ones, keeps the order and cuts batches.
 //!
-//! Sameness is sameness of the JSON encoding, which is one for each string; so the set of those seen holds offsets alone.
+//! Sameness is sameness of the JSON encoding, which is one for each string; so the set of those
+//! seen holds offsets alone.
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
@@ -19,7 +20,8 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// `batch_size` is at least 1; `capacity` is the expected size of all recipients as JSON, in bytes.
+    /// `batch_size` is at least 1; `capacity` is the expected size of all recipients as JSON, in
+    /// bytes.
     pub fn new(batch_size: u32, capacity: usize) -> Self {
         Self {
             json: Vec::with_capacity(capacity),
@@ -50,11 +52,14 @@ impl Splitter {
         self.distinct += 1;
     }
 
-    /// Notes the recipient that stands at the end of `json`. The closing quote makes a prefix comparison exact.
+    /// Notes the recipient that stands at the end of `json`. The closing quote makes a prefix
+    /// comparison exact.
     fn already_seen(&mut self, start: usize) -> bool {
         let Self { json, seen, hasher, .. } = self;
         let candidate = &json[start..];
-        let same = |&offset: &u32| (offset as usize) < start && json[offset as usize..].starts_with(candidate);
+        let same = |&offset: &u32| {
+            (offset as usize) < start && json[offset as usize..].starts_with(candidate)
+        };
         let hash_at = |&offset: &u32| hasher.hash_one(json_string_at(json, offset as usize));
         let hash = hasher.hash_one(candidate);
         if seen.find(hash, same).is_some() {
@@ -134,6 +139,7 @@ mod tests {
     #[should_panic(expected = "never become empty")]
     fn a_list_of_recipients_cannot_become_an_empty_one() {
         let audience = Audience::Members(split(&["a".to_owned()], 500));
-        Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience }.body_for(std::iter::empty());
+        Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience }
+            .body_for(std::iter::empty());
     }
 }

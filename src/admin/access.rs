@@ -1,5 +1,6 @@
-//! Who may see the page and who may act. A browser on this machine is led here by any web page that its user opens, so the
-//! page answers only to names that nobody else can point at us, and actions only to whoever knows the token.
+//! Who may see the page and who may act. A browser on this machine is led here by any web page that
+//! its user opens, so the page answers only to names that nobody else can point at us, and actions
+//! only to whoever knows the token.
 
 use std::net::IpAddr;
 
@@ -29,10 +30,17 @@ pub enum Denied {
 impl Denied {
     pub fn advice(self) -> &'static str {
         match self {
-            Self::Host => "this name is not known; use an IP address or localhost, or add the name to admin.hosts",
-            Self::Origin => "requests from other sites' pages are refused; add the page's name to admin.hosts if it is this one",
+            Self::Host => {
+                "this name is not known; use an IP address or localhost, or add the name to \
+                    admin.hosts"
+            }
+            Self::Origin => {
+                "requests from other sites' pages are refused; add the page's name to admin.hosts \
+                    if it is this one"
+            }
             Self::Token => {
-                "the action needs the token of admin.token, in the header `Authorization: Bearer …` or `X-Groupcast-Token`"
+                "the action needs the token of admin.token, in the header `Authorization: Bearer \
+                    …` or `X-Groupcast-Token`"
             }
         }
     }
@@ -65,18 +73,26 @@ impl Access {
     pub fn may_act(&self, headers: &HeaderMap) -> Result<(), Denied> {
         self.may_see(headers)?;
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = || text(header::AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
+        let bearer =
+            || text(header::AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
         let given = text(TOKEN_HEADER).or_else(bearer).ok_or(Denied::Token)?;
         let token = self.token.as_ref().ok_or(Denied::Token)?;
         // Of digests it is of no use to know how far they agree.
-        if Sha256::digest(given) == Sha256::digest(token.expose_secret()) { Ok(()) } else { Err(Denied::Token) }
+        if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
+            Ok(())
+        } else {
+            Err(Denied::Token)
+        }
     }
 
     /// An address cannot be pointed elsewhere by whoever owns a name.
     fn knows(&self, host: &str) -> bool {
         let name = without_port(host);
-        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-        address.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || self.names(host)
+        let address =
+            name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        address.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || self.names(host)
     }
 
     /// Whether the configuration names it.
@@ -87,7 +103,11 @@ impl Access {
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() => name,
+        Some((name, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() =>
+        {
+            name
+        }
         _ => host,
     }
 }
@@ -106,38 +126,71 @@ mod tests {
 
     #[test]
     fn only_names_that_nobody_else_can_point_at_us_are_answered() {
-        for known in ["127.0.0.1:9464", "10.1.2.3", "[::1]:9464", "[::1]", "localhost", "LOCALHOST:9464", "groupcast.internal:80"]
-        {
+        for known in [
+            "127.0.0.1:9464",
+            "10.1.2.3",
+            "[::1]:9464",
+            "[::1]",
+            "localhost",
+            "LOCALHOST:9464",
+            "groupcast.internal:80",
+        ] {
             assert_eq!(access().may_see(&headers(&[(header::HOST, known)])), Ok(()), "{known}");
         }
-        for unknown in ["evil.example", "evil.example:9464", "localhost.evil.example", "127.0.0.1.evil.example:9464", "", ":9464"]
-        {
-            assert_eq!(access().may_see(&headers(&[(header::HOST, unknown)])), Err(Denied::Host), "{unknown}");
+        for unknown in [
+            "evil.example",
+            "evil.example:9464",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:9464",
+            "",
+            ":9464",
+        ] {
+            assert_eq!(
+                access().may_see(&headers(&[(header::HOST, unknown)])),
+                Err(Denied::Host),
+                "{unknown}"
+            );
         }
         assert_eq!(access().may_see(&headers(&[])), Err(Denied::Host));
     }
 
     #[test]
     fn a_page_of_another_site_is_refused() {
-        let from = |origin| access().may_see(&headers(&[(header::HOST, "localhost:9464"), (header::ORIGIN, origin)]));
+        let from = |origin| {
+            access()
+                .may_see(&headers(&[(header::HOST, "localhost:9464"), (header::ORIGIN, origin)]))
+        };
         assert_eq!(from("http://localhost:9464"), Ok(()));
-        assert_eq!(from("https://groupcast.internal"), Ok(()), "a proxy may name the daemon otherwise");
-        for other in ["http://localhost:80", "http://10.1.2.3", "https://evil.example", "null", ""] {
+        assert_eq!(
+            from("https://groupcast.internal"),
+            Ok(()),
+            "a proxy may name the daemon otherwise"
+        );
+        for other in ["http://localhost:80", "http://10.1.2.3", "https://evil.example", "null", ""]
+        {
             assert_eq!(from(other), Err(Denied::Origin), "{other}");
         }
     }
 
     #[test]
     fn only_whoever_knows_the_token_may_act() {
-        let with = |value: &str| access().may_act(&headers(&[(header::HOST, "localhost"), (header::AUTHORIZATION, value)]));
+        let with = |value: &str| {
+            access()
+                .may_act(&headers(&[(header::HOST, "localhost"), (header::AUTHORIZATION, value)]))
+        };
         assert_eq!(with("Bearer right"), Ok(()));
         let own = header::HeaderName::from_static(TOKEN_HEADER);
         let beside_a_login = |token: &str| {
             let login = (header::AUTHORIZATION, "Basic b3A6cHc=");
             access().may_act(&headers(&[(header::HOST, "localhost"), login, (own.clone(), token)]))
         };
-        assert_eq!((beside_a_login("right"), beside_a_login("wrong")), (Ok(()), Err(Denied::Token)));
-        for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right", "bearer right", "Bearer right "] {
+        assert_eq!(
+            (beside_a_login("right"), beside_a_login("wrong")),
+            (Ok(()), Err(Denied::Token))
+        );
+        for wrong in
+            ["Bearer wrong", "Bearer ", "right", "Basic right", "bearer right", "Bearer right "]
+        {
             assert_eq!(with(wrong), Err(Denied::Token), "{wrong}");
         }
         assert_eq!(access().may_act(&headers(&[(header::HOST, "localhost")])), Err(Denied::Token));

@@ -53,7 +53,9 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
         Action::Redrive => {
             // To its end, also if whoever asked goes away.
             let redriving = tokio::spawn(redrive(shown.connector.clone(), app.name.clone()));
-            let redriven = redriving.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            let redriven = redriving
+                .await
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             Ok(Done::Redriven(redriven?))
         }
     }
@@ -61,7 +63,8 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
 
 async fn redrive(connector: Arc<Connector>, app: String) -> Result<Redriven, BrokerLost> {
     let mut letters = DeadLetters::open(&connector, &app).await?;
-    let redriven = dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
+    let redriven =
+        dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
     letters.close().await;
     redriven
 }

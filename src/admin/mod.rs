@@ -1,10 +1,12 @@
-//! The daemon's own HTTP at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and for people the status page at `/`, which
-//! `/events` keeps up to date. With a token configured, an app can be paused and resumed there and its dead letters be sent
-//! again; without one, nothing can be changed.
+//! The daemon's own HTTP at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and for people the
+//! status page at `/`, which `/events` keeps up to date. With a token configured, an app can be
+//! paused and resumed there and its dead letters be sent again; without one, nothing can be
+//! changed.
 //!
-//! `listener` has the sockets, `pages` says what is answered, [`readiness`] whether every app consumes and what is wrong if
-//! not, [`status`] what the page shows, `observer` looks once a second, `access` keeps other people's web pages and whoever has
-//! no token away, `actions` does what is asked.
+//! `listener` has the sockets, `pages` says what is answered, [`readiness`] whether every app
+//! consumes and what is wrong if not, [`status`] what the page shows, `observer` looks once a
+//! second, `access` keeps other people's web pages and whoever has no token away, `actions` does
+//! what is asked.
 
 mod access;
 mod actions;
@@ -44,7 +46,8 @@ pub struct ShownApp {
     pub subscribed: watch::Receiver<Subscribed>,
 }
 
-/// The port, and the recorder of the metrics. Whoever connects before there is something to show waits.
+/// The port, and the recorder of the metrics. Whoever connects before there is something to show
+/// waits.
 pub struct Admin {
     listener: TcpListener,
     exposition: Exposition,
@@ -58,7 +61,9 @@ pub struct Showing {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CannotShow {
-    #[error("cannot listen at {address}, which admin.listen names; free it or choose another: {source}")]
+    #[error(
+        "cannot listen at {address}, which admin.listen names; free it or choose another: {source}"
+    )]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot record metrics: {0}")]
     Record(String),

@@ -1,5 +1,5 @@
-//! Looks once a second: counts the calls of each app, and makes what the page shows, if a browser has it open. Counts the
-//! messages in the queues now and then, and notices a queue that is gone.
+//! Looks once a second: counts the calls of each app, and makes what the page shows, if a browser
+//! has it open. Counts the messages in the queues now and then, and notices a queue that is gone.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -65,16 +65,19 @@ impl Observer {
                 *counted = now;
             }
             if self.is_watched() {
-                let calls: Vec<Vec<u32>> = calls.iter().map(|calls| calls.iter().copied().collect()).collect();
+                let calls: Vec<Vec<u32>> =
+                    calls.iter().map(|calls| calls.iter().copied().collect()).collect();
                 let seen = self.seen.borrow().clone();
                 let status = Status::of(&self.shown, self.actions, &calls, &seen).await;
-                let json = serde_json::to_string(&status).expect("it has no map with keys other than text");
+                let json = serde_json::to_string(&status)
+                    .expect("it has no map with keys other than text");
                 self.told.send_replace(json.into());
             }
         }
     }
 
-    /// Apart from the rest: a broker that does not answer must not hold up the page that tells of it.
+    /// Apart from the rest: a broker that does not answer must not hold up the page that tells of
+    /// it.
     async fn look_at_queues(&self) -> Infallible {
         loop {
             let looked_at = Instant::now();
@@ -86,7 +89,8 @@ impl Observer {
                 self.shown.publisher.restore_queues().await;
             }
             self.seen.send_replace(seen);
-            while looked_at.elapsed() < if self.is_watched() { SHOWN_EVERY } else { COUNTED_EVERY } {
+            while looked_at.elapsed() < if self.is_watched() { SHOWN_EVERY } else { COUNTED_EVERY }
+            {
                 sleep(SECOND / 4).await;
             }
         }
@@ -108,7 +112,9 @@ impl Observer {
         }
         // The page does not show it; the look finds out whether it is still there.
         self.messages_in(name, queues::undeliverable(name), missing).await;
-        for (queue, messages) in [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)] {
+        for (queue, messages) in
+            [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)]
+        {
             metrics::set_queue_messages(name, queue, messages);
         }
         Queues { jobs, waiting, dead, unrouted }
@@ -135,7 +141,8 @@ impl Observer {
     }
 }
 
-/// What was counted in so many seconds, spread over them: a process that was held up has not exceeded its limit.
+/// What was counted in so many seconds, spread over them: a process that was held up has not
+/// exceeded its limit.
 fn note(kept: &mut VecDeque<u32>, calls: u64, seconds: f64) {
     let samples = seconds.round().clamp(1.0, SECONDS_KEPT as f64);
     let in_one_second = (calls as f64 / seconds.max(samples)).round() as u32;

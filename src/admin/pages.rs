@@ -50,7 +50,13 @@ impl Pages {
             "/metrics" => &|| whole(StatusCode::OK, METRICS, self.scrape()),
             "/" => &|| self.for_people(&request, page),
             "/events" => &|| self.for_people(&request, || self.events()),
-            _ => return whole(StatusCode::NOT_FOUND, TEXT, "there are /, /livez, /readyz and /metrics\n"),
+            _ => {
+                return whole(
+                    StatusCode::NOT_FOUND,
+                    TEXT,
+                    "there are /, /livez, /readyz and /metrics\n",
+                );
+            }
         };
         match *request.method() {
             Method::GET | Method::HEAD => render(),
@@ -70,7 +76,11 @@ impl Pages {
         self.exposition.render()
     }
 
-    fn for_people(&self, request: &Request<Incoming>, render: impl Fn() -> Response<Body>) -> Response<Body> {
+    fn for_people(
+        &self,
+        request: &Request<Incoming>,
+        render: impl Fn() -> Response<Body>,
+    ) -> Response<Body> {
         match self.access.may_see(request.headers()) {
             Ok(()) => render(),
             Err(denied) => refuse(denied),
@@ -80,7 +90,11 @@ impl Pages {
     /// Server-sent events. The stream ends when the reader does.
     fn events(&self) -> Response<Body> {
         if self.seen.receiver_count() >= MAX_WATCHERS {
-            return whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many pages are open; close one\n");
+            return whole(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                "too many pages are open; close one\n",
+            );
         }
         let events = stream::unfold(self.seen.subscribe(), |mut seen| async {
             seen.changed().await.ok()?;
@@ -91,8 +105,16 @@ impl Pages {
     }
 
     async fn action(&self, request: &Request<Incoming>) -> Response<Body> {
-        let no_action = || whole(StatusCode::NOT_FOUND, TEXT, "no such app or action, or no admin.token is configured\n");
-        let Some((app, action)) = named(request.uri().path(), &self.shown).filter(|_| self.access.has_token()) else {
+        let no_action = || {
+            whole(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "no such app or action, or no admin.token is configured\n",
+            )
+        };
+        let Some((app, action)) =
+            named(request.uri().path(), &self.shown).filter(|_| self.access.has_token())
+        else {
             return no_action();
         };
         if request.method() != Method::POST {
@@ -133,7 +155,12 @@ fn refuse(denied: Denied) -> Response<Body> {
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
-    whole(status, JSON, serde_json::to_string_pretty(value).expect("it has no map with keys other than text") + "\n")
+    whole(
+        status,
+        JSON,
+        serde_json::to_string_pretty(value).expect("it has no map with keys other than text")
+            + "\n",
+    )
 }
 
 fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {

@@ -1,4 +1,5 @@
-//! Whether every app consumes, and what is wrong if not. A standby replica is ready: its consumer is registered.
+//! Whether every app consumes, and what is wrong if not. A standby replica is ready: its consumer
+//! is registered.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +61,9 @@ pub fn of(shown: &Shown) -> Readiness {
     let queues = if troubles.is_empty() {
         Part::Works
     } else {
-        let told = troubles.iter().map(|(queue, trouble)| format!("{queue}: {trouble}; {}", trouble.advice()));
+        let told = troubles
+            .iter()
+            .map(|(queue, trouble)| format!("{queue}: {trouble}; {}", trouble.advice()));
         Part::Down { reason: told.collect::<Vec<_>>().join(". ") }
     };
     let state_store = match shown.progress.health().condition() {
@@ -68,10 +71,12 @@ pub fn of(shown: &Shown) -> Readiness {
         health::Condition::Unknown => Part::Down { reason: "it has not answered yet".into() },
         health::Condition::Away { reason, .. } => Part::Down { reason },
     };
-    let apps: BTreeMap<String, AppState> = shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
+    let apps: BTreeMap<String, AppState> =
+        shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
     let works = |part: &Part| matches!(part, Part::Works);
     let consumes = |app: &AppState| matches!(app, AppState::Consuming | AppState::Outage(_));
-    let ready = works(&publisher) && works(&queues) && works(&state_store) && apps.values().all(consumes);
+    let ready =
+        works(&publisher) && works(&queues) && works(&state_store) && apps.values().all(consumes);
     Readiness { ready, publisher, queues, state_store, apps }
 }
 
@@ -82,7 +87,9 @@ impl AppState {
         match (condition, subscribed) {
             (Condition::Paused(why), _) => Self::Paused(why.into()),
             (_, Subscribed::No { reason }) => Self::Down { reason },
-            (Condition::Outage(why), Subscribed::Yes | Subscribed::NoJobYet) => Self::Outage(why.into()),
+            (Condition::Outage(why), Subscribed::Yes | Subscribed::NoJobYet) => {
+                Self::Outage(why.into())
+            }
             (Condition::Working, Subscribed::Yes | Subscribed::NoJobYet) => Self::Consuming,
         }
     }

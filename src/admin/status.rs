@@ -72,7 +72,12 @@ impl Status {
         for ((app, calls), queues) in shown.apps.iter().zip(calls).zip(queues) {
             activity.insert(app.name.clone(), Activity::of(app, calls.clone(), *queues).await);
         }
-        Self { version: env!("CARGO_PKG_VERSION"), actions, readiness: readiness::of(shown), activity }
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            actions,
+            readiness: readiness::of(shown),
+            activity,
+        }
     }
 }
 
@@ -84,7 +89,11 @@ impl Activity {
         let seconds = |calls: u64| (rate > 0.0).then(|| calls as f64 / rate);
         let calls_left = held.iter().map(left).sum();
         let jobs_held = held.len();
-        let etas: Vec<Option<f64>> = held.iter().take(MAX_JOBS).map(|job| seconds(calls_until_done(left(job), &held))).collect();
+        let etas: Vec<Option<f64>> = held
+            .iter()
+            .take(MAX_JOBS)
+            .map(|job| seconds(calls_until_done(left(job), &held)))
+            .collect();
         Self {
             no_job_yet: matches!(*app.subscribed.borrow(), Subscribed::NoJobYet),
             paused_by_operator: app.pipeline.is_paused_by_operator(),
@@ -98,7 +107,11 @@ impl Activity {
             jobs_held,
             calls_left,
             eta_seconds: seconds(calls_left),
-            jobs: held.into_iter().zip(etas).map(|(job, eta_seconds)| ShownJob { job, eta_seconds }).collect(),
+            jobs: held
+                .into_iter()
+                .zip(etas)
+                .map(|(job, eta_seconds)| ShownJob { job, eta_seconds })
+                .collect(),
             failures: app.pipeline.failures(),
         }
     }
@@ -108,7 +121,8 @@ fn left(job: &HeldJob) -> u64 {
     u64::from(job.batches - job.batches_ended)
 }
 
-/// Jobs take turns: until one with so many calls left is done, each other one has had as many, or all of its own.
+/// Jobs take turns: until one with so many calls left is done, each other one has had as many, or
+/// all of its own.
 fn calls_until_done(of_this: u64, held: &[HeldJob]) -> u64 {
     held.iter().map(|job| left(job).min(of_this)).sum()
 }
@@ -119,9 +133,15 @@ mod tests {
 
     #[test]
     fn a_small_job_is_done_long_before_the_large_ones_that_it_takes_turns_with() {
-        let job = |batches| HeldJob { job_id: String::new(), group_id: String::new(), batches, batches_ended: 0 };
+        let job = |batches| HeldJob {
+            job_id: String::new(),
+            group_id: String::new(),
+            batches,
+            batches_ended: 0,
+        };
         let held = [job(1000), job(400), job(1)];
-        let until_done: Vec<u64> = held.iter().map(|job| calls_until_done(left(job), &held)).collect();
+        let until_done: Vec<u64> =
+            held.iter().map(|job| calls_until_done(left(job), &held)).collect();
         assert_eq!(until_done, [1401, 801, 3]);
     }
 }

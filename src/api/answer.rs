@@ -22,7 +22,11 @@ pub fn parse(http_status: u16, body: &[u8], user_sig: &str) -> Answer {
             http_status,
             action_ok: answer.action_status.as_deref() == Some("OK"),
             code: answer.error_code,
-            info: answer.error_info.filter(|info| !info.is_empty()).map(|info| told(&info, user_sig)).unwrap_or_default(),
+            info: answer
+                .error_info
+                .filter(|info| !info.is_empty())
+                .map(|info| told(&info, user_sig))
+                .unwrap_or_default(),
         },
         Err(_) => Answer::Foreign { http_status, info: description(http_status, body, user_sig) },
     }
@@ -33,8 +37,8 @@ fn told(info: &str, user_sig: &str) -> String {
     info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
 }
 
-/// Describes the answer of another server on the way. It is not quoted, because it may echo the request with content and
-/// recipients. The title of a page tells which server it was.
+/// Describes the answer of another server on the way. It is not quoted, because it may echo the
+/// request with content and recipients. The title of a page tells which server it was.
 fn description(http_status: u16, body: &[u8], user_sig: &str) -> String {
     let page = String::from_utf8_lossy(body);
     let what = match title(&page) {
@@ -63,9 +67,16 @@ mod tests {
     fn an_answer_that_echoes_the_request_carries_nothing_of_it_on() {
         let told = |page: &str| description(403, page.as_bytes(), "eJw*secret-_");
         let echo = r#"you sent {"Content":"hello","ToMembers_Account":["alice"]}"#;
-        assert_eq!(told(echo), format!("HTTP 403 without an answer of the API: {} bytes", echo.len()));
-        let page = format!("<HTML><Title lang=en> Blocked: /v4/x?usersig=eJw*secret-_ </TITLE>{echo}");
-        assert_eq!(told(&page), r#"HTTP 403 without an answer of the API: a page with the title "Blocked: /v4/x?usersig=***""#);
+        assert_eq!(
+            told(echo),
+            format!("HTTP 403 without an answer of the API: {} bytes", echo.len())
+        );
+        let page =
+            format!("<HTML><Title lang=en> Blocked: /v4/x?usersig=eJw*secret-_ </TITLE>{echo}");
+        assert_eq!(
+            told(&page),
+            r#"HTTP 403 without an answer of the API: a page with the title "Blocked: /v4/x?usersig=***""#
+        );
         assert_eq!(told("<title>"), "HTTP 403 without an answer of the API: 7 bytes");
     }
 }

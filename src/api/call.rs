@@ -1,6 +1,7 @@
 //! One HTTP request to the API. Nothing else calls it.
 //!
-//! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are never followed.
+//! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are
+//! never followed.
 
 use std::{
     error::Error as _,
@@ -22,10 +23,12 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 /// What the dispatcher calls: the API, or in tests a stand-in without sockets.
 pub trait Api: Send + Sync + 'static {
-    /// Sends one request body. `on_write` has the last word when the connection is there and the request is to be written.
+    /// Sends one request body. `on_write` has the last word when the connection is there and the
+    /// request is to be written.
     fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> impl Future<Output = Answer> + Send;
 
-    /// The API refused the UserSig: the next call makes a new one, with a key that is read again if it is in a file.
+    /// The API refused the UserSig: the next call makes a new one, with a key that is read again if
+    /// it is in a file.
     fn renew_user_sig(&self);
 }
 
@@ -49,7 +52,8 @@ impl Caller {
         Ok(Self(RwLock::new(Arc::new(Target::of(app)?))))
     }
 
-    /// What the calls of another configuration would go to. The connections and the UserSig are kept if they serve it too.
+    /// What the calls of another configuration would go to. The connections and the UserSig are
+    /// kept if they serve it too.
     pub fn target_of(&self, app: &App) -> Result<Target, reqwest::Error> {
         self.target().for_app(app)
     }
@@ -104,12 +108,21 @@ async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => {
+                body.extend_from_slice(&chunk)
+            }
             Ok(Some(_)) => {
-                return Answer::Foreign { http_status, info: format!("answer of more than {MAX_ANSWER_BYTES} bytes") };
+                return Answer::Foreign {
+                    http_status,
+                    info: format!("answer of more than {MAX_ANSWER_BYTES} bytes"),
+                };
             }
             Ok(None) => break,
-            Err(error) => return Answer::NoAnswer { info: format!("HTTP {http_status}, then {}", describe(error)) },
+            Err(error) => {
+                return Answer::NoAnswer {
+                    info: format!("HTTP {http_status}, then {}", describe(error)),
+                };
+            }
         }
     }
     parse(http_status, &body, user_sig)
@@ -132,7 +145,8 @@ const AT_WRITE: u8 = 1;
 const WITHDRAWN: u8 = 2;
 const GIVEN_UP: u8 = 3;
 
-/// What became of a request. The first of the two that decide it sets it: the write, or the caller that stops waiting.
+/// What became of a request. The first of the two that decide it sets it: the write, or the caller
+/// that stops waiting.
 #[derive(Default)]
 struct Fate(AtomicU8);
 
@@ -143,7 +157,8 @@ impl Fate {
     }
 }
 
-/// A request body that tells when it is taken to be written: then the connection stands and the bytes leave.
+/// A request body that tells when it is taken to be written: then the connection stands and the
+/// bytes leave.
 struct WatchedBody<F> {
     bytes: Option<Bytes>,
     on_write: Option<F>,
@@ -158,7 +173,10 @@ impl<F: OnWrite> Body for WatchedBody<F> {
     type Data = Bytes;
     type Error = Withdrawn;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Withdrawn>>> {
         if self.on_write.take().is_some_and(|on_write| on_write() == AtWrite::Withdraw) {
             return Poll::Ready(Some(Err(Withdrawn)));
         }

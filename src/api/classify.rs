@@ -1,4 +1,5 @@
-//! Judges what came back from a call. Total: each possible answer has a verdict, also one that nobody documented.
+//! Judges what came back from a call. Total: each possible answer has a verdict, also one that
+//! nobody documented.
 
 use super::{
     codes::{Class, Effect, class_of},
@@ -43,16 +44,22 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the call may have notified although it failed: no whole answer came, or one whose meaning nobody documented.
+    /// Whether the call may have notified although it failed: no whole answer came, or one whose
+    /// meaning nobody documented.
     pub fn may_have_had_effect(&self) -> bool {
-        matches!(self, Self::Failed { class: Class::Transient(Effect::Unknown) | Class::TransientOrJob, .. })
+        matches!(
+            self,
+            Self::Failed { class: Class::Transient(Effect::Unknown) | Class::TransientOrJob, .. }
+        )
     }
 
-    /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought to take in one call is
-    /// refused for good.
+    /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought
+    /// to take in one call is refused for good.
     pub fn on_batch_of(self, recipients: Option<u32>) -> Self {
         match self {
-            Self::Failed { class: Class::TooManyRecipients, fault } if recipients.is_none_or(|count| count <= SMALL_BATCH) => {
+            Self::Failed { class: Class::TooManyRecipients, fault }
+                if recipients.is_none_or(|count| count <= SMALL_BATCH) =>
+            {
                 Self::Failed { class: Class::Job, fault }
             }
             verdict @ (Self::Sent | Self::Failed { .. }) => verdict,
@@ -64,13 +71,25 @@ pub fn classify(answer: Answer) -> Verdict {
     match answer {
         answer if answer.is_accepted() => Verdict::Sent,
         Answer::Api { http_status, action_ok, code: 0, info } => {
-            let info = format!("contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: {action_ok}; {info}");
+            let info = format!(
+                "contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: \
+                    {action_ok}; {info}"
+            );
             failed(Class::Transient(Effect::Unknown), Some(0), None, info)
         }
         Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
-        Answer::Foreign { http_status, info } => failed(http_status::find(http_status).class, None, Some(http_status), info),
-        Answer::Withdrawn => failed(Class::Transient(Effect::None), None, None, "withdrawn before it was sent".into()),
-        Answer::NotSent { why } => failed(Class::Transient(Effect::None), None, None, why.to_string()),
+        Answer::Foreign { http_status, info } => {
+            failed(http_status::find(http_status).class, None, Some(http_status), info)
+        }
+        Answer::Withdrawn => failed(
+            Class::Transient(Effect::None),
+            None,
+            None,
+            "withdrawn before it was sent".into(),
+        ),
+        Answer::NotSent { why } => {
+            failed(Class::Transient(Effect::None), None, None, why.to_string())
+        }
         Answer::NoAnswer { info } => failed(Class::Transient(Effect::Unknown), None, None, info),
     }
 }
@@ -122,8 +141,14 @@ mod tests {
 
     #[test]
     fn only_a_request_that_never_left_surely_had_no_effect() {
-        assert_eq!(class(Answer::NotSent { why: Diagnosis::unknown("") }), Some(Class::Transient(Effect::None)));
-        assert_eq!(class(Answer::NoAnswer { info: String::new() }), Some(Class::Transient(Effect::Unknown)));
+        assert_eq!(
+            class(Answer::NotSent { why: Diagnosis::unknown("") }),
+            Some(Class::Transient(Effect::None))
+        );
+        assert_eq!(
+            class(Answer::NoAnswer { info: String::new() }),
+            Some(Class::Transient(Effect::Unknown))
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The API's documented error codes, and whose fault each one is: data, no decisions. The runbook's table is made of it.
+//! The API's documented error codes, and whose fault each one is: data, no decisions. The runbook's
+//! table is made of it.
 //!
-//! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header `TIMErrorCode.h` of its SDK.
+//! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header
+//! `TIMErrorCode.h` of its SDK.
 
 /// Whose fault an answer is, which decides what happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,28 +32,38 @@ impl Class {
     pub fn response(self) -> &'static str {
         match self {
             Self::Transient(Effect::None) => {
-                "Tries again with growing delays, parks the job if that takes long, and gives it up after `retry.give_up_after`."
+                "Tries again with growing delays, parks the job if that takes long, and gives it \
+                    up after `retry.give_up_after`."
             }
             Self::Transient(Effect::Unknown) => {
-                "Tries again with growing delays, parks the job if that takes long, and gives it up after `retry.give_up_after`. \
-                 The notification may have been delivered: a job with `at-most-once` is not tried again and reports it as `unknown`."
+                "Tries again with growing delays, parks the job if that takes long, and gives it \
+                    up after `retry.give_up_after`. \
+                 The notification may have been delivered: a job with `at-most-once` is not tried \
+                 again and reports it as `unknown`."
             }
             Self::TransientOrJob => {
-                "Tries again up to five times, then dead-letters the job; a job with `at-most-once` reports it as `unknown` at once. \
+                "Tries again up to five times, then dead-letters the job; a job with \
+                    `at-most-once` reports it as `unknown` at once. \
                  The same code for jobs of five different groups in a row pauses the app."
             }
             Self::RateLimited => "Lowers the pace and tries again; it counts as no attempt.",
-            Self::Credential => "Signs anew with the secret read again and tries once more; a second refusal pauses the app.",
+            Self::Credential => {
+                "Signs anew with the secret read again and tries once more; a second refusal \
+                    pauses the app."
+            }
             Self::CredentialOrJob => {
                 "Signs anew and tries once more; a second refusal dead-letters the job, \
-                 and jobs for five different groups in a row that end with the same code pause the app."
+                 and jobs for five different groups in a row that end with the same code pause the \
+                 app."
             }
             Self::Job => "Dead-letters the job.",
             Self::JobOrConfiguration => {
-                "Dead-letters the job; jobs for five different groups in a row that end with the same code pause the app."
+                "Dead-letters the job; jobs for five different groups in a row that end with the \
+                    same code pause the app."
             }
             Self::Account => {
-                "Pauses the app: jobs stay in the queue, single probe calls are made at growing intervals, \
+                "Pauses the app: jobs stay in the queue, single probe calls are made at growing \
+                    intervals, \
                  and it resumes by itself."
             }
             Self::TooManyRecipients => "Splits the batch at 50 recipients and goes on.",
@@ -104,12 +116,14 @@ const TRANSIENT_UNKNOWN: Class = Class::Transient(Effect::Unknown);
 const RETRIED: &str = "nothing; it is tried again";
 const SLOWED: &str = "lower calls_per_second if other programs call this API for the same app";
 const FIX_JOB: &str = "correct the job and redrive it";
-const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and this machine's clock";
+const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and \
+    this machine's clock";
 const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
-const CHECK_REGION: &str =
-    "look up SDKAppID and data centre in the vendor's console; correct sdk_app_id and region (or endpoint)";
+const CHECK_REGION: &str = "look up SDKAppID and data centre in the vendor's console; correct \
+    sdk_app_id and region (or endpoint)";
 const BATCHES_OF_50: &str = "nothing; batch_size = 50 saves the refused call";
-const NOT_EXPECTED: &str = "nothing is known that leads here; read info in the result, and ask the vendor";
+const NOT_EXPECTED: &str =
+    "nothing is known that leads here; read info in the result, and ask the vendor";
 const RECALL: &str = "a message cannot be recalled or deleted";
 const ATTRIBUTES: &str = "custom attributes of a group over a limit, or in conflict";
 const OTHER_OPERATION: &str = "attributes, read receipts, counters or pinned messages of a group";
@@ -128,13 +142,16 @@ pub static CODES: &[Code] = &[
     code(10002, TRANSIENT_UNKNOWN, "internal server error", RETRIED),
     code(10003, Class::Account, "invalid API name, or the API was withdrawn", CHECK_CONSOLE),
     code(10004, Class::Job, "invalid parameter", FIX_JOB),
-    code(TOO_MANY_ACCOUNTS, Class::TooManyRecipients, "too many accounts in one call", BATCHES_OF_50),
+    code(TOO_MANY_ACCOUNTS, Class::TooManyRecipients, "too many accounts in one \
+        call", BATCHES_OF_50),
     code(10006, Class::RateLimited, "operation frequency limit", SLOWED),
-    code(10007, Class::JobOrConfiguration, "no permission for this operation", "check that identifier is an app administrator"),
+    code(10007, Class::JobOrConfiguration, "no permission for this operation", "check that \
+        identifier is an app administrator"),
     code(10008, Class::Credential, "invalid request, possibly a wrong signature", FIX_KEY),
     code(10009, Class::Job, "the owner may not leave the group", NOT_EXPECTED),
     code(10010, Class::Job, "group does not exist or was disbanded", FIX_JOB),
-    code(10011, Class::JobOrConfiguration, "JSON could not be parsed", "look for a proxy that changes requests"),
+    code(10011, Class::JobOrConfiguration, "JSON could not be parsed", "look for a proxy that \
+        changes requests"),
     code(10012, Class::Account, "invalid operator UserID", "check identifier"),
     code(10013, Class::Job, "already a member of the group", NOT_EXPECTED),
     code(10014, Class::Job, "the group is full", NOT_EXPECTED),
@@ -147,7 +164,8 @@ pub static CODES: &[Code] = &[
     code(10023, Class::RateLimited, "message frequency limit", SLOWED),
     code(10024, Class::Job, "already processed", NOT_EXPECTED),
     code(10025, Class::Job, "group id is in use, by the caller", NOT_EXPECTED),
-    code(10026, Class::Account, "API forbidden for this SDKAppID", "new customers cannot use this API; ask the vendor"),
+    code(10026, Class::Account, "API forbidden for this SDKAppID", "new customers cannot use this \
+        API; ask the vendor"),
     code(10030, Class::Job, RECALL, NOT_EXPECTED),
     code(10031, Class::Job, RECALL, NOT_EXPECTED),
     code(10032, Class::Job, RECALL, NOT_EXPECTED),
@@ -182,14 +200,16 @@ pub static CODES: &[Code] = &[
     code(20004, TRANSIENT_UNKNOWN, "network error at the vendor", RETRIED),
     code(20005, TRANSIENT_UNKNOWN, "internal error at the vendor", RETRIED),
     code(60002, Class::Account, "HTTP URL could not be parsed", "check endpoint"),
-    code(60003, Class::JobOrConfiguration, "JSON of the request could not be parsed", "look for a proxy that changes requests"),
+    code(60003, Class::JobOrConfiguration, "JSON of the request could not be parsed", "look for a \
+        proxy that changes requests"),
     code(60004, Class::CredentialOrJob, "UserID or UserSig is incorrect", FIX_KEY),
     code(60005, Class::CredentialOrJob, "UserID or UserSig is incorrect", FIX_KEY),
     code(60006, Class::Account, "invalid SDKAppID", CHECK_REGION),
     code(60007, Class::RateLimited, "call frequency limit of the API", SLOWED),
     code(60008, TRANSIENT_UNKNOWN, "request timed out at the vendor", RETRIED),
     code(60009, Class::Account, "requested resource is wrong", "check endpoint and region"),
-    code(60010, Class::Account, "identifier is not an app administrator", "set identifier to an administrator of the app"),
+    code(60010, Class::Account, "identifier is not an app administrator", "set identifier to an \
+        administrator of the app"),
     code(60011, Class::RateLimited, "call frequency limit of the SDKAppID", SLOWED),
     code(60012, Class::Account, "SDKAppID is missing", "check sdk_app_id"),
     code(60013, TRANSIENT_UNKNOWN, "the vendor could not read its own answer", RETRIED),
@@ -199,8 +219,10 @@ pub static CODES: &[Code] = &[
     code(60017, Class::Account, "request is disabled", CHECK_CONSOLE),
     code(60018, Class::RateLimited, "too many requests", SLOWED),
     code(60019, Class::RateLimited, "too many requests", SLOWED),
-    code(60020, Class::Account, "package expired", "renew the package; it takes effect after five minutes"),
-    code(60021, Class::Account, "source IP is refused", "allow this machine's address in the vendor's console"),
+    code(60020, Class::Account, "package expired", "renew the package; it takes effect after five \
+        minutes"),
+    code(60021, Class::Account, "source IP is refused", "allow this machine's address in the \
+        vendor's console"),
     code(70001, Class::Credential, "UserSig expired", FIX_KEY),
     code(70002, Class::Credential, "UserSig is empty", FIX_KEY),
     code(70003, Class::Credential, "UserSig is invalid", FIX_KEY),
@@ -210,11 +232,13 @@ pub static CODES: &[Code] = &[
     code(70014, Class::Credential, "UserSig is for another SDKAppID", FIX_KEY),
     code(70016, Class::Account, "no key exists for this SDKAppID", CHECK_REGION),
     code(70020, Class::Account, "SDKAppID not found", CHECK_REGION),
-    code(TOO_MANY_FAILED_SIGNATURES, Class::Account, "too many failed signatures; the vendor asks for a minute's pause", FIX_KEY),
+    code(TOO_MANY_FAILED_SIGNATURES, Class::Account, "too many failed signatures; the vendor asks \
+        for a minute's pause", FIX_KEY),
     code(70051, Class::Account, "account is blocked", CHECK_CONSOLE),
     code(70052, Class::Credential, "UserSig was invalidated", "nothing; a new one is made"),
     code(70101, Class::Credential, "ticket expired", "nothing; a new UserSig is made"),
-    code(70107, Class::JobOrConfiguration, "UserID does not exist", "import the account, or correct the job"),
+    code(70107, Class::JobOrConfiguration, "UserID does not exist", "import the account, or \
+        correct the job"),
     code(70114, Class::Account, "restricted for security reasons", CHECK_CONSOLE),
     code(70169, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
     code(70202, TRANSIENT_UNKNOWN, "server timed out", RETRIED),
@@ -222,10 +246,12 @@ pub static CODES: &[Code] = &[
     code(70346, Class::Credential, "signature refused", FIX_KEY),
     code(70398, Class::Account, "account number limit", "upgrade the app's plan"),
     code(70402, Class::Job, "invalid parameter", FIX_JOB),
-    code(70403, Class::Account, "administrator permission required", "set identifier to an administrator of the app"),
+    code(70403, Class::Account, "administrator permission required", "set identifier to an \
+        administrator of the app"),
     code(70500, TRANSIENT, "internal server error", RETRIED),
     code(71000, Class::Job, "not possible in this edition", NOT_EXPECTED),
-    code(72000, Class::Account, "daily active users over the trial edition's quota", "upgrade the app's plan"),
+    code(72000, Class::Account, "daily active users over the trial edition's quota", "upgrade the \
+        app's plan"),
     code(72001, Class::Job, "feature is switched off", NOT_EXPECTED),
     code(72012, Class::Job, "feature is switched off", NOT_EXPECTED),
     code(80001, Class::Job, "sensitive text", FIX_JOB),
@@ -274,7 +300,15 @@ mod tests {
 
     #[test]
     fn every_code_of_the_vendors_lists_is_known() {
-        let groups = [10002..=10019, 10021..=10021, 10023..=10026, 10030..=10038, 10041..=10041, 10044..=10054, 10056..=10056];
+        let groups = [
+            10002..=10019,
+            10021..=10021,
+            10023..=10026,
+            10030..=10038,
+            10041..=10041,
+            10044..=10054,
+            10056..=10056,
+        ];
         let more_groups = [10058..=10063, 10070..=10071, 11000..=11000, 20004..=20005];
         let public = [60002..=60021];
         let known = groups.into_iter().chain(more_groups).chain(public).flatten();

@@ -1,4 +1,5 @@
-//! Which of an app's two addresses its calls go to: the first, or the backup while the first cannot be reached. Pure.
+//! Which of an app's two addresses its calls go to: the first, or the backup while the first cannot
+//! be reached. Pure.
 //!
 //! On the backup, one call a minute tries the first again. If neither is reached, calls alternate.
 
@@ -8,7 +9,8 @@ use tokio::time::Instant;
 
 /// How often the first address is tried while calls go to the backup.
 const FIRST_TRIED_EVERY: Duration = Duration::from_secs(60);
-/// So many connections in a row that stood and brought no answer are a wrong place: a hijacked name leads to one.
+/// So many connections in a row that stood and brought no answer are a wrong place: a hijacked name
+/// leads to one.
 const FAILURES_OF_A_WRONG_PLACE: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +59,9 @@ impl Endpoints {
                 self.failures = 0;
                 None
             }
-            (Reached::Yes, false) if address == Address::First => Some(self.move_to(Address::First, now)),
+            (Reached::Yes, false) if address == Address::First => {
+                Some(self.move_to(Address::First, now))
+            }
             (Reached::Yes | Reached::Perhaps | Reached::No, false) => None,
             (Reached::Perhaps, true) if self.failures + 1 < FAILURES_OF_A_WRONG_PLACE => {
                 self.failures += 1;
@@ -92,7 +96,11 @@ mod tests {
         assert_eq!(endpoints.learn(Address::First, Reached::No, start), None);
         assert_eq!(endpoints.choose(start), Address::Backup);
         let later = start + FIRST_TRIED_EVERY;
-        assert_eq!([endpoints.choose(later), endpoints.choose(later)], [Address::First, Address::Backup], "one call tries");
+        assert_eq!(
+            [endpoints.choose(later), endpoints.choose(later)],
+            [Address::First, Address::Backup],
+            "one call tries"
+        );
         assert_eq!(endpoints.learn(Address::First, Reached::No, later), None);
         assert_eq!(endpoints.choose(later + FIRST_TRIED_EVERY), Address::First);
         assert_eq!(endpoints.learn(Address::First, Reached::Yes, later), Some(Address::First));

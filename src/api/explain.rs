@@ -1,4 +1,5 @@
-//! What an answer means, what groupcast does about it, and what to do: in words for people. Decides nothing.
+//! What an answer means, what groupcast does about it, and what to do: in words for people. Decides
+//! nothing.
 
 use std::fmt::Write;
 
@@ -21,9 +22,16 @@ pub struct Explanation {
 /// Explains a call that failed.
 pub fn explain(class: Class, fault: &Fault) -> Explanation {
     let (meaning, advice) = match (fault.code, fault.http_status) {
-        (Some(0), _) => ("an answer that contradicts itself", "nothing; if it lasts, look for a proxy on the way"),
-        (Some(code), _) => codes::find(code).map_or(UNLISTED, |entry| (entry.meaning, entry.advice)),
-        (None, Some(status)) => (http_status::find(status).meaning, http_status::find(status).advice),
+        (Some(0), _) => (
+            "an answer that contradicts itself",
+            "nothing; if it lasts, look for a proxy on the way",
+        ),
+        (Some(code), _) => {
+            codes::find(code).map_or(UNLISTED, |entry| (entry.meaning, entry.advice))
+        }
+        (None, Some(status)) => {
+            (http_status::find(status).meaning, http_status::find(status).advice)
+        }
         (None, None) => match class {
             Class::Transient(Effect::None) => ("no connection to the API", NO_CONNECTION),
             _ => ("the answer did not come, or not whole", NO_ANSWER),
@@ -32,26 +40,40 @@ pub fn explain(class: Class, fault: &Fault) -> Explanation {
     Explanation { meaning, response: class.response(), advice }
 }
 
-const UNLISTED: (&str, &str) = ("not documented", "read info in the result, and look for the code in the vendor's newest list");
+const UNLISTED: (&str, &str) = (
+    "not documented",
+    "read info in the result, and look for the code in the vendor's newest list",
+);
 const NO_CONNECTION: &str = "info names the cause and what to do about it; it may pass by itself";
-const NO_ANSWER: &str = "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
+const NO_ANSWER: &str =
+    "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
 
 /// Codes that no list has, with one of each range.
-const RANGES: [(&str, i64); 3] = [("other 60000–69999", 69_999), ("other 70000–79999", 79_999), ("any other", 1)];
+const RANGES: [(&str, i64); 3] =
+    [("other 60000–69999", 69_999), ("other 70000–79999", 79_999), ("any other", 1)];
 
 /// The runbook's tables, as Markdown.
 pub fn tables() -> String {
-    let mut text = String::from("| `ErrorCode` | Meaning | What groupcast does | What to do |\n|---|---|---|---|\n");
+    let mut text = String::from(
+        "| `ErrorCode` | Meaning | What groupcast does | What to do |\n|---|---|---|---|\n",
+    );
     let listed = CODES.iter().map(|entry| (entry.code.to_string(), entry.code));
     let ranges = RANGES.iter().map(|(range, sample)| ((*range).to_owned(), *sample));
     for (label, code) in listed.chain(ranges) {
         let answer = Answer::Api { http_status: 200, action_ok: false, code, info: String::new() };
         text.push_str(&row(&label, answer));
     }
-    text.push_str("\n| Without an `ErrorCode` | Meaning | What groupcast does | What to do |\n|---|---|---|---|\n");
+    text.push_str(
+        "\n| Without an `ErrorCode` | Meaning | What groupcast does | What to do \
+        |\n|---|---|---|---|\n",
+    );
     for entry in HTTP_STATUSES {
         let (first, last) = (entry.statuses.start(), entry.statuses.end());
-        let has_exceptions = HTTP_STATUSES.iter().filter(|other| entry.statuses.contains(other.statuses.start())).count() > 1;
+        let has_exceptions = HTTP_STATUSES
+            .iter()
+            .filter(|other| entry.statuses.contains(other.statuses.start()))
+            .count()
+            > 1;
         let label = match (first == last, has_exceptions) {
             (true, _) => format!("HTTP {first}"),
             (false, false) => format!("HTTP {first}–{last}"),
@@ -62,7 +84,10 @@ pub fn tables() -> String {
     }
     let any_other = Answer::Foreign { http_status: *ANY_OTHER.statuses.end(), info: String::new() };
     text.push_str(&row("any other, and 200 with another body", any_other));
-    text.push_str(&row("connection refused, unknown host, failed handshake", Answer::NotSent { why: Diagnosis::unknown("") }));
+    text.push_str(&row(
+        "connection refused, unknown host, failed handshake",
+        Answer::NotSent { why: Diagnosis::unknown("") },
+    ));
     text.push_str(&row("timeout, connection reset", Answer::NoAnswer { info: String::new() }));
     text
 }
@@ -89,17 +114,28 @@ mod tests {
         let tables = tables();
         let rows = tables.lines().filter(|line| line.starts_with("| ")).count();
         assert_eq!(rows, 2 + CODES.len() + RANGES.len() + HTTP_STATUSES.len() + 3);
-        assert!(tables.lines().all(|line| line.is_empty() || line.matches('|').count() == 5), "{tables}");
+        assert!(
+            tables.lines().all(|line| line.is_empty() || line.matches('|').count() == 5),
+            "{tables}"
+        );
     }
 
     #[test]
     fn an_answer_is_explained_by_its_code_or_its_status_or_its_absence() {
-        let meaning = |class, code, http_status| explain(class, &Fault { code, http_status, info: String::new() }).meaning;
+        let meaning = |class, code, http_status| {
+            explain(class, &Fault { code, http_status, info: String::new() }).meaning
+        };
         assert_eq!(meaning(Class::Account, Some(60020), None), "package expired");
         assert_eq!(meaning(Class::CredentialOrJob, Some(79_999), None), "not documented");
         assert_eq!(meaning(Class::Account, None, Some(407)), "a proxy wants a password");
         assert_eq!(meaning(Class::Transient(Effect::None), None, None), "no connection to the API");
-        assert_eq!(meaning(Class::Transient(Effect::Unknown), None, None), "the answer did not come, or not whole");
-        assert_eq!(meaning(Class::Transient(Effect::Unknown), Some(0), None), "an answer that contradicts itself");
+        assert_eq!(
+            meaning(Class::Transient(Effect::Unknown), None, None),
+            "the answer did not come, or not whole"
+        );
+        assert_eq!(
+            meaning(Class::Transient(Effect::Unknown), Some(0), None),
+            "an answer that contradicts itself"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! What an HTTP status says when the answer has no `ErrorCode`: data, no decisions. The vendor answers 200 to everything but
-//! network errors; other statuses come from something in between.
+//! What an HTTP status says when the answer has no `ErrorCode`: data, no decisions. The vendor
+//! answers 200 to everything but network errors; other statuses come from something in between.
 
 use std::ops::RangeInclusive;
 
@@ -18,7 +18,13 @@ pub fn find(http_status: u16) -> &'static HttpStatus {
     HTTP_STATUSES.iter().find(|entry| entry.statuses.contains(&http_status)).unwrap_or(&ANY_OTHER)
 }
 
-const fn status(first: u16, last: u16, class: Class, meaning: &'static str, advice: &'static str) -> HttpStatus {
+const fn status(
+    first: u16,
+    last: u16,
+    class: Class,
+    meaning: &'static str,
+    advice: &'static str,
+) -> HttpStatus {
     HttpStatus { statuses: first..=last, class, meaning, advice }
 }
 
@@ -29,15 +35,18 @@ const REPEATED: &str = "nothing; if it lasts, look for a proxy on the way";
 /// The first that fits is the one that counts.
 #[rustfmt::skip]
 pub static HTTP_STATUSES: &[HttpStatus] = &[
-    status(300, 399, Class::Account, "a redirect, which is not followed: the URL carries the UserSig", PROXY),
+    status(300, 399, Class::Account, "a redirect, which is not followed: the URL carries the \
+        UserSig", PROXY),
     status(401, 401, Class::Account, "something on the way wants a password", PROXY),
     status(403, 403, Class::Account, "something on the way forbids the call", PROXY),
     status(404, 404, Class::Account, "there is no such API", PROXY),
     status(407, 407, Class::Account, "a proxy wants a password", PROXY),
     status(408, 408, UNHEARD, "the request came too slowly", REPEATED),
     status(425, 425, UNHEARD, "too early", REPEATED),
-    status(429, 429, Class::RateLimited, "too many requests", "lower calls_per_second if other programs call the API by the same way"),
-    status(400, 499, Class::JobOrConfiguration, "the request was refused on the way", "look for a proxy that limits or changes requests"),
+    status(429, 429, Class::RateLimited, "too many requests", "lower calls_per_second if other \
+        programs call the API by the same way"),
+    status(400, 499, Class::JobOrConfiguration, "the request was refused on the way", "look for a \
+        proxy that limits or changes requests"),
 ];
 
 /// Server errors, and a 200 whose body is not of the API's form.

@@ -1,6 +1,7 @@
-//! One attempt at one batch: [`target`] says where to and in whose name, [`user_sig`] signs, [`call`] sends, [`classify`] judges
-//! the answer by the tables in [`codes`] and [`http_status`], [`explain`] says it to people, [`probe`] is the call that reaches no
-//! user. Nothing else talks to the API.
+//! One attempt at one batch: [`target`] says where to and in whose name, [`user_sig`] signs,
+//! [`call`] sends, [`classify`] judges the answer by the tables in [`codes`] and [`http_status`],
+//! [`explain`] says it to people, [`probe`] is the call that reaches no user. Nothing else talks to
+//! the API.
 
 pub mod answer;
 pub mod call;

@@ -1,6 +1,7 @@
 //! Whom a call goes to, in whose name, and over which connections.
 //!
-//! An address that cannot be reached is left for the backup; a key that the API refuses is read again.
+//! An address that cannot be reached is left for the backup; a key that the API refuses is read
+//! again.
 
 use std::{
     path::PathBuf,
@@ -76,22 +77,32 @@ impl Target {
         Ok(Self::new(app, connections, connections.open()?, Arc::new(signer(app))))
     }
 
-    /// The target of another configuration. The connections and the UserSig are kept if they serve it too.
+    /// The target of another configuration. The connections and the UserSig are kept if they serve
+    /// it too.
     pub fn for_app(&self, app: &App) -> Result<Self, reqwest::Error> {
         let connections = Connections::of(app);
-        let http = if self.connections == connections { self.http.clone() } else { connections.open()? };
+        let http =
+            if self.connections == connections { self.http.clone() } else { connections.open()? };
         let same_signer = self.signer.signs_for(app.sdk_app_id, &app.identifier, &app.secret_key);
         let signer = if same_signer { self.signer.clone() } else { Arc::new(signer(app)) };
         Ok(Self::new(app, connections, http, signer))
     }
 
-    fn new(app: &App, connections: Connections, http: reqwest::Client, signer: Arc<UserSigner>) -> Self {
+    fn new(
+        app: &App,
+        connections: Connections,
+        http: reqwest::Client,
+        signer: Arc<UserSigner>,
+    ) -> Self {
         let backup = app.backup_endpoint.as_ref();
         Self {
             http,
             connections,
             url: command_at(&app.endpoint),
-            backup: backup.map(|url| Backup { url: command_at(url), endpoints: Mutex::new(Endpoints::new(Instant::now())) }),
+            backup: backup.map(|url| Backup {
+                url: command_at(url),
+                endpoints: Mutex::new(Endpoints::new(Instant::now())),
+            }),
             query: query_of(app),
             signer,
             secret_key_file: app.secret_key_file.clone(),
@@ -117,7 +128,10 @@ impl Target {
         let Some(path) = self.secret_key_file.clone() else { return };
         match tokio::task::spawn_blocking(move || read_secret_file(&path)).await {
             Ok(Ok(key)) => self.signer.renew(Some(key)),
-            Ok(Err(error)) => warn!(%error, "the API refused the UserSig and its key cannot be read again; the old one is kept"),
+            Ok(Err(error)) => {
+                warn!(%error, "the API refused the UserSig and its key cannot be read again; the \
+                    old one is kept")
+            }
             Err(_) => {}
         }
     }
@@ -127,12 +141,20 @@ impl Target {
         let (address, url) = self.choose_address();
         let mut url = url.clone();
         // A UserSig's alphabet needs no escaping.
-        url.set_query(Some(&format!("{}&usersig={user_sig}&random={}", self.query, rand::random::<u32>())));
+        url.set_query(Some(&format!(
+            "{}&usersig={user_sig}&random={}",
+            self.query,
+            rand::random::<u32>()
+        )));
         (address, self.http.post(url).header(reqwest::header::CONTENT_TYPE, APPLICATION_JSON))
     }
 
     fn choose_address(&self) -> (Address, &reqwest::Url) {
-        match self.backup.as_ref().map(|backup| (lock(&backup.endpoints).choose(Instant::now()), &backup.url)) {
+        match self
+            .backup
+            .as_ref()
+            .map(|backup| (lock(&backup.endpoints).choose(Instant::now()), &backup.url))
+        {
             Some((Address::Backup, url)) => (Address::Backup, url),
             Some((Address::First, _)) | None => (Address::First, &self.url),
         }
@@ -144,15 +166,21 @@ impl Target {
             (Address::Backup, Some(backup)) => &backup.url,
             (Address::First | Address::Backup, _) => &self.url,
         };
-        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
-        let proxy = if self.connections.proxies == Proxies::OfEnvironment { proxy_to(url) } else { None };
+        let (host, port) =
+            (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        let proxy =
+            if self.connections.proxies == Proxies::OfEnvironment { proxy_to(url) } else { None };
         let cause = Cause::of(&error).or(error.is_timeout().then_some(Cause::NoAnswer));
         let diagnosis = match (cause, proxy) {
             // The proxy hands TLS on, so these are about what is behind it.
-            (Some(cause), _) if cause.is_of_tls() => cause.explain(&Server { kind: Kind::Api, host, port }),
+            (Some(cause), _) if cause.is_of_tls() => {
+                cause.explain(&Server { kind: Kind::Api, host, port })
+            }
             (cause, Some(proxy)) => behind_proxy(cause, &proxy, proxy_variable(url), host, port),
             (Some(cause), None) => cause.explain(&Server { kind: Kind::Api, host, port }),
-            (None, None) => return Diagnosis::unknown(format!("{host}:{port}: {}", describe(error))),
+            (None, None) => {
+                return Diagnosis::unknown(format!("{host}:{port}: {}", describe(error)));
+            }
         };
         diagnosis.with_words(describe(error))
     }
@@ -168,9 +196,14 @@ impl Target {
         };
         match lock(&backup.endpoints).learn(address, reached, Instant::now()) {
             Some(Address::Backup) => {
-                warn!(host = backup.url.host_str(), "the API cannot be reached at its first address; calls go to the backup");
+                warn!(
+                    host = backup.url.host_str(),
+                    "the API cannot be reached at its first address; calls go to the backup"
+                );
             }
-            Some(Address::First) => info!(host = self.url.host_str(), "calls go to the API's first address"),
+            Some(Address::First) => {
+                info!(host = self.url.host_str(), "calls go to the API's first address")
+            }
             None => {}
         }
     }
@@ -179,26 +212,44 @@ impl Target {
 /// Host and port of the proxy that the environment names for this address.
 fn proxy_to(url: &reqwest::Url) -> Option<String> {
     let proxy = Matcher::from_env().intercept(&url.as_str().parse().ok()?)?;
-    proxy.uri().authority().map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default().to_owned())
+    proxy
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default().to_owned())
 }
 
 /// Which variable names the proxy for calls to this URL.
 #[expect(clippy::disallowed_methods, reason = "the HTTP client has read it too")]
 fn proxy_variable(url: &reqwest::Url) -> &'static str {
-    let names = if url.scheme() == "https" { ["HTTPS_PROXY", "https_proxy"] } else { ["HTTP_PROXY", "http_proxy"] };
+    let names = if url.scheme() == "https" {
+        ["HTTPS_PROXY", "https_proxy"]
+    } else {
+        ["HTTP_PROXY", "http_proxy"]
+    };
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     names.into_iter().chain(["ALL_PROXY", "all_proxy"]).find(is_set).unwrap_or(names[0])
 }
 
-fn behind_proxy(cause: Option<Cause>, proxy: &str, variable: &str, host: &str, port: u16) -> Diagnosis {
+fn behind_proxy(
+    cause: Option<Cause>,
+    proxy: &str,
+    variable: &str,
+    host: &str,
+    port: u16,
+) -> Diagnosis {
     let what = match cause {
-        Some(Cause::UnknownHost(name)) => format!("the host name `{name}` of the proxy cannot be resolved to an address"),
-        Some(Cause::Refused) => format!("the proxy {proxy} refuses the connection: nothing listens on that port"),
+        Some(Cause::UnknownHost(name)) => {
+            format!("the host name `{name}` of the proxy cannot be resolved to an address")
+        }
+        Some(Cause::Refused) => {
+            format!("the proxy {proxy} refuses the connection: nothing listens on that port")
+        }
         Some(Cause::NoRoute | Cause::NoAnswer) => format!("the proxy {proxy} does not answer"),
         _ => format!("the proxy {proxy} does not let the call through to {host}:{port}"),
     };
     let advice = format!(
-        "correct the variable {variable} in the environment of the daemon, or unset it or add {host} to NO_PROXY if no proxy is needed; if \
+        "correct the variable {variable} in the environment of the daemon, or unset it or add \
+            {host} to NO_PROXY if no proxy is needed; if \
          it is right, let the proxy run and allow CONNECT to {host}:{port}"
     );
     Diagnosis::new(what, advice)
@@ -212,7 +263,8 @@ impl Resolve for Lookup {
         Box::pin(async move {
             // The client puts the port of the URL in place of 0.
             let addresses = look_up(name.as_str(), 0).await?;
-            Ok(Box::new(addresses.into_iter()) as Box<dyn Iterator<Item = std::net::SocketAddr> + Send>)
+            Ok(Box::new(addresses.into_iter())
+                as Box<dyn Iterator<Item = std::net::SocketAddr> + Send>)
         })
     }
 }
@@ -272,7 +324,8 @@ mod tests {
     use super::*;
 
     fn app(lines: &str) -> App {
-        let text = format!("[apps.a]\nsdk_app_id = 1\nendpoint = \"https://api.example\"\n{lines}\n");
+        let text =
+            format!("[apps.a]\nsdk_app_id = 1\nendpoint = \"https://api.example\"\n{lines}\n");
         let file = crate::config::ConfigFile { path: "groupcast.toml".into(), text };
         crate::config::Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap()
     }

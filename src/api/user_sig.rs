@@ -1,7 +1,8 @@
 //! UserSig v2: the credential of a REST call, an HMAC-SHA256 over identity and time.
 //!
-//! Source: the vendor's `tls-sig-api-v2` packages. The key is used as raw text, not hex-decoded; the validity is a span
-//! in seconds, not a moment; the base64 alphabet is the vendor's own (`*`, `-`, `_` for `+`, `/`, `=`).
+//! Source: the vendor's `tls-sig-api-v2` packages. The key is used as raw text, not hex-decoded;
+//! the validity is a span in seconds, not a moment; the base64 alphabet is the vendor's own (`*`,
+//! `-`, `_` for `+`, `/`, `=`).
 
 use std::{
     io::Write,
@@ -29,8 +30,11 @@ impl Claims<'_> {
     /// The HMAC of the claims, base64: the member `TLS.sig`.
     pub fn signature(&self, key: &str) -> String {
         let Self { sdk_app_id, identifier, time, expire } = self;
-        let signed = format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdk_app_id}\nTLS.time:{time}\nTLS.expire:{expire}\n");
-        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
+        let signed = format!(
+            "TLS.identifier:{identifier}\nTLS.sdkappid:{sdk_app_id}\nTLS.time:{time}\nTLS.expire:{expire}\n"
+        );
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");
         mac.update(signed.as_bytes());
         STANDARD.encode(mac.finalize().into_bytes())
     }
@@ -81,7 +85,8 @@ impl UserSigner {
 
     pub fn signs_for(&self, sdk_app_id: u64, identifier: &str, key: &SecretString) -> bool {
         let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.sdk_app_id, self.identifier.as_str(), present.key.expose_secret()) == (sdk_app_id, identifier, key.expose_secret())
+        (self.sdk_app_id, self.identifier.as_str(), present.key.expose_secret())
+            == (sdk_app_id, identifier, key.expose_secret())
     }
 
     /// A UserSig that is valid for hours to come.
@@ -89,19 +94,29 @@ impl UserSigner {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         match &present.newest {
             // A clock set back by more than the validity must not keep a UserSig from the future.
-            Some(signed) if now < signed.renew_at && signed.renew_at < now + VALID_FOR => signed.user_sig.clone(),
+            Some(signed) if now < signed.renew_at && signed.renew_at < now + VALID_FOR => {
+                signed.user_sig.clone()
+            }
             _ => {
                 let time = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                let claims =
-                    Claims { sdk_app_id: self.sdk_app_id, identifier: &self.identifier, time, expire: VALID_FOR.as_secs() };
+                let claims = Claims {
+                    sdk_app_id: self.sdk_app_id,
+                    identifier: &self.identifier,
+                    time,
+                    expire: VALID_FOR.as_secs(),
+                };
                 let user_sig: Arc<str> = claims.sign(present.key.expose_secret()).into();
-                present.newest = Some(Signed { user_sig: user_sig.clone(), renew_at: now + VALID_FOR - RENEW_BEFORE });
+                present.newest = Some(Signed {
+                    user_sig: user_sig.clone(),
+                    renew_at: now + VALID_FOR - RENEW_BEFORE,
+                });
                 user_sig
             }
         }
     }
 
-    /// The API refused the newest UserSig: make another one next time, with the present key or another one.
+    /// The API refused the newest UserSig: make another one next time, with the present key or
+    /// another one.
     pub fn renew(&self, key: Option<SecretString>) {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         present.newest = None;

@@ -12,7 +12,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn read(user_sig: &str) -> Value {
     let base64 = user_sig.replace('*', "+").replace('-', "/").replace('_', "=");
     let mut json = String::new();
-    ZlibDecoder::new(STANDARD.decode(base64).unwrap().as_slice()).read_to_string(&mut json).unwrap();
+    ZlibDecoder::new(STANDARD.decode(base64).unwrap().as_slice())
+        .read_to_string(&mut json)
+        .unwrap();
     serde_json::from_str(&json).unwrap()
 }
 

@@ -1,14 +1,19 @@
-//! Looks through a queue, message by message, and takes nothing out that its reader does not remove.
+//! Looks through a queue, message by message, and takes nothing out that its reader does not
+//! remove.
 //!
-//! A message that is looked at is held until the browser closes, and goes back then. A quorum queue counts how often a message
-//! goes back and drops it above its delivery limit, and an operator's policy can lower ours. So when the first message has gone
-//! back before, each one that is left is replaced by a copy, for which the broker counts anew. The original is removed after
-//! the copy is confirmed: a crash in between leaves both.
+//! A message that is looked at is held until the browser closes, and goes back then. A quorum queue
+//! counts how often a message goes back and drops it above its delivery limit, and an operator's
+//! policy can lower ours. So when the first message has gone back before, each one that is left is
+//! replaced by a copy, for which the broker counts anew. The original is removed after the copy is
+//! confirmed: a crash in between leaves both.
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection,
     message::BasicGetMessage,
-    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions},
+    options::{
+        BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions,
+        ConfirmSelectOptions,
+    },
     types::{FieldTable, ShortString},
 };
 
@@ -46,7 +51,8 @@ impl Browsed {
         &self.0.delivery.properties
     }
 
-    /// What a copy is published with: all but the broker's count, and what would delete the copy or send it elsewhere too.
+    /// What a copy is published with: all but the broker's count, and what would delete the copy or
+    /// send it elsewhere too.
     pub fn properties_of_copy(&self) -> BasicProperties {
         let mut headers = FieldTable::default();
         for (name, value) in self.properties().headers().iter().flat_map(FieldTable::inner) {
@@ -59,12 +65,17 @@ impl Browsed {
 
     /// Whether the broker's message has more than what could be read.
     fn is_altered(&self) -> bool {
-        self.properties().headers().as_ref().is_some_and(|headers| headers.inner().contains_key(ALTERED_HEADER))
+        self.properties()
+            .headers()
+            .as_ref()
+            .is_some_and(|headers| headers.inner().contains_key(ALTERED_HEADER))
     }
 
     fn has_gone_back(&self) -> bool {
         let headers = self.properties().headers().as_ref();
-        headers.and_then(|headers| as_number(headers.inner().get(DELIVERY_COUNT)?)).is_some_and(|times| times > 0)
+        headers
+            .and_then(|headers| as_number(headers.inner().get(DELIVERY_COUNT)?))
+            .is_some_and(|times| times > 0)
     }
 }
 
@@ -111,10 +122,13 @@ impl Browser {
     }
 
     pub async fn remove(&self, message: Browsed) -> Result<(), BrokerLost> {
-        bounded("remove a message", message.0.delivery.acker.ack(BasicAckOptions::default())).await.map(|_| ())
+        bounded("remove a message", message.0.delivery.acker.ack(BasicAckOptions::default()))
+            .await
+            .map(|_| ())
     }
 
-    /// Publishes a message, confirmed and mandatory. `Err` in the answer is a queue that does not take it.
+    /// Publishes a message, confirmed and mandatory. `Err` in the answer is a queue that does not
+    /// take it.
     pub async fn publish(
         &self,
         queue: &str,
@@ -132,8 +146,8 @@ impl Browser {
         })
     }
 
-    /// Gives back what was not removed. Since 4.3 the broker does not count what is given back so, only what a lost connection
-    /// gives back.
+    /// Gives back what was not removed. Since 4.3 the broker does not count what is given back so,
+    /// only what a lost connection gives back.
     pub async fn close(self) {
         let everything = BasicNackOptions { multiple: true, requeue: true };
         let _ = bounded("give messages back", self.held.basic_nack(0, everything)).await;

@@ -48,7 +48,8 @@ pub struct Connector {
 impl Connector {
     pub fn new(broker: &Broker) -> Result<Self, String> {
         let nodes = broker.urls.iter().map(|url| {
-            let mut uri: AMQPUri = url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
+            let mut uri: AMQPUri =
+                url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
             uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
             // The library takes an IPv6 address for localhost.
             uri.authority.host = url.host().to_owned();
@@ -64,7 +65,10 @@ impl Connector {
     }
 
     /// The same, with what shuts the connection down at once.
-    pub async fn connect_with_socket(&self, role: &'static str) -> Result<(Connection, Socket), BrokerLost> {
+    pub async fn connect_with_socket(
+        &self,
+        role: &'static str,
+    ) -> Result<(Connection, Socket), BrokerLost> {
         let mut failures = Vec::new();
         for node in self.nodes.to_try() {
             match self.connect_to(node, role).await {
@@ -82,7 +86,8 @@ impl Connector {
     }
 
     async fn connect_to(&self, node: &Node, role: &str) -> Result<(Connection, Socket), Diagnosis> {
-        let (stream, socket) = open_socket(&node.uri).await.map_err(|error| unreachable_node(&node.uri, &error))?;
+        let (stream, socket) =
+            open_socket(&node.uri).await.map_err(|error| unreachable_node(&node.uri, &error))?;
         let stream = Mutex::new(Some(stream));
         let tls = self.tls.clone();
         let handshake = async move |uri: AMQPUri, _| {
@@ -96,14 +101,17 @@ impl Connector {
             };
             Ok(AsyncTcpStream::Plain(Wire::new(transport, uri.query.frame_max)))
         };
-        let properties = ConnectionProperties::default().with_connection_name(format!("groupcast {role}").into());
-        let connecting = Connection::connector(node.uri.clone(), wire::runtime(), handshake, properties);
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("groupcast {role}").into());
+        let connecting =
+            Connection::connector(node.uri.clone(), wire::runtime(), handshake, properties);
         match timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok((connection, socket)),
             Ok(Err(error)) => Err(no_handshake(&node.uri, &error).await),
             Err(_) => {
                 socket.shut_down();
-                Err(no_amqp(&node.uri, format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}")).await)
+                Err(no_amqp(&node.uri, format!("no AMQP handshake within {HANDSHAKE_TIMEOUT:?}"))
+                    .await)
             }
         }
     }
@@ -139,22 +147,31 @@ async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
         let diagnosis = match Refusal::of(error) {
             Some(Refusal::Forbidden) => Diagnosis::new(
                 format!("the broker refuses the user `{user}` with this password"),
-                "correct user and password in broker.url, special characters as %-codes; `guest` may log in only on the broker's own \
+                "correct user and password in broker.url, special characters as %-codes; `guest` \
+                    may log in only on the broker's own \
                  machine unless the broker is told otherwise",
             ),
             Some(Refusal::NoVhost) => Diagnosis::new(
                 format!(
-                    "the broker does not let the user `{user}` into the virtual host `{}`: there is none, or it is closed to the \
+                    "the broker does not let the user `{user}` into the virtual host `{}`: there \
+                        is none, or it is closed to the \
                      user, or one of the two has as many connections as it may",
                     uri.vhost
                 ),
                 format!(
-                    "see which there are (`rabbitmqctl list_vhosts`) and correct the virtual host at the end of broker.url (`/` is written \
-                     %2f); or make it (`rabbitmqctl add_vhost VHOST`) and give the user its rights: {GIVE_RIGHTS}. If the broker's words \
+                    "see which there are (`rabbitmqctl list_vhosts`) and correct the virtual host \
+                        at the end of broker.url (`/` is written \
+                     %2f); or make it (`rabbitmqctl add_vhost VHOST`) and give the user its \
+                     rights: {GIVE_RIGHTS}. If the broker's words \
                      speak of a limit, raise it"
                 ),
             ),
-            _ => return Diagnosis::unknown(format!("{}:{}: {error}", uri.authority.host, uri.authority.port)),
+            _ => {
+                return Diagnosis::unknown(format!(
+                    "{}:{}: {error}",
+                    uri.authority.host, uri.authority.port
+                ));
+            }
         };
         return diagnosis.with_words(said.get_message());
     }
@@ -173,27 +190,31 @@ async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
         (Spoken::Amqp, true) => Cause::NotTls.explain(&server(uri)),
         (Spoken::Tls, false) => Diagnosis::new(
             format!("{host}:{port} speaks TLS, and broker.url asks for a connection without it"),
-            "write amqps:// in place of amqp:// in broker.url, or the broker's port without TLS (5672 by default)",
+            "write amqps:// in place of amqp:// in broker.url, or the broker's port without TLS \
+                (5672 by default)",
         ),
         (Spoken::Http, _) => Diagnosis::new(
             format!("{host}:{port} speaks HTTP, not AMQP"),
-            "write the broker's AMQP port in broker.url: 5672, or 5671 with amqps://, by default; 15672 is its management page",
+            "write the broker's AMQP port in broker.url: 5672, or 5671 with amqps://, by default; \
+                15672 is its management page",
         ),
         (Spoken::Amqp, false) | (Spoken::Tls, true) => Diagnosis::new(
             format!("the broker at {host}:{port} ended the connection before it was ready"),
-            "look at the broker's log; if it wants certificates of its clients, set broker.cert_file and broker.key_file",
+            "look at the broker's log; if it wants certificates of its clients, set \
+                broker.cert_file and broker.key_file",
         ),
         (Spoken::Unknown, _) => Diagnosis::new(
             format!("{host}:{port} takes connections and does not speak AMQP"),
-            "check that broker.url names the broker's AMQP port (5672, or 5671 with amqps://, by default) and that no proxy is on \
+            "check that broker.url names the broker's AMQP port (5672, or 5671 with amqps://, by \
+                default) and that no proxy is on \
              the way; if it is right, look at the broker's log",
         ),
     };
     diagnosis.with_words(said)
 }
 
-/// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has been sent to it; shutting the
-/// socket down ends both without leaving a thread behind.
+/// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has
+/// been sent to it; shutting the socket down ends both without leaving a thread behind.
 #[derive(Clone)]
 pub struct Socket {
     open: Arc<Mutex<Option<socket2::Socket>>>,
@@ -219,7 +240,11 @@ async fn open_socket(uri: &AMQPUri) -> io::Result<(TcpStream, Socket)> {
     let stream = dial(&uri.authority.host, uri.authority.port).await?;
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10)),
+    )?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
     let shared = Socket::of(&stream)?;
@@ -234,11 +259,15 @@ pub async fn close(connection: &Connection) {
 fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
     let read = |key: &str, path: &Path, content: Content| {
         let bytes = file::read(path, file::LARGEST_BYTES);
-        let bytes = bytes.map_err(|error| format!("{key}: cannot read {}: {error}", path.display()))?;
+        let bytes =
+            bytes.map_err(|error| format!("{key}: cannot read {}: {error}", path.display()))?;
         pem::check(key, path, &bytes, content).map(|()| bytes)
     };
     let cert_chain = match &broker.ca_file {
-        Some(path) => Some(String::from_utf8_lossy(&read("broker.ca_file", path, Content::Certificates)?).into_owned()),
+        Some(path) => Some(
+            String::from_utf8_lossy(&read("broker.ca_file", path, Content::Certificates)?)
+                .into_owned(),
+        ),
         None => None,
     };
     let identity = match (&broker.cert_file, &broker.key_file) {

@@ -1,7 +1,8 @@
-//! Opens a TCP connection to a host that may have several addresses, each of which may be a black hole.
+//! Opens a TCP connection to a host that may have several addresses, each of which may be a black
+//! hole.
 //!
-//! The addresses are tried one after the other in short order, those of both families in turn, and the first that connects is
-//! kept (RFC 8305, "happy eyeballs").
+//! The addresses are tried one after the other in short order, those of both families in turn, and
+//! the first that connects is kept (RFC 8305, "happy eyeballs").
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -23,19 +24,27 @@ const ADDRESSES_AT_MOST: usize = 8;
 
 /// Connects to one of the host's addresses. Ends within eight seconds.
 pub async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let late = io::Error::new(io::ErrorKind::TimedOut, format!("its address was not found within {LOOKUP_TIMEOUT:?}"));
+    let late = io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("its address was not found within {LOOKUP_TIMEOUT:?}"),
+    );
     let found = timeout(LOOKUP_TIMEOUT, look_up(host, port)).await;
     let found = found.unwrap_or_else(|_| Err(UnknownHost::new(host, late)));
     let addresses: Vec<SocketAddr> = found.map_err(io::Error::other)?;
     first_to_connect(in_turn(addresses), TcpStream::connect).await
 }
 
-/// The families in turn, beginning with that of the first address: the resolver has put them into an order of its own.
+/// The families in turn, beginning with that of the first address: the resolver has put them into
+/// an order of its own.
 fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let is_first_family = |address: &SocketAddr| addresses.first().is_some_and(|first| first.is_ipv4() == address.is_ipv4());
+    let is_first_family = |address: &SocketAddr| {
+        addresses.first().is_some_and(|first| first.is_ipv4() == address.is_ipv4())
+    };
     let (first, second): (Vec<_>, Vec<_>) = addresses.iter().copied().partition(is_first_family);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let pairs = std::iter::from_fn(|| Some([first.next(), second.next()]).filter(|pair| pair.iter().any(Option::is_some)));
+    let pairs = std::iter::from_fn(|| {
+        Some([first.next(), second.next()]).filter(|pair| pair.iter().any(Option::is_some))
+    });
     pairs.flatten().flatten().take(ADDRESSES_AT_MOST).collect()
 }
 
@@ -45,8 +54,18 @@ async fn first_to_connect<T, C: Future<Output = io::Result<T>>>(
     connect: impl Fn(SocketAddr) -> C,
 ) -> io::Result<T> {
     let attempt = async |address| {
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"));
-        (address, timeout(CONNECT_TIMEOUT, connect(address)).await.unwrap_or_else(|elapsed| Err(late(elapsed))))
+        let late = |_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no connection within {CONNECT_TIMEOUT:?}"),
+            )
+        };
+        (
+            address,
+            timeout(CONNECT_TIMEOUT, connect(address))
+                .await
+                .unwrap_or_else(|elapsed| Err(late(elapsed))),
+        )
     };
     let mut untried = addresses.into_iter();
     let mut under_way: FuturesUnordered<_> = untried.next().map(attempt).into_iter().collect();
@@ -65,9 +84,12 @@ async fn first_to_connect<T, C: Future<Output = io::Result<T>>>(
     }
     Err(match <[_; 1]>::try_from(failures) {
         Ok([(_, error)]) => error,
-        Err(failures) if failures.is_empty() => io::Error::new(io::ErrorKind::NotFound, "it has no address"),
+        Err(failures) if failures.is_empty() => {
+            io::Error::new(io::ErrorKind::NotFound, "it has no address")
+        }
         Err(failures) => {
-            let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+            let told: Vec<String> =
+                failures.iter().map(|(address, error)| format!("{address}: {error}")).collect();
             io::Error::new(failures[0].1.kind(), told.join(", "))
         }
     })
@@ -94,7 +116,10 @@ mod tests {
     fn families_take_turns_in_the_resolvers_order() {
         let cases: [(&[&str], &[&str]); 4] = [
             (&[], &[]),
-            (&["[::1]:1", "[::2]:1", "1.1.1.1:1", "1.1.1.2:1"], &["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1"]),
+            (
+                &["[::1]:1", "[::2]:1", "1.1.1.1:1", "1.1.1.2:1"],
+                &["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1"],
+            ),
             (&["1.1.1.1:1", "[::1]:1", "[::2]:1"], &["1.1.1.1:1", "[::1]:1", "[::2]:1"]),
             (&["1.1.1.1:1", "1.1.1.2:1"], &["1.1.1.1:1", "1.1.1.2:1"]),
         ];
@@ -139,7 +164,8 @@ mod tests {
         listener.listen(0).unwrap();
         let at = listener.local_addr().unwrap().as_socket().unwrap();
         let mut waiting = Vec::new();
-        while let Ok(connected) = timeout(Duration::from_millis(500), TcpStream::connect(at)).await {
+        while let Ok(connected) = timeout(Duration::from_millis(500), TcpStream::connect(at)).await
+        {
             waiting.push(connected.unwrap());
         }
         (listener, at, waiting)
@@ -149,9 +175,12 @@ mod tests {
     async fn the_first_address_that_connects_is_kept_whatever_the_ones_before_it_do() {
         let (_listener, hole, _waiting) = black_hole().await;
         let good = TcpListener::bind("127.0.0.3:0").await.unwrap();
-        let connecting = first_to_connect(vec![hole, good.local_addr().unwrap()], TcpStream::connect);
-        let connected =
-            timeout(CONNECT_TIMEOUT, connecting).await.expect("the black hole does not take all of the time").unwrap();
+        let connecting =
+            first_to_connect(vec![hole, good.local_addr().unwrap()], TcpStream::connect);
+        let connected = timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .expect("the black hole does not take all of the time")
+            .unwrap();
         assert_eq!(connected.peer_addr().unwrap(), good.local_addr().unwrap());
     }
 }

@@ -1,7 +1,8 @@
-//! How large a message's properties and headers are on the wire, and what to leave out so that they fit.
+//! How large a message's properties and headers are on the wire, and what to leave out so that they
+//! fit.
 //!
-//! AMQP sends them in one frame, the content header. A broker closes the whole connection over a frame that is larger than
-//! what both sides agreed on (`frame_max`). Pure.
+//! AMQP sends them in one frame, the content header. A broker closes the whole connection over a
+//! frame that is larger than what both sides agreed on (`frame_max`). Pure.
 
 use lapin::{
     BasicProperties,
@@ -12,8 +13,9 @@ use lapin::{
 pub const DEFAULT_FRAME_MAX: usize = 131_072;
 /// Frame header and end (8), class, weight, body size and property flags (14).
 const EMPTY_HEADER_FRAME: usize = 8 + 14;
-/// Room in a frame for what the daemon and the broker add to a job's headers: the notes of a dead letter with up to 2,000
-/// characters of `groupcast-error-info`, a job id, and the broker's `x-death` for each queue that the job came through.
+/// Room in a frame for what the daemon and the broker add to a job's headers: the notes of a dead
+/// letter with up to 2,000 characters of `groupcast-error-info`, a job id, and the broker's
+/// `x-death` for each queue that the job came through.
 const ROOM_FOR_ADDITIONS: usize = 16 * 1024;
 /// Headers with this prefix are the daemon's own. They are shortened, never left out.
 const OWN_PREFIX: &str = "groupcast-";
@@ -40,7 +42,11 @@ pub fn header_frame_bytes(properties: &BasicProperties) -> usize {
     let texts: usize = texts.into_iter().flatten().map(short_string_bytes).sum();
     let octets = [properties.delivery_mode(), properties.priority()].into_iter().flatten().count();
     let timestamp = properties.timestamp().map_or(0, |_| 8);
-    EMPTY_HEADER_FRAME + texts + octets + timestamp + properties.headers().as_ref().map_or(0, table_bytes)
+    EMPTY_HEADER_FRAME
+        + texts
+        + octets
+        + timestamp
+        + properties.headers().as_ref().map_or(0, table_bytes)
 }
 
 /// The size of one header with its name.
@@ -51,13 +57,19 @@ pub fn header_bytes(name: &ShortString, value: &AMQPValue) -> usize {
 /// What was left out of a message: the header's name and its size in bytes.
 pub type LeftOut = (String, usize);
 
-/// Properties whose header frame has at most `frame_max` bytes, and what was left out for that: the largest headers of the
-/// producer first. If the daemon's own headers alone are too large, the longest of their texts is cut.
-pub fn fit(properties: &BasicProperties, frame_max: usize) -> Option<(BasicProperties, Vec<LeftOut>)> {
-    let mut excess = header_frame_bytes(properties).checked_sub(frame_max).filter(|excess| *excess > 0)?;
+/// Properties whose header frame has at most `frame_max` bytes, and what was left out for that: the
+/// largest headers of the producer first. If the daemon's own headers alone are too large, the
+/// longest of their texts is cut.
+pub fn fit(
+    properties: &BasicProperties,
+    frame_max: usize,
+) -> Option<(BasicProperties, Vec<LeftOut>)> {
+    let mut excess =
+        header_frame_bytes(properties).checked_sub(frame_max).filter(|excess| *excess > 0)?;
     let given = properties.headers().clone().unwrap_or_default();
     let is_foreign = |name: &ShortString| !name.as_str().starts_with(OWN_PREFIX);
-    let with_size = |(name, value): (&ShortString, &AMQPValue)| (header_bytes(name, value), name.clone());
+    let with_size =
+        |(name, value): (&ShortString, &AMQPValue)| (header_bytes(name, value), name.clone());
     let mut foreign: Vec<(usize, ShortString)> =
         given.inner().iter().filter(|(name, _)| is_foreign(name)).map(with_size).collect();
     foreign.sort();
@@ -80,13 +92,21 @@ pub fn fit(properties: &BasicProperties, frame_max: usize) -> Option<(BasicPrope
     Some((properties.clone().with_headers(headers), left_out))
 }
 
-fn cut_longest_text(headers: &FieldTable, excess: usize, left_out: &mut Vec<LeftOut>) -> FieldTable {
+fn cut_longest_text(
+    headers: &FieldTable,
+    excess: usize,
+    left_out: &mut Vec<LeftOut>,
+) -> FieldTable {
     let mut cut = headers.clone();
     let text = |(name, value): (&ShortString, &AMQPValue)| match value {
-        AMQPValue::LongString(text) => Some((name.clone(), String::from_utf8_lossy(text.as_bytes()).into_owned())),
+        AMQPValue::LongString(text) => {
+            Some((name.clone(), String::from_utf8_lossy(text.as_bytes()).into_owned()))
+        }
         _ => None,
     };
-    if let Some((name, text)) = headers.inner().iter().filter_map(text).max_by_key(|(_, text)| text.len()) {
+    if let Some((name, text)) =
+        headers.inner().iter().filter_map(text).max_by_key(|(_, text)| text.len())
+    {
         let keep = text.floor_char_boundary(text.len().saturating_sub(excess));
         left_out.push((name.to_string(), text.len() - keep));
         cut.insert(name, AMQPValue::LongString(text[..keep].into()));
@@ -114,7 +134,9 @@ fn value_bytes(value: &AMQPValue) -> usize {
         AMQPValue::ShortString(text) => short_string_bytes(text),
         AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
         AMQPValue::ByteArray(bytes) => 4 + bytes.as_slice().len(),
-        AMQPValue::FieldArray(values) => 4 + values.as_slice().iter().map(value_bytes).sum::<usize>(),
+        AMQPValue::FieldArray(values) => {
+            4 + values.as_slice().iter().map(value_bytes).sum::<usize>()
+        }
         AMQPValue::FieldTable(table) => table_bytes(table),
     }
 }
@@ -135,7 +157,10 @@ mod tests {
         for (name, value) in headers {
             table.insert((*name).into(), value.clone());
         }
-        BasicProperties::default().with_headers(table).with_delivery_mode(2).with_message_id("id".into())
+        BasicProperties::default()
+            .with_headers(table)
+            .with_delivery_mode(2)
+            .with_message_id("id".into())
     }
 
     #[test]
@@ -152,11 +177,18 @@ mod tests {
             (AMQPValue::DecimalValue(DecimalValue { scale: 1, value: 1 }), 6),
             (AMQPValue::LongString("abc".into()), 8),
             (AMQPValue::FieldTable(inner), 1 + 4 + 3 + 5),
-            (AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::Void, AMQPValue::LongInt(1)])), 1 + 4 + 1 + 5),
+            (
+                AMQPValue::FieldArray(FieldArray::from(vec![
+                    AMQPValue::Void,
+                    AMQPValue::LongInt(1),
+                ])),
+                1 + 4 + 1 + 5,
+            ),
         ] {
             assert_eq!(value_bytes(&value), size, "{value:?}");
         }
-        let properties = BasicProperties::default().with_priority(1).with_timestamp(1).with_type("abc".into());
+        let properties =
+            BasicProperties::default().with_priority(1).with_timestamp(1).with_type("abc".into());
         assert_eq!(header_frame_bytes(&properties), 22 + 1 + 8 + 4);
     }
 
@@ -170,9 +202,11 @@ mod tests {
 
     #[test]
     fn the_largest_headers_of_the_producer_go_first_and_those_of_the_daemon_stay() {
-        let properties = with(&[("small", text(10)), ("large", text(9000)), ("groupcast-status", text(4000))]);
+        let properties =
+            with(&[("small", text(10)), ("large", text(9000)), ("groupcast-status", text(4000))]);
         let (fitting, left_out) = fit(&properties, 8192).expect("it is too large");
-        let names: Vec<String> = fitting.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
+        let names: Vec<String> =
+            fitting.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
         assert_eq!(names, ["groupcast-status", "small"]);
         assert_eq!(left_out, [("large".to_owned(), 6 + 5 + 9000)]);
     }

@@ -1,4 +1,5 @@
-//! What a server speaks with which no AMQP connection comes about. Asked only then, on a connection of its own.
+//! What a server speaks with which no AMQP connection comes about. Asked only then, on a connection
+//! of its own.
 
 use std::time::Duration;
 
@@ -41,7 +42,11 @@ pub async fn ask(host: &str, port: u16) -> Spoken {
     Spoken::Unknown
 }
 
-async fn greet(stream: &mut TcpStream, greeting: &[u8], answer: &mut [u8; 5]) -> std::io::Result<()> {
+async fn greet(
+    stream: &mut TcpStream,
+    greeting: &[u8],
+    answer: &mut [u8; 5],
+) -> std::io::Result<()> {
     stream.write_all(greeting).await?;
     stream.read_exact(answer).await.map(drop)
 }

@@ -1,9 +1,11 @@
-//! RabbitMQ as the rest of the crate sees it: [`connection`] opens connections in bounded time, [`publisher`] publishes
-//! with confirms over a [`session`], [`topology`] declares the queues. [`subscribe`](crate::subscribe) consumes.
+//! RabbitMQ as the rest of the crate sees it: [`connection`] opens connections in bounded time,
+//! [`publisher`] publishes with confirms over a [`session`], [`topology`] declares the queues.
+//! [`subscribe`](crate::subscribe) consumes.
 //!
-//! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a connection that publishes,
-//! acknowledgements too. Neither recovers by itself; whoever meets an error or an await past its bound tears it down and
-//! builds it anew, so that nobody believes in a delivery that the broker has long given to somebody else.
+//! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a
+//! connection that publishes, acknowledgements too. Neither recovers by itself; whoever meets an
+//! error or an await past its bound tears it down and builds it anew, so that nobody believes in a
+//! delivery that the broker has long given to somebody else.
 
 pub mod browse;
 pub mod connection;
@@ -35,8 +37,8 @@ pub struct Outgoing {
     pub target: Target,
     pub body: Vec<u8>,
     pub properties: BasicProperties,
-    /// Whether the broker has closed a connection while this message was under way on it. Then it is published on a
-    /// connection of its own.
+    /// Whether the broker has closed a connection while this message was under way on it. Then it
+    /// is published on a connection of its own.
     pub suspect: bool,
 }
 
@@ -45,10 +47,12 @@ pub struct Outgoing {
 pub enum Target {
     /// A queue that the configuration names.
     Own(String),
-    /// A queue that a producer named. The broker closes the channel if it refuses the publish, so these have their own.
+    /// A queue that a producer named. The broker closes the channel if it refuses the publish, so
+    /// these have their own.
     Producer(String),
-    /// A producer's direct reply-to address. Not `mandatory`: brokers up to 4.1 return such messages although they deliver
-    /// them, later ones accept them although nobody is there. So the address is asked for beforehand.
+    /// A producer's direct reply-to address. Not `mandatory`: brokers up to 4.1 return such
+    /// messages although they deliver them, later ones accept them although nobody is there. So the
+    /// address is asked for beforehand.
     Direct(String),
 }
 
@@ -69,7 +73,8 @@ pub enum Routing {
     NoSuchQueue,
 }
 
-/// The broker is out of reach, or an answer of it did not come in time. What was under way is unknown.
+/// The broker is out of reach, or an answer of it did not come in time. What was under way is
+/// unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation}: {diagnosis}")]
 pub struct BrokerLost {
@@ -101,7 +106,8 @@ pub enum Refusal {
     NoSuchQueue,
     /// A queue with that name has another type or other arguments.
     OtherArguments,
-    /// The queue is not to be used so: one with a single active consumer is not read message by message.
+    /// The queue is not to be used so: one with a single active consumer is not read message by
+    /// message.
     Locked,
     /// There is no such virtual host, or it is closed to the user.
     NoVhost,
@@ -126,7 +132,10 @@ impl Refusal {
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits for the broker in bounded time. An error says what was being done.
-pub async fn bounded<T>(operation: &'static str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerLost> {
+pub async fn bounded<T>(
+    operation: &'static str,
+    answer: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerLost> {
     match timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(BrokerLost::of(operation, &error)),

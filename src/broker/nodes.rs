@@ -1,5 +1,6 @@
-//! The broker's nodes, and which of them to try first: those that have not failed lately, in turn, then those whose failure is
-//! longest ago. A node that froze takes connections and never speaks, which costs seconds each time.
+//! The broker's nodes, and which of them to try first: those that have not failed lately, in turn,
+//! then those whose failure is longest ago. A node that froze takes connections and never speaks,
+//! which costs seconds each time.
 
 use std::{
     sync::{
@@ -12,7 +13,8 @@ use std::{
 use lapin::{ConnectionStatus, uri::AMQPUri};
 use tokio::time::Instant;
 
-/// After this, a node is tried in its turn again: connections are to spread over the nodes that work.
+/// After this, a node is tried in its turn again: connections are to spread over the nodes that
+/// work.
 const REMEMBERED_FOR: Duration = Duration::from_secs(5 * 60);
 
 pub struct Nodes {
@@ -46,7 +48,8 @@ impl Nodes {
     /// All nodes, in the order in which to try them now.
     pub fn to_try(&self) -> impl Iterator<Item = &Node> {
         let now = Instant::now();
-        let failed_at: Vec<Option<Instant>> = self.nodes.iter().map(|node| node.failed_at(now)).collect();
+        let failed_at: Vec<Option<Instant>> =
+            self.nodes.iter().map(|node| node.failed_at(now)).collect();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         order(&failed_at, first).into_iter().map(|index| &self.nodes[index])
     }
@@ -84,7 +87,8 @@ impl Node {
 }
 
 fn order(failed_at: &[Option<Instant>], first: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..failed_at.len()).map(|offset| (first + offset) % failed_at.len()).collect();
+    let mut order: Vec<usize> =
+        (0..failed_at.len()).map(|offset| (first + offset) % failed_at.len()).collect();
     // Stable, and `None` is before `Some`.
     order.sort_by_key(|index| failed_at[*index]);
     order

@@ -1,13 +1,16 @@
 //! Publishes persistent messages with confirms, whatever happens to the connection.
 //!
-//! While the broker is away a publish waits; to stop it, drop the future. What a producer chose (its reply queue, its
-//! headers) can make the broker refuse messages, say nothing, or close the connection. Each of these ends in an answer in
-//! bounded time, so that no producer holds up the others:
+//! While the broker is away a publish waits; to stop it, drop the future. What a producer chose
+//! (its reply queue, its headers) can make the broker refuse messages, say nothing, or close the
+//! connection. Each of these ends in an answer in bounded time, so that no producer holds up the
+//! others:
 //!
-//! - A queue that refuses or says nothing is tried for a few seconds, and then remembered ([`troubles`](super::troubles)).
+//! - A queue that refuses or says nothing is tried for a few seconds, and then remembered
+//!   ([`troubles`](super::troubles)).
 //! - Headers that do not fit into a frame are left out before the message is sent ([`frame`]).
-//! - When the broker closes the connection over a message, every message under way is a suspect. Each suspect is published
-//!   on a connection of its own, where it can harm no other; only a message that fails there is to blame.
+//! - When the broker closes the connection over a message, every message under way is a suspect.
+//!   Each suspect is published on a connection of its own, where it can harm no other; only a
+//!   message that fails there is to blame.
 
 use std::{
     borrow::Cow,
@@ -39,11 +42,13 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 const QUEUE_TRIED_FOR: Duration = Duration::from_secs(5);
 /// A message that has failed alone so often is to blame.
 const BLAMED_AT_MOST: u32 = 3;
-/// A message whose connection was lost so often in a row, for whatever reason, is published on one of its own.
+/// A message whose connection was lost so often in a row, for whatever reason, is published on one
+/// of its own.
 const LOST_AT_MOST: u32 = 3;
 /// Suspects published at a time.
 const SUSPECTS: usize = 4;
-/// Messages under way for one queue that a producer named, so that a queue which says nothing leaves room for others.
+/// Messages under way for one queue that a producer named, so that a queue which says nothing
+/// leaves room for others.
 const UNDER_WAY_FOR_A_QUEUE: usize = 16;
 
 /// A connection to publish on, while it lives: the broker's, or in tests one in memory.
@@ -57,8 +62,12 @@ pub trait Link: Send + Sync + 'static {
         message: &'a Outgoing,
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
     /// One attempt on a connection that is opened for this message alone.
-    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
-    /// Whether the broker's user has the right to publish. A confirmed answer also shows that the connection works.
+    fn publish_alone<'a>(
+        &'a self,
+        message: &'a Outgoing,
+    ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
+    /// Whether the broker's user has the right to publish. A confirmed answer also shows that the
+    /// connection works.
     fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
@@ -102,7 +111,8 @@ pub struct Seen {
     pub consumers: u32,
 }
 
-/// Whose queues: the broker closes a channel over a publish that it refuses, so producers' have channels of their own.
+/// Whose queues: the broker closes a channel over a publish that it refuses, so producers' have
+/// channels of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     Own,
@@ -199,7 +209,8 @@ impl Publisher {
         Self { link, shared: Arc::new(shared) }
     }
 
-    /// Publishes a message to a queue of our own. Without what its producer added, if the broker does not take it with that.
+    /// Publishes a message to a queue of our own. Without what its producer added, if the broker
+    /// does not take it with that.
     pub async fn publish_to_own(&self, app: &str, message: &Outgoing) -> Result<(), Trouble> {
         let mut message = Cow::Borrowed(message);
         for kept in [Some(Kept::Properties), Some(Kept::Id), None] {
@@ -208,9 +219,15 @@ impl Publisher {
                 (Published::NotTaken(trouble), _) => return Err(trouble),
                 (Published::NoSuchQueue | Published::Refused, Some(kept)) => {
                     let (queue, job_id) = (message.target.queue(), job_id(&message));
-                    warn!(app, queue, job_id, "the broker takes a message only without what its producer added");
+                    warn!(
+                        app,
+                        queue,
+                        job_id,
+                        "the broker takes a message only without what its producer added"
+                    );
                     let properties = without_producers_additions(&message.properties, kept);
-                    message = Cow::Owned(Outgoing { properties, suspect: true, ..message.into_owned() });
+                    message =
+                        Cow::Owned(Outgoing { properties, suspect: true, ..message.into_owned() });
                 }
                 (Published::NoSuchQueue | Published::Refused, None) => break,
             }
@@ -220,7 +237,8 @@ impl Publisher {
         Err(Trouble::Refused)
     }
 
-    /// Publishes a message. Tries for a few seconds while the queue takes none, and for as long as the broker is away.
+    /// Publishes a message. Tries for a few seconds while the queue takes none, and for as long as
+    /// the broker is away.
     pub async fn publish(&self, app: &str, message: &Outgoing) -> Published {
         let queue = message.target.queue();
         let is_own = matches!(message.target, Target::Own(_));
@@ -268,23 +286,29 @@ impl Publisher {
                     }
                     works.then_some(Trouble::Silent)
                 }
-                Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => match link.may_publish().await {
-                    // A missing right is no fault of the message. The next link comes when the right is there.
-                    Ok(false) => {
-                        link.give_up();
-                        None
+                Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => {
+                    match link.may_publish().await {
+                        // A missing right is no fault of the message. The next link comes when the
+                        // right is there.
+                        Ok(false) => {
+                            link.give_up();
+                            None
+                        }
+                        Ok(true) if !is_own => {
+                            debug!(app, queue, %error, "the broker does not let the daemon write \
+                                to a reply queue");
+                            return Published::NoSuchQueue;
+                        }
+                        Ok(true) => {
+                            tried.blamed += 1;
+                            None
+                        }
+                        Err(_) => None,
                     }
-                    Ok(true) if !is_own => {
-                        debug!(app, queue, %error, "the broker does not let the daemon write to a reply queue");
-                        return Published::NoSuchQueue;
-                    }
-                    Ok(true) => {
-                        tried.blamed += 1;
-                        None
-                    }
-                    Err(_) => None,
-                },
-                Err(Unconfirmed::Refused(Refusal::NoSuchQueue, _)) if !is_own => return Published::NoSuchQueue,
+                }
+                Err(Unconfirmed::Refused(Refusal::NoSuchQueue, _)) if !is_own => {
+                    return Published::NoSuchQueue;
+                }
                 Err(Unconfirmed::Refused(_, error)) => {
                     debug!(app, queue, %error, "the broker refused a message");
                     if !is_own {
@@ -294,7 +318,8 @@ impl Publisher {
                     None
                 }
                 Err(Unconfirmed::Fatal(error)) => {
-                    debug!(app, queue, %error, alone = tried.alone, "the broker closed the connection of a message");
+                    debug!(app, queue, %error, alone = tried.alone, "the broker closed the \
+                        connection of a message");
                     if tried.alone {
                         tried.blamed += 1;
                     } else {
@@ -321,7 +346,12 @@ impl Publisher {
             }
             if tried.blamed >= BLAMED_AT_MOST {
                 let job_id = job_id(message);
-                warn!(app, queue, job_id, "the broker refuses this message, or closes the connection over it");
+                warn!(
+                    app,
+                    queue,
+                    job_id,
+                    "the broker refuses this message, or closes the connection over it"
+                );
                 // That says nothing about the queue: what is left of the message finds out.
                 self.troubles().not_found_out(app, queue, Instant::now());
                 return Published::Refused;
@@ -337,7 +367,8 @@ impl Publisher {
         while link.changed().await.is_ok() {}
     }
 
-    /// Whether a publish would be confirmed soon. While it would not, no call should start whose outcome could not be told.
+    /// Whether a publish would be confirmed soon. While it would not, no call should start whose
+    /// outcome could not be told.
     pub fn is_open(&self) -> bool {
         matches!(&*self.link.borrow(), Linked::Yes(link) if link.is_alive() && !link.is_blocked())
     }
@@ -383,7 +414,11 @@ impl Publisher {
 
     /// The daemon's own queues that take no messages, and why.
     pub fn queues_in_trouble(&self) -> Vec<(String, Trouble)> {
-        self.troubles().own(Instant::now()).into_iter().map(|(_, queue, trouble)| (queue, trouble)).collect()
+        self.troubles()
+            .own(Instant::now())
+            .into_iter()
+            .map(|(_, queue, trouble)| (queue, trouble))
+            .collect()
     }
 
     /// Looks whether our own queues in trouble have been emptied since.
@@ -426,7 +461,12 @@ impl Publisher {
     /// One of our own queues is not there. The log tells of it once, if it was there before.
     pub fn note_missing(&self, app: &str, queue: &str) {
         if self.present().remove(queue) {
-            warn!(app, queue, "a queue has vanished, and what was in it: see whether a policy with `expires` applies to it");
+            warn!(
+                app,
+                queue,
+                "a queue has vanished, and what was in it: see whether a policy with `expires` \
+                    applies to it"
+            );
             metrics::count_vanished_queues(app);
         }
     }
@@ -462,14 +502,20 @@ impl Publisher {
 
     /// Tells that a result of this app went to `.unrouted` instead of this queue.
     pub fn tell_unrouted(&self, app: &str, queue: &str, reason: &str) {
-        let told = self.shared.unrouted.lock().unwrap_or_else(PoisonError::into_inner).note(app, Instant::now());
+        let told = self
+            .shared
+            .unrouted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .note(app, Instant::now());
         if let Some(results) = told {
             warn!(
                 app,
                 results,
                 queue,
                 reason,
-                "results went to .unrouted, the last one instead of this queue; see `groupcast unrouted list`"
+                "results went to .unrouted, the last one instead of this queue; see `groupcast \
+                    unrouted list`"
             );
         }
     }
@@ -491,16 +537,25 @@ impl Publisher {
         let Some((properties, left_out)) = frame::fit(&message.properties, link.frame_max()) else {
             return Cow::Borrowed(message);
         };
-        let left_out: Vec<String> = left_out.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)")).collect();
-        let (queue, job_id, left_out) = (message.target.queue(), job_id(message), left_out.join(", "));
-        warn!(app, queue, job_id, left_out, "left out or shortened headers that do not fit into a frame of the broker");
+        let left_out: Vec<String> =
+            left_out.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)")).collect();
+        let (queue, job_id, left_out) =
+            (message.target.queue(), job_id(message), left_out.join(", "));
+        warn!(
+            app,
+            queue,
+            job_id,
+            left_out,
+            "left out or shortened headers that do not fit into a frame of the broker"
+        );
         Cow::Owned(Outgoing { properties, ..message.clone() })
     }
 
     /// Waits until few enough messages are under way for a producer's queue.
     async fn permit_for(&self, queue: &str) -> OwnedSemaphorePermit {
         let semaphore = {
-            let mut under_way = self.shared.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut under_way =
+                self.shared.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             if under_way.len() >= MOST_SEMAPHORES {
                 under_way.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
             }
@@ -520,7 +575,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
     match &message.target {
         Target::Own(queue) => link.publish(Lane::Own, queue, Mandatory::Yes, message).await,
-        Target::Producer(queue) => link.publish(Lane::Producers, queue, Mandatory::Yes, message).await,
+        Target::Producer(queue) => {
+            link.publish(Lane::Producers, queue, Mandatory::Yes, message).await
+        }
         Target::Direct(address) if link.somebody_is_at(address).await? => {
             link.publish(Lane::Producers, address, Mandatory::No, message).await
         }
@@ -542,7 +599,8 @@ fn job_id(message: &Outgoing) -> &str {
 /// What is left of a message that the broker does not take as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
-    /// All properties, and the headers that we set: those of producers may be more than the broker takes.
+    /// All properties, and the headers that we set: those of producers may be more than the broker
+    /// takes.
     Properties,
     /// The id and our headers.
     Id,

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 /// Gives a user the rights that the daemon needs.
-pub const GIVE_RIGHTS: &str = "`rabbitmqctl set_permissions -p VHOST USER '^groupcast[.].*' '^(groupcast[.].*|amq[.]default)$' \
-                               '^groupcast[.].*'` (in place of all rights that the user has in that virtual host)";
+pub const GIVE_RIGHTS: &str = "`rabbitmqctl set_permissions -p VHOST USER '^groupcast[.].*' \
+    '^(groupcast[.].*|amq[.]default)$' \
+                               '^groupcast[.].*'` (in place of all rights that the user has in \
+                               that virtual host)";
 
 /// Makes the queues that the daemon needs.
-pub const DECLARE: &str =
-    "`groupcast topology > groupcast.json` and, on the broker, `rabbitmqctl import_definitions groupcast.json`";
+pub const DECLARE: &str = "`groupcast topology > groupcast.json` and, on the broker, `rabbitmqctl \
+    import_definitions groupcast.json`";
 
 /// Jobs, from producers.
 pub fn jobs(app: &str) -> String {

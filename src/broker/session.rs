@@ -1,7 +1,8 @@
-//! The publishing connection: one attempt to publish at a time on each channel of a pool, judged by what the broker says.
+//! The publishing connection: one attempt to publish at a time on each channel of a pool, judged by
+//! what the broker says.
 //!
-//! With more than one in flight on a channel, a returned message is told to the wrong one of them (measured), which would
-//! count an undelivered message as delivered.
+//! With more than one in flight on a channel, a returned message is told to the wrong one of them
+//! (measured), which would count an undelivered message as delivered.
 
 use std::{
     future::pending,
@@ -35,13 +36,14 @@ use crate::{delay, diagnosis::Diagnosis, watch};
 
 /// Publishes in flight on a connection, for queues of ours and for those of producers.
 const CHANNELS: usize = 64;
-/// How long a confirm may take, unless the broker says that it blocks publishers. Silence costs another attempt, or the job
-/// waits and its result is tried again; so it need not be longer than an election of a quorum queue takes.
+/// How long a confirm may take, unless the broker says that it blocks publishers. Silence costs
+/// another attempt, or the job waits and its result is tried again; so it need not be longer than
+/// an election of a quorum queue takes.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether the right to publish has been granted.
 const RIGHT_LOOKED_FOR_EVERY: Duration = Duration::from_secs(2);
-/// How often to publish what no queue takes. A broker in alarm says so only to connections that publish, and an idle daemon
-/// publishes nothing else.
+/// How often to publish what no queue takes. A broker in alarm says so only to connections that
+/// publish, and an idle daemon publishes nothing else.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
 /// How often to look whether our own queues in trouble have been emptied.
 const TROUBLES_LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
@@ -71,8 +73,13 @@ struct Pool {
 }
 
 /// A publisher over a connection that is kept alive in the background until `stop`.
-pub fn publisher(connector: Arc<Connector>, queues: OwnQueues, stop: CancellationToken) -> Publisher {
-    let (sender, link) = watch::channel(Linked::No { reason: "not connected to the broker yet".into() });
+pub fn publisher(
+    connector: Arc<Connector>,
+    queues: OwnQueues,
+    stop: CancellationToken,
+) -> Publisher {
+    let (sender, link) =
+        watch::channel(Linked::No { reason: "not connected to the broker yet".into() });
     let queues = Arc::new(queues);
     let publisher = Publisher::over(link);
     let looking = publisher.clone();
@@ -94,7 +101,11 @@ async fn keep_looking(publisher: &Publisher) {
 }
 
 /// Connects, announces the session, and does so again whenever it is lost.
-async fn keep_connected(connector: &Arc<Connector>, queues: &Arc<OwnQueues>, sender: &watch::Sender<Linked>) {
+async fn keep_connected(
+    connector: &Arc<Connector>,
+    queues: &Arc<OwnQueues>,
+    sender: &watch::Sender<Linked>,
+) {
     let mut failures = 0;
     let away = |reason: &str| {
         sender.send_replace(Linked::No { reason: reason.to_owned() });
@@ -125,11 +136,18 @@ async fn keep_connected(connector: &Arc<Connector>, queues: &Arc<OwnQueues>, sen
 
 impl Session {
     fn new(connection: Connection, queues: Arc<OwnQueues>, connector: Arc<Connector>) -> Self {
-        Self { connection, own: Pool::new(), producers: Pool::new(), lost: CancellationToken::new(), queues, connector }
+        Self {
+            connection,
+            own: Pool::new(),
+            producers: Pool::new(),
+            lost: CancellationToken::new(),
+            queues,
+            connector,
+        }
     }
 
-    /// Waits for the right to publish; `false` if the connection is lost before. Without it no result could be told, and each
-    /// refusal would look like a missing reply queue.
+    /// Waits for the right to publish; `false` if the connection is lost before. Without it no
+    /// result could be told, and each refusal would look like a missing reply queue.
     async fn until_allowed(&self, sender: &watch::Sender<Linked>) -> bool {
         let mut told = false;
         while self.connection.status().connected() {
@@ -137,7 +155,8 @@ impl Session {
             let asked = loop {
                 tokio::select! {
                     asked = &mut asking => break asked,
-                    // The broker says that it blocks publishing at the first publish, which this is.
+                    // The broker says that it blocks publishing at the first publish, which this
+                    // is.
                     () = sleep(Duration::from_secs(1)) => if self.connection.status().blocked() {
                         sender.send_replace(Linked::No { reason: blocked(None).to_string() });
                     },
@@ -159,7 +178,8 @@ impl Session {
         false
     }
 
-    /// Publishes what no queue takes. A broker that says so has looked at the right to publish before.
+    /// Publishes what no queue takes. A broker that says so has looked at the right to publish
+    /// before.
     async fn ask_for_the_right(&self) -> Result<bool, Unconfirmed> {
         match self.while_blocked_or_soon(publish_to_nobody(&self.connection)).await {
             Ok(_) => Ok(true),
@@ -169,7 +189,8 @@ impl Session {
     }
 
     async fn attempt_alone(&self, message: &Outgoing) -> Result<Routing, Unconfirmed> {
-        let connection = self.connector.connect("publisher of one message").await.map_err(Unconfirmed::Lost)?;
+        let connection =
+            self.connector.connect("publisher of one message").await.map_err(Unconfirmed::Lost)?;
         let alone = Session::new(connection, self.queues.clone(), self.connector.clone());
         let attempted = attempt_on(&alone, message).await;
         connection::close(&alone.connection).await;
@@ -182,9 +203,11 @@ impl Session {
         loop {
             tokio::select! {
                 reason = &mut refused => return reason,
-                () = self.lost.cancelled() => return "a publish failed, or the broker closed the connection over a message".into(),
+                () = self.lost.cancelled() => return "a publish failed, or the broker closed the \
+                    connection over a message".into(),
                 event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks publishing; no new calls start"),
+                    Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks \
+                        publishing; no new calls start"),
                     Some(Event::ConnectionUnblocked) => info!("the broker takes messages again"),
                     // A refusal closes a channel and makes an event too; the connection lives on.
                     Some(Event::Error(error)) if !self.connection.status().connected() => return error.to_string(),
@@ -208,8 +231,14 @@ impl Session {
                 Ok(true) => was_silent = false,
                 Ok(false) => return may_not_publish().to_string(),
                 // Once is a slow broker.
-                Err(Unconfirmed::Silent(_)) if !std::mem::replace(&mut was_silent, true) => continue,
-                Err(Unconfirmed::Silent(error) | Unconfirmed::Fatal(error) | Unconfirmed::Refused(_, error)) => {
+                Err(Unconfirmed::Silent(_)) if !std::mem::replace(&mut was_silent, true) => {
+                    continue;
+                }
+                Err(
+                    Unconfirmed::Silent(error)
+                    | Unconfirmed::Fatal(error)
+                    | Unconfirmed::Refused(_, error),
+                ) => {
                     return error.to_string();
                 }
                 // What else tells of the loss has better words.
@@ -231,22 +260,31 @@ impl Session {
         };
         let _permit = pool.permits.acquire().await.expect("never closed");
         let channel = self.channel(pool).await?;
-        let options = BasicPublishOptions { mandatory: mandatory == Mandatory::Yes, ..Default::default() };
+        let options =
+            BasicPublishOptions { mandatory: mandatory == Mandatory::Yes, ..Default::default() };
         let confirmed = async {
             #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-            let written =
-                channel.basic_publish("".into(), queue.into(), options, &message.body, message.properties.clone()).await?;
+            let written = channel
+                .basic_publish(
+                    "".into(),
+                    queue.into(),
+                    options,
+                    &message.body,
+                    message.properties.clone(),
+                )
+                .await?;
             written.await
         };
         let confirmation = self.while_blocked_or_soon(confirmed).await?;
         let routing = match confirmation {
             Confirmation::Ack(None) => Routing::Routed,
             Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
-            // The channel does not go back: for a queue whose limit was raised, an old channel goes on refusing
-            // (rabbitmq-server #12206).
+            // The channel does not go back: for a queue whose limit was raised, an old channel goes
+            // on refusing (rabbitmq-server #12206).
             Confirmation::Nack(_) | Confirmation::NotRequested => return Err(Unconfirmed::Nacked),
         };
-        // Only a channel with nothing under way goes back: a publish that was dropped half-way takes its channel with it.
+        // Only a channel with nothing under way goes back: a publish that was dropped half-way
+        // takes its channel with it.
         pool.put_back(channel);
         Ok(routing)
     }
@@ -268,7 +306,9 @@ impl Session {
         let _permit = self.producers.permits.acquire().await.expect("never closed");
         let channel = self.channel(&self.producers).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = self.while_blocked_or_soon(channel.queue_declare(queue.into(), options, Default::default())).await?;
+        let queue = self
+            .while_blocked_or_soon(channel.queue_declare(queue.into(), options, Default::default()))
+            .await?;
         self.producers.put_back(channel);
         Ok(queue)
     }
@@ -283,8 +323,12 @@ impl Session {
         }
     }
 
-    /// Waits for a confirm in bounded time; while the broker blocks publishers, as long as that takes.
-    async fn while_blocked_or_soon<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Unconfirmed> {
+    /// Waits for a confirm in bounded time; while the broker blocks publishers, as long as that
+    /// takes.
+    async fn while_blocked_or_soon<T>(
+        &self,
+        answer: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, Unconfirmed> {
         let mut answer = pin!(answer);
         loop {
             match timeout(CONFIRM_TIMEOUT, answer.as_mut()).await {
@@ -318,7 +362,10 @@ impl Link for Session {
         Box::pin(self.publish_on(lane, queue, mandatory, message))
     }
 
-    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
+    fn publish_alone<'a>(
+        &'a self,
+        message: &'a Outgoing,
+    ) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
         Box::pin(self.attempt_alone(message))
     }
 
@@ -361,20 +408,24 @@ impl Link for Session {
     }
 }
 
-/// Publishes what no queue takes, and waits until the broker says so. It has looked at the right to publish before that.
+/// Publishes what no queue takes, and waits until the broker says so. It has looked at the right to
+/// publish before that.
 pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-    let written = channel.basic_publish("".into(), queue.into(), options, &[], BasicProperties::default()).await?;
+    let written = channel
+        .basic_publish("".into(), queue.into(), options, &[], BasicProperties::default())
+        .await?;
     written.await.map(drop)
 }
 
 pub fn may_not_publish() -> Diagnosis {
     Diagnosis::new(
-        "the broker's user may not write to the default exchange (amq.default), so results cannot be published",
+        "the broker's user may not write to the default exchange (amq.default), so results cannot \
+            be published",
         format!("give the user its rights: {GIVE_RIGHTS}"),
     )
 }
@@ -386,12 +437,14 @@ pub fn blocked(reason: Option<&str>) -> Diagnosis {
             "the broker blocks publishing: it has raised an alarm because it is {}",
             reason.unwrap_or("low on memory or disk")
         ),
-        "free memory or disk space on the broker's nodes, or raise their limits (vm_memory_high_watermark, disk_free_limit); \
+        "free memory or disk space on the broker's nodes, or raise their limits \
+            (vm_memory_high_watermark, disk_free_limit); \
          `rabbitmq-diagnostics alarms` names the node and the alarm",
     )
 }
 
-/// Whether the broker closed the connection over what it was sent, and not because it stops or an operator said so.
+/// Whether the broker closed the connection over what it was sent, and not because it stops or an
+/// operator said so.
 fn closed_over_a_message(error: &lapin::Error) -> bool {
     let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
     matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced)

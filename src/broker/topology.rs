@@ -1,7 +1,8 @@
 //! The queues of an app: what they are, declared, checked, or printed as a definitions file.
 //!
-//! All are durable quorum queues. What loses messages if it is missing stands in the arguments, not in a policy, because
-//! only one policy applies to a queue and an administrator's next one would replace it.
+//! All are durable quorum queues. What loses messages if it is missing stands in the arguments, not
+//! in a policy, because only one policy applies to a queue and an administrator's next one would
+//! replace it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,11 +20,13 @@ use crate::{
     diagnosis::Diagnosis,
 };
 
-/// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection counts, so it is high.
+/// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection
+/// counts, so it is high.
 const JOB_DELIVERY_LIMIT: i64 = 50;
 /// Each restart of a replica counts, and jobs wait there as long as the app is paused.
 const UNDELIVERABLE_DELIVERY_LIMIT: i64 = 1000;
-/// Queues that people look into with "get and requeue" must not drop what they look at (brokers from 4.0 drop at 20).
+/// Queues that people look into with "get and requeue" must not drop what they look at (brokers
+/// from 4.0 drop at 20).
 const KEEP_DELIVERY_LIMIT: i64 = 1_000_000;
 const REJECT_PUBLISH: &str = "reject-publish";
 
@@ -43,7 +46,8 @@ pub enum Argument {
 
 /// The queues of one app, each after those that it dead-letters to.
 pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
-    let mut specs = vec![kept(queues::dead(name)), kept(queues::unrouted(name)), undeliverable(name)];
+    let mut specs =
+        vec![kept(queues::dead(name)), kept(queues::unrouted(name)), undeliverable(name)];
     if app.results_queue.as_deref() == Some(queues::results(name).as_str()) {
         specs.push(kept(queues::results(name)));
     }
@@ -52,13 +56,18 @@ pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
     specs
 }
 
-/// Should a policy limit its length, the daemon is refused and keeps the message; by default the broker would drop the oldest.
+/// Should a policy limit its length, the daemon is refused and keeps the message; by default the
+/// broker would drop the oldest.
 fn kept(name: String) -> QueueSpec {
     let reject = Argument::Text(REJECT_PUBLISH.into());
-    quorum(name, [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT)), ("x-overflow", reject)])
+    quorum(
+        name,
+        [("x-delivery-limit", Argument::Number(KEEP_DELIVERY_LIMIT)), ("x-overflow", reject)],
+    )
 }
 
-/// The daemon answers what is in it. Only a job over which it fails again and again becomes a dead letter without an answer.
+/// The daemon answers what is in it. Only a job over which it fails again and again becomes a dead
+/// letter without an answer.
 fn undeliverable(app: &str) -> QueueSpec {
     let mut spec = dead_lettering(queues::undeliverable(app), queues::dead(app));
     spec.arguments.insert("x-delivery-limit", Argument::Number(UNDELIVERABLE_DELIVERY_LIMIT));
@@ -91,13 +100,20 @@ fn dead_lettering(name: String, to: String) -> QueueSpec {
     )
 }
 
-fn quorum(name: String, arguments: impl IntoIterator<Item = (&'static str, Argument)>) -> QueueSpec {
+fn quorum(
+    name: String,
+    arguments: impl IntoIterator<Item = (&'static str, Argument)>,
+) -> QueueSpec {
     let kind = ("x-queue-type", Argument::Text("quorum".into()));
     QueueSpec { name, arguments: arguments.into_iter().chain([kind]).collect() }
 }
 
 /// Declares the queues, or only checks that they are there.
-pub async fn ensure(connection: &Connection, specs: &[QueueSpec], declare: bool) -> Result<(), BrokerLost> {
+pub async fn ensure(
+    connection: &Connection,
+    specs: &[QueueSpec],
+    declare: bool,
+) -> Result<(), BrokerLost> {
     for spec in specs {
         spec.ensure(connection, declare).await?;
     }
@@ -108,26 +124,39 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
     let said = error.diagnosis;
     let diagnosis = match (error.refusal, declare) {
         (Some(Refusal::OtherArguments), _) => Diagnosis::new(
-            format!("the queue {queue} exists with another type or other arguments than the daemon declares"),
             format!(
-                "look whether messages are in it (`rabbitmqctl list_queues -p VHOST name type arguments messages`): deleting the queue \
-                 destroys them. If there are, stop the producers and move them to another queue first, with a shovel. Then \
-                 `rabbitmqctl delete_queue -p VHOST {queue}`, and the daemon declares it anew by itself"
+                "the queue {queue} exists with another type or other arguments than the daemon \
+                    declares"
+            ),
+            format!(
+                "look whether messages are in it (`rabbitmqctl list_queues -p VHOST name type \
+                    arguments messages`): deleting the queue \
+                 destroys them. If there are, stop the producers and move them to another queue \
+                 first, with a shovel. Then \
+                 `rabbitmqctl delete_queue -p VHOST {queue}`, and the daemon declares it anew by \
+                 itself"
             ),
         ),
         (Some(Refusal::Forbidden), true) => Diagnosis::new(
             format!("the broker's user may not declare the queue {queue}"),
             format!(
-                "give the user its rights: {GIVE_RIGHTS}; or declare the queues with {DECLARE}, and set broker.declare = false"
+                "give the user its rights: {GIVE_RIGHTS}; or declare the queues with {DECLARE}, \
+                    and set broker.declare = false"
             ),
         ),
         (Some(Refusal::NoSuchQueue), _) => Diagnosis::new(
             format!("there is no queue {queue}"),
             format!(
-                "declare it as an administrator of the broker with {DECLARE}; or set broker.declare = true, if its user may declare queues"
+                "declare it as an administrator of the broker with {DECLARE}; or set \
+                    broker.declare = true, if its user may declare queues"
             ),
         ),
-        _ => return BrokerLost { diagnosis: Diagnosis { what: format!("{queue}: {}", said.what), ..said }, ..error },
+        _ => {
+            return BrokerLost {
+                diagnosis: Diagnosis { what: format!("{queue}: {}", said.what), ..said },
+                ..error
+            };
+        }
     };
     BrokerLost { diagnosis: diagnosis.with_words(said.what), ..error }
 }
@@ -150,9 +179,14 @@ pub fn definitions(config: &Config, vhost: &str) -> Value {
 
 impl QueueSpec {
     /// Declares the queue, or only checks that it is there. Says how it is, if the broker does.
-    pub async fn ensure(&self, connection: &Connection, declare: bool) -> Result<Option<Queue>, BrokerLost> {
+    pub async fn ensure(
+        &self,
+        connection: &Connection,
+        declare: bool,
+    ) -> Result<Option<Queue>, BrokerLost> {
         let channel = bounded("open a channel", connection.create_channel()).await?;
-        let options = QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
+        let options =
+            QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
         let arguments = if declare { self.field_table() } else { FieldTable::default() };
         let name: ShortString = self.name.as_str().into();
         match bounded("declare a queue", channel.queue_declare(name, options, arguments)).await {

@@ -1,8 +1,9 @@
-//! What the publisher remembers of queues that do not take messages, so that one of them does not cost every message the same
-//! wait. Pure: `now` is given.
+//! What the publisher remembers of queues that do not take messages, so that one of them does not
+//! cost every message the same wait. Pure: `now` is given.
 //!
-//! A queue is in trouble once a message for it has been tried for a bounded time. From then on further messages for it are
-//! not tried, but for one now and then that finds out whether the queue works again. The first confirm ends the trouble.
+//! A queue is in trouble once a message for it has been tried for a bounded time. From then on
+//! further messages for it are not tried, but for one now and then that finds out whether the queue
+//! works again. The first confirm ends the trouble.
 
 use std::{collections::HashMap, fmt, time::Duration};
 
@@ -27,7 +28,8 @@ pub enum Trouble {
     Silent,
     /// A queue of ours that is not there and cannot be declared.
     Missing,
-    /// The broker refuses this message, whatever is left out of it. Says nothing about other messages.
+    /// The broker refuses this message, whatever is left out of it. Says nothing about other
+    /// messages.
     Refused,
 }
 
@@ -35,7 +37,10 @@ impl fmt::Display for Trouble {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Full => "it is full: the broker refuses messages for it",
-            Self::Silent => "the broker does not confirm messages for it: it may have lost the majority of its members",
+            Self::Silent => {
+                "the broker does not confirm messages for it: it may have lost the \
+                majority of its members"
+            }
             Self::Missing => "it does not exist and could not be declared",
             Self::Refused => "the broker refuses this message for it",
         })
@@ -47,8 +52,13 @@ impl Trouble {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Full => "take messages out of it, or raise its limit",
-            Self::Silent => "look at its members with `rabbitmq-diagnostics quorum_status`, or restart its node",
-            Self::Missing => "declare it (`groupcast topology` prints what to import), or set broker.declare = true",
+            Self::Silent => {
+                "look at its members with `rabbitmq-diagnostics quorum_status`, or restart its node"
+            }
+            Self::Missing => {
+                "declare it (`groupcast topology` prints what to import), or set broker.declare = \
+                    true"
+            }
             Self::Refused => "read the log of the broker",
         }
     }
@@ -138,11 +148,22 @@ impl Troubles {
 
     /// What is known against a queue.
     pub fn of(&self, app: &str, queue: &str) -> Option<Trouble> {
-        if self.known.is_empty() { None } else { self.known.get(&key(app, queue)).map(|known| known.trouble) }
+        if self.known.is_empty() {
+            None
+        } else {
+            self.known.get(&key(app, queue)).map(|known| known.trouble)
+        }
     }
 
     /// A message was tried for long enough, or not tried because of what is known.
-    pub fn not_taken(&mut self, app: &str, queue: &str, trouble: Trouble, was_tried: bool, now: Instant) -> Told {
+    pub fn not_taken(
+        &mut self,
+        app: &str,
+        queue: &str,
+        trouble: Trouble,
+        was_tried: bool,
+        now: Instant,
+    ) -> Told {
         if self.known.len() >= MOST_QUEUES && !self.known.contains_key(&key(app, queue)) {
             return Told::Refused(1);
         }
@@ -194,7 +215,8 @@ impl Troubles {
     /// The queues in trouble that are the daemon's own, with their apps.
     pub fn own(&self, now: Instant) -> Vec<(String, String, Trouble)> {
         let own = |((app, queue), known): (&(String, String), &Known)| {
-            let is_own = queue.starts_with(&format!("groupcast.{app}.")) && now < known.last_refusal + FORGOTTEN_AFTER;
+            let is_own = queue.starts_with(&format!("groupcast.{app}."))
+                && now < known.last_refusal + FORGOTTEN_AFTER;
             is_own.then(|| (app.clone(), queue.clone(), known.trouble))
         };
         let mut own: Vec<_> = self.known.iter().filter_map(own).collect();
@@ -226,7 +248,8 @@ mod tests {
     #[test]
     fn unrouted_results_are_told_once_a_minute_with_their_number() {
         let (mut results, start) = (UnroutedResults::default(), Instant::now());
-        let told: Vec<_> = [0, 1, 59, 60, 61, 200].map(|at| results.note("a", start + seconds(at))).into();
+        let told: Vec<_> =
+            [0, 1, 59, 60, 61, 200].map(|at| results.note("a", start + seconds(at))).into();
         assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
         assert_eq!(results.note("b", start), Some(1));
     }
@@ -239,7 +262,11 @@ mod tests {
         assert_eq!(troubles.turn("a", "q", start + seconds(4)), Turn::NotNow(Trouble::Full));
         assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
         assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::NotNow(Trouble::Full));
-        assert_eq!(troubles.turn("a", "q", start + seconds(10)), Turn::TryOnce, "the one before may have been lost");
+        assert_eq!(
+            troubles.turn("a", "q", start + seconds(10)),
+            Turn::TryOnce,
+            "the one before may have been lost"
+        );
     }
 
     #[test]
@@ -274,7 +301,9 @@ mod tests {
         let mut told = Vec::new();
         for second in 0..130 {
             let was_tried = second % 5 == 0;
-            if let Told::Refused(messages) = troubles.not_taken("a", "q", Trouble::Full, was_tried, start + seconds(second)) {
+            if let Told::Refused(messages) =
+                troubles.not_taken("a", "q", Trouble::Full, was_tried, start + seconds(second))
+            {
                 told.push((second, messages));
             }
         }

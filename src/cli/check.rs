@@ -1,4 +1,5 @@
-//! `groupcast check`: tries everything that the daemon needs, and says in plain words what is wrong.
+//! `groupcast check`: tries everything that the daemon needs, and says in plain words what is
+//! wrong.
 
 use std::{fmt::Display, path::Path};
 
@@ -29,9 +30,10 @@ use crate::{
 
 /// Try what the daemon needs: the configuration, the broker, the state store and the API.
 ///
-/// At the broker it declares the queues as the daemon does (with `broker.declare = false` it only looks at them), reads them, and
-/// publishes a message that no queue takes. It takes no job, and no job counts as delivered. The call to the API notifies no user: it
-/// names one recipient of a group that does not exist. If a daemon answers at `admin.listen`, what its `/readyz` says is shown.
+/// At the broker it declares the queues as the daemon does (with `broker.declare = false` it only
+/// looks at them), reads them, and publishes a message that no queue takes. It takes no job, and no
+/// job counts as delivered. The call to the API notifies no user: it names one recipient of a group
+/// that does not exist. If a daemon answers at `admin.listen`, what its `/readyz` says is shown.
 ///
 /// Exit code 1 means that jobs would not be sent.
 #[derive(clap::Args)]
@@ -40,7 +42,10 @@ pub struct Args {}
 
 pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
     let mut findings = Findings { verdict: Verdict::Good };
-    findings.good("configuration", format!("valid; apps: {}", config.apps.keys().cloned().collect::<Vec<_>>().join(", ")));
+    findings.good(
+        "configuration",
+        format!("valid; apps: {}", config.apps.keys().cloned().collect::<Vec<_>>().join(", ")),
+    );
     check_broker(&config, &mut findings).await;
     check_state(&config, &mut findings).await;
     for (name, app) in &config.apps {
@@ -77,8 +82,14 @@ impl Findings {
 
 /// A diagnosis in lines: the sentence, the words of whoever refused, and what to do.
 fn in_lines(Diagnosis { what, said, advice }: &Diagnosis) -> String {
-    let line = |before: &str, text: Option<&str>| text.map_or_else(String::new, |text| format!("{NEXT_LINE}{before}{text}"));
-    format!("{what}{}{}", line("it says: ", said.as_deref()), line("what to do: ", advice.as_deref()))
+    let line = |before: &str, text: Option<&str>| {
+        text.map_or_else(String::new, |text| format!("{NEXT_LINE}{before}{text}"))
+    };
+    format!(
+        "{what}{}{}",
+        line("it says: ", said.as_deref()),
+        line("what to do: ", advice.as_deref())
+    )
 }
 
 async fn check_broker(config: &Config, findings: &mut Findings) {
@@ -93,7 +104,11 @@ async fn check_broker(config: &Config, findings: &mut Findings) {
     let urls = config.broker.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     findings.good("broker", format!("reached ({urls})"));
     for (name, app) in &config.apps {
-        check_queues(name, trial::queues(&connection, name, app, config.broker.declare).await, findings);
+        check_queues(
+            name,
+            trial::queues(&connection, name, app, config.broker.declare).await,
+            findings,
+        );
     }
     connection::close(&connection).await;
     socket.shut_down();
@@ -112,7 +127,10 @@ fn check_queues(app: &str, tried: trial::Tried, findings: &mut Findings) {
         findings.bad(&what, in_lines(failure));
     }
     if tried.failures.is_empty() {
-        findings.good(&what, format!("{} and its companions are there and can be read", queues::jobs(app)));
+        findings.good(
+            &what,
+            format!("{} and its companions are there and can be read", queues::jobs(app)),
+        );
     }
 }
 
@@ -138,20 +156,31 @@ async fn show_daemon(config: &Config, findings: &mut Findings) {
     match running::ask(config).await {
         Answered::NotAsked => {}
         Answered::No { listen } => {
-            let to_do = "to have one, start it with `groupcast run`; if one runs, set admin.listen to the address in its log";
+            let to_do = "to have one, start it with `groupcast run`; if one runs, set admin.listen \
+                to the address in its log";
             findings.noted(what, format!("no daemon answers at {listen}; {to_do}"));
         }
         Answered::Otherwise { listen } => {
-            findings
-                .noted(what, format!("another program, or another version of groupcast, answers at {listen}; set admin.listen to the daemon's address"));
+            findings.noted(
+                what,
+                format!(
+                    "another program, or another version of groupcast, answers at \
+                    {listen}; set admin.listen to the daemon's address"
+                ),
+            );
         }
         Answered::Yes(readiness) => {
             for trouble in &readiness.troubles {
                 findings.bad(what, trouble);
             }
             for unknown in &readiness.unknown_apps {
-                findings
-                    .doubtful(what, format!("it does not know app {unknown}; start it again to make it read its configuration"));
+                findings.doubtful(
+                    what,
+                    format!(
+                        "it does not know app {unknown}; start it again to \
+                        make it read its configuration"
+                    ),
+                );
             }
             if readiness.troubles.is_empty() {
                 findings.good(what, format!("ready; {}", readiness.works.join(", ")));
@@ -170,8 +199,10 @@ async fn check_state(config: &Config, findings: &mut Findings) {
             Ok(()) => findings.good("state store", format!("{url} will be made at start")),
             Err(error) => {
                 let what = format!("the state file {} cannot be made", path.display());
-                let advice = "make its folder and let this user write to it, or set state.url to another file";
-                findings.bad("state store", in_lines(&Diagnosis::new(what, advice).with_words(error)));
+                let advice = "make its folder and let this user write to it, or set state.url to \
+                    another file";
+                findings
+                    .bad("state store", in_lines(&Diagnosis::new(what, advice).with_words(error)));
             }
         };
     }
@@ -216,7 +247,8 @@ async fn probe_at(endpoint: &Url, app: &App) -> Result<String, String> {
     }
 }
 
-/// What the answer to the harmless call says about the account, in words. `Err` if jobs could not be sent.
+/// What the answer to the harmless call says about the account, in words. `Err` if jobs could not
+/// be sent.
 fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
     let (class, fault) = match verdict {
         classify::Verdict::Sent => return Ok(format!("{endpoint} accepts calls")),
@@ -228,7 +260,11 @@ fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
     match account(class) {
         Account::Accepted(words) => Ok(explained(words)),
         Account::NotAccepted(words) => {
-            let said = if fault.info.is_empty() { String::new() } else { format!("{}it says: {}", NEXT_LINE, fault.info) };
+            let said = if fault.info.is_empty() {
+                String::new()
+            } else {
+                format!("{}it says: {}", NEXT_LINE, fault.info)
+            };
             Err(format!("{}{said}{NEXT_LINE}what to do: {advice}", explained(words)))
         }
     }
@@ -236,7 +272,8 @@ fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
 
 const NEXT_LINE: &str = "\n        ";
 
-/// Whether jobs of the account are taken, and what that says in words that the meaning of the code follows.
+/// Whether jobs of the account are taken, and what that says in words that the meaning of the code
+/// follows.
 enum Account {
     Accepted(&'static str),
     NotAccepted(&'static str),
@@ -248,14 +285,28 @@ fn account(class: Class) -> Account {
     match class {
         Class::Job => Accepted("accepts the account; to a group that does not exist it answers"),
         Class::TooManyRecipients => Accepted("accepts the account, but not a single recipient"),
-        Class::RateLimited => Accepted("accepts the account, but calls come too fast at the moment"),
-        Class::JobOrConfiguration => NotAccepted("refuses the call; if jobs get this answer too, the configuration is to blame"),
-        Class::TransientOrJob => NotAccepted("gives an answer that nobody documented; if jobs get it too, ask the vendor"),
+        Class::RateLimited => {
+            Accepted("accepts the account, but calls come too fast at the moment")
+        }
+        Class::JobOrConfiguration => NotAccepted(
+            "refuses the call; if jobs get this answer too, the configuration is to blame",
+        ),
+        Class::TransientOrJob => NotAccepted(
+            "gives an answer that nobody documented; if jobs get it too, ask the vendor",
+        ),
         Class::Credential => NotAccepted("refuses the UserSig or the key that it was made with"),
-        Class::CredentialOrJob => NotAccepted("refuses the UserSig, or the UserID it was called for"),
-        Class::Account => NotAccepted("refuses every job of this account with its present configuration"),
-        Class::Transient(Effect::None) => NotAccepted("did not get the call; that may pass by itself"),
-        Class::Transient(Effect::Unknown) => NotAccepted("gave no useful answer; that may pass by itself"),
+        Class::CredentialOrJob => {
+            NotAccepted("refuses the UserSig, or the UserID it was called for")
+        }
+        Class::Account => {
+            NotAccepted("refuses every job of this account with its present configuration")
+        }
+        Class::Transient(Effect::None) => {
+            NotAccepted("did not get the call; that may pass by itself")
+        }
+        Class::Transient(Effect::Unknown) => {
+            NotAccepted("gave no useful answer; that may pass by itself")
+        }
     }
 }
 
@@ -271,9 +322,14 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_one_job_means_that_the_account_is_accepted() {
-        for (class, code) in [(Class::Job, 10010), (Class::RateLimited, 60007), (Class::TooManyRecipients, 10005)] {
+        for (class, code) in
+            [(Class::Job, 10010), (Class::RateLimited, 60007), (Class::TooManyRecipients, 10005)]
+        {
             let found = found(class, Some(code), "").unwrap();
-            assert!(found.contains("accepts the account") && found.contains(&code.to_string()), "{found}");
+            assert!(
+                found.contains("accepts the account") && found.contains(&code.to_string()),
+                "{found}"
+            );
         }
         assert!(judge("https://api.example", classify::Verdict::Sent).is_ok());
     }
@@ -281,18 +337,54 @@ mod tests {
     #[test]
     fn what_keeps_jobs_from_being_sent_is_said_in_words_with_the_codes_meaning_and_what_to_do() {
         let cases = [
-            (Class::Credential, Some(70009), ["refuses the UserSig", "another key (70009)", "secret_key belongs to sdk_app_id"]),
-            (Class::CredentialOrJob, Some(60004), ["or the UserID", "incorrect (60004)", "identifier is right"]),
-            (Class::CredentialOrJob, Some(79_999), ["or the UserID", "not documented (79999)", "newest list"]),
-            (Class::Account, Some(60020), ["present configuration", "package expired (60020)", "renew the package"]),
-            (Class::JobOrConfiguration, Some(10007), ["configuration is to blame", "no permission", "app administrator"]),
-            (Class::Transient(Effect::None), None, ["did not get the call", "no connection", "names the cause"]),
-            (Class::Transient(Effect::Unknown), Some(10002), ["may pass by itself", "internal server error", "tried again"]),
-            (Class::Transient(Effect::Unknown), None, ["no useful answer", "did not come", "request_timeout"]),
+            (
+                Class::Credential,
+                Some(70009),
+                ["refuses the UserSig", "another key (70009)", "secret_key belongs to sdk_app_id"],
+            ),
+            (
+                Class::CredentialOrJob,
+                Some(60004),
+                ["or the UserID", "incorrect (60004)", "identifier is right"],
+            ),
+            (
+                Class::CredentialOrJob,
+                Some(79_999),
+                ["or the UserID", "not documented (79999)", "newest list"],
+            ),
+            (
+                Class::Account,
+                Some(60020),
+                ["present configuration", "package expired (60020)", "renew the package"],
+            ),
+            (
+                Class::JobOrConfiguration,
+                Some(10007),
+                ["configuration is to blame", "no permission", "app administrator"],
+            ),
+            (
+                Class::Transient(Effect::None),
+                None,
+                ["did not get the call", "no connection", "names the cause"],
+            ),
+            (
+                Class::Transient(Effect::Unknown),
+                Some(10002),
+                ["may pass by itself", "internal server error", "tried again"],
+            ),
+            (
+                Class::Transient(Effect::Unknown),
+                None,
+                ["no useful answer", "did not come", "request_timeout"],
+            ),
         ];
         for (class, code, expected) in cases {
             let found = found(class, code, "the vendor's words").unwrap_err();
-            for words in expected.into_iter().chain(["https://api.example", "it says: the vendor's words", "what to do: "]) {
+            for words in expected.into_iter().chain([
+                "https://api.example",
+                "it says: the vendor's words",
+                "what to do: ",
+            ]) {
                 assert!(found.contains(words), "`{words}` is not in: {found}");
             }
         }

@@ -1,4 +1,5 @@
-//! `groupcast dead`: the jobs of an app that were not sent whole, listed, shown, sent again, or removed.
+//! `groupcast dead`: the jobs of an app that were not sent whole, listed, shown, sent again, or
+//! removed.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -11,12 +12,15 @@ use super::{Failure, Verdict, choose_app, say};
 use crate::{
     broker::connection::Connector,
     config::Config,
-    dead_letters::{self, DeadLetters, Deadline, EXPIRED, Filter, INVALID, Letter, Redriven, Summary},
+    dead_letters::{
+        self, DeadLetters, Deadline, EXPIRED, Filter, INVALID, Letter, Redriven, Summary,
+    },
 };
 
 /// Look through the dead letters of an app: list, show, redrive, purge.
 ///
-/// A dead letter is a job that was not sent whole, with the recipients that were not sent, or a message that was no valid job.
+/// A dead letter is a job that was not sent whole, with the recipients that were not sent, or a
+/// message that was no valid job.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   groupcast dead list --code 10015
@@ -47,8 +51,8 @@ enum Command {
         /// The job's id
         id: String,
     },
-    /// Send them again, by the jobs queue and so at the app's pace; those of kind `invalid` only if asked for with --kind, those
-    /// of kind `expired` only without their deadline
+    /// Send them again, by the jobs queue and so at the app's pace; those of kind `invalid` only if
+    /// asked for with --kind, those of kind `expired` only without their deadline
     Redrive {
         #[command(flatten)]
         which: Which,
@@ -102,7 +106,10 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let (app, _) = choose_app(&config, args.app.as_deref())?;
     let connector = Connector::new(&config.broker)?;
     let mut letters = DeadLetters::open(&connector, app).await.map_err(|error| {
-        format!("{error}; is the broker running, is broker.url right, and has `groupcast run` declared the queues?")
+        format!(
+            "{error}; is the broker running, is broker.url right, and has `groupcast run` \
+            declared the queues?"
+        )
     })?;
     let done = match args.command {
         Command::List { which, json } => list(&mut letters, &which.into(), json).await,
@@ -121,8 +128,14 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     done
 }
 
-async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Result<Verdict, Failure> {
-    let print = |summary: &Summary| if as_json { serde_json::to_string(summary) } else { Ok(line(summary)) };
+async fn list(
+    letters: &mut DeadLetters,
+    filter: &Filter,
+    as_json: bool,
+) -> Result<Verdict, Failure> {
+    let print = |summary: &Summary| {
+        if as_json { serde_json::to_string(summary) } else { Ok(line(summary)) }
+    };
     let (mut listed, total) = (0, letters.left());
     while let Some(letter) = letters.next().await? {
         if filter.means(&letter.summary) {
@@ -135,7 +148,11 @@ async fn list(letters: &mut DeadLetters, filter: &Filter, as_json: bool) -> Resu
     Ok(Verdict::Good)
 }
 
-async fn would_redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline) -> Result<Verdict, Failure> {
+async fn would_redrive(
+    letters: &mut DeadLetters,
+    filter: &Filter,
+    deadline: Deadline,
+) -> Result<Verdict, Failure> {
     let total = letters.left();
     let count = print_those(letters, |summary| filter.means_to_redrive(summary, deadline)).await?;
     eprintln!("{count} of {total} dead letters would be sent again");
@@ -150,7 +167,10 @@ async fn would_purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdi
     Ok(Verdict::Good)
 }
 
-async fn print_those(letters: &mut DeadLetters, meant: impl Fn(&Summary) -> bool) -> Result<u32, Failure> {
+async fn print_those(
+    letters: &mut DeadLetters,
+    meant: impl Fn(&Summary) -> bool,
+) -> Result<u32, Failure> {
     let mut count = 0;
     while let Some(letter) = letters.next().await? {
         if meant(&letter.summary) {
@@ -177,12 +197,19 @@ async fn show(letters: &mut DeadLetters, id: &str) -> Result<Verdict, Failure> {
     Ok(Verdict::Good)
 }
 
-async fn redrive(letters: &mut DeadLetters, filter: &Filter, deadline: Deadline) -> Result<Verdict, Failure> {
+async fn redrive(
+    letters: &mut DeadLetters,
+    filter: &Filter,
+    deadline: Deadline,
+) -> Result<Verdict, Failure> {
     let bar = bar(letters.left());
     let redriven = dead_letters::redrive(letters, filter, deadline, || bar.inc(1)).await;
     bar.finish_and_clear();
     let Redriven { sent_again, left } = redriven.map_err(|error| {
-        format!("{error}; letters that were sent again are gone from the queue, the others are in it: try again")
+        format!(
+            "{error}; letters that were sent again are gone from the queue, the others are in \
+            it: try again"
+        )
     })?;
     eprintln!("{sent_again} of {} dead letters sent again", sent_again + left);
     say_who_stays(filter, deadline, left);
@@ -194,10 +221,16 @@ fn say_who_stays(filter: &Filter, deadline: Deadline, left: u32) {
         return;
     }
     if filter.kind.is_none() {
-        eprintln!("those of kind `{INVALID}` are sent again only with --kind {INVALID}: what is wrong with them stays wrong");
+        eprintln!(
+            "those of kind `{INVALID}` are sent again only with --kind {INVALID}: what is wrong \
+                with them stays wrong"
+        );
     }
     if deadline == Deadline::Kept && filter.kind.as_deref().is_none_or(|kind| kind == EXPIRED) {
-        eprintln!("those of kind `{EXPIRED}` are sent again only with --without-deadline: theirs has passed");
+        eprintln!(
+            "those of kind `{EXPIRED}` are sent again only with --without-deadline: theirs has \
+                passed"
+        );
     }
 }
 
@@ -223,14 +256,17 @@ fn bar(length: u32) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} dead letters, {per_sec}, {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} dead letters, {per_sec}, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(u64::from(length)).with_style(style)
 }
 
 /// A letter in one line, with a dash for what is not known.
 fn line(letter: &Summary) -> String {
-    let Summary { job_id, group_id, recipients, status, kind, code, info, died_at, attempt, .. } = letter;
+    let Summary {
+        job_id, group_id, recipients, status, kind, code, info, died_at, attempt, ..
+    } = letter;
     let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), harmless);
     let recipients = match (recipients, group_id) {
         (Some(1), _) => "1 recipient".to_owned(),
@@ -253,7 +289,13 @@ fn line(letter: &Summary) -> String {
 
 /// As a terminal may see it: a producer's text could move the cursor, or change what is copied.
 fn harmless(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { char.escape_unicode().to_string() } else { char.to_string() }).collect()
+    text.chars()
+        .map(
+            |char| {
+                if char.is_control() { char.escape_unicode().to_string() } else { char.to_string() }
+            },
+        )
+        .collect()
 }
 
 fn whole(letter: &Letter) -> Value {

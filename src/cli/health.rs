@@ -5,9 +5,12 @@ use crate::config::Config;
 
 /// Ask the daemon at `admin.listen` whether it is ready.
 ///
-/// Exit code 0 if every app consumes (`/readyz`), or, with `--live`, if the process works at all (`/livez`).
+/// Exit code 0 if every app consumes (`/readyz`), or, with `--live`, if the process works at all
+/// (`/livez`).
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  groupcast --config groupcast.toml health\n  groupcast health --live")]
+#[command(
+    after_help = "Example:\n  groupcast --config groupcast.toml health\n  groupcast health --live"
+)]
 pub struct Args {
     /// Only whether the process works
     #[arg(long)]

@@ -21,8 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Show the recorded progress or result of a job.
 ///
-/// The id is the job's message_id. A job that has ended is shown as its result. One that has not is shown as its progress, on
-/// a terminal with a bar until it ends; it may be running, parked, or waiting for a daemon.
+/// The id is the job's message_id. A job that has ended is shown as its result. One that has not is
+/// shown as its progress, on a terminal with a bar until it ends; it may be running, parked, or
+/// waiting for a daemon.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast --config groupcast.toml job order-42")]
 pub struct Args {
@@ -64,7 +65,11 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
 async fn look_up(store: &dyn Store, app: &str, id: &str) -> Result<Record, Failure> {
     let found = store.find(app.to_owned(), id.to_owned()).await?;
     found.ok_or_else(|| {
-        format!("no record of job `{id}` of app `{app}`: it has not come yet, was rejected, had no message_id or another one, or is older than state.retention").into()
+        format!(
+            "no record of job `{id}` of app `{app}`: it has not come yet, was rejected, had no \
+            message_id or another one, or is older than state.retention"
+        )
+        .into()
     })
 }
 

@@ -25,11 +25,13 @@ use crate::{
     telemetry::standard_error,
 };
 
-/// Delivers Tencent Chat group system notifications from RabbitMQ: paced, batched, retried and answered.
+/// Delivers Tencent Chat group system notifications from RabbitMQ: paced, batched, retried and
+/// answered.
 #[derive(Parser)]
 #[command(name = "groupcast", version, propagate_version = true)]
 pub struct Cli {
-    /// Configuration file [default: ./groupcast.toml if present, then /etc/groupcast/groupcast.toml]
+    /// Configuration file [default: ./groupcast.toml if present, then
+    /// /etc/groupcast/groupcast.toml]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -65,11 +67,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// One thread for all that waits: handing a task from one to another would cost more than what most of them do. Large bodies,
-/// the disk and the broker's sockets have threads of their own.
+/// One thread for all that waits: handing a task from one to another would cost more than what most
+/// of them do. Large bodies, the disk and the broker's sockets have threads of their own.
 fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
     let verdict = runtime.block_on(execute(cli));
     // A lookup of a host name may still sit on a thread; nobody waits for its answer any more.
     runtime.shutdown_background();
@@ -90,16 +94,18 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Topology(args) => topology::run(args, &load()?),
         Command::Usersig(args) => usersig::run(args, &load()?),
         Command::Schema(args) => schema::run(args),
-        Command::Config(args) => {
-            config::run(&args, &load()?, &mut std::io::stdout()).map(|()| Verdict::Good).map_err(Failure::from)
-        }
+        Command::Config(args) => config::run(&args, &load()?, &mut std::io::stdout())
+            .map(|()| Verdict::Good)
+            .map_err(Failure::from),
     }
 }
 
 /// Prints what a command found. A reader that has seen enough, such as `head`, is no failure.
 fn say(text: impl std::fmt::Display) -> Result<Verdict, Failure> {
     match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot print: {error}").into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot print: {error}").into())
+        }
         _ => Ok(Verdict::Good),
     }
 }
@@ -108,9 +114,20 @@ fn say(text: impl std::fmt::Display) -> Result<Verdict, Failure> {
 fn choose_app<'a>(config: &'a Config, named: Option<&str>) -> Result<(&'a str, &'a App), Failure> {
     let names = || config.apps.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let found = match named {
-        Some(name) => config.apps.get_key_value(name).ok_or_else(|| format!("no app `{name}`; configured: {}", names()))?,
-        None if config.apps.len() == 1 => config.apps.iter().next().ok_or("no app is configured")?,
-        None => return Err(format!("several apps are configured: choose one with --app ({})", names()).into()),
+        Some(name) => config
+            .apps
+            .get_key_value(name)
+            .ok_or_else(|| format!("no app `{name}`; configured: {}", names()))?,
+        None if config.apps.len() == 1 => {
+            config.apps.iter().next().ok_or("no app is configured")?
+        }
+        None => {
+            return Err(format!(
+                "several apps are configured: choose one with --app ({})",
+                names()
+            )
+            .into());
+        }
     };
     Ok((found.0.as_str(), found.1))
 }

@@ -1,5 +1,5 @@
-//! What the daemon at `admin.listen` says of its apps, if one runs there. Nothing is made of an answer that cannot be read:
-//! it may come from another version, or from another program.
+//! What the daemon at `admin.listen` says of its apps, if one runs there. Nothing is made of an
+//! answer that cannot be read: it may come from another version, or from another program.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -38,7 +38,8 @@ pub struct Readiness {
 }
 
 /// The parts of `/readyz`, and their names in words.
-const PARTS: [(&str, &str); 3] = [("publisher", "publisher"), ("queues", "set of queues"), ("state_store", "state store")];
+const PARTS: [(&str, &str); 3] =
+    [("publisher", "publisher"), ("queues", "set of queues"), ("state_store", "state store")];
 
 pub async fn ask(config: &Config) -> Answered {
     let listen = reachable(config.admin.listen);
@@ -48,7 +49,10 @@ pub async fn ask(config: &Config) -> Answered {
     match fetch(listen, "readyz").await {
         Err(_) => Answered::No { listen },
         Ok(Answer { body, .. }) => {
-            match serde_json::from_str::<Value>(&body).ok().filter(|readiness| readiness["apps"].is_object()) {
+            match serde_json::from_str::<Value>(&body)
+                .ok()
+                .filter(|readiness| readiness["apps"].is_object())
+            {
                 Some(readiness) => Answered::Yes(read(&readiness, config.apps.keys())),
                 None => Answered::Otherwise { listen },
             }
@@ -65,7 +69,12 @@ pub struct Answer {
 /// Asks for `livez` or `readyz`.
 pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<Answer, Failure> {
     let listen = reachable(listen);
-    let told = |error| format!("no daemon answers at http://{listen}/{path} (admin.listen): {}", Failure::with_causes(error).0);
+    let told = |error| {
+        format!(
+            "no daemon answers at http://{listen}/{path} (admin.listen): {}",
+            Failure::with_causes(error).0
+        )
+    };
     Ok(fetch(listen, path).await.map_err(told)?)
 }
 
@@ -81,7 +90,10 @@ fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> Readin
     for (part, name) in PARTS {
         match readiness[part]["state"].as_str() {
             Some("works") => read.works.push(format!("{name} works")),
-            Some("down") => read.troubles.push(format!("its {name} does not work{}", said(&readiness[part], "reason", ": "))),
+            Some("down") => read.troubles.push(format!(
+                "its {name} does not work{}",
+                said(&readiness[part], "reason", ": ")
+            )),
             _ => {}
         }
     }
@@ -116,7 +128,12 @@ fn standstill(app: &Value) -> Option<String> {
     };
     let info = said(app, "info", " (");
     let info = if info.is_empty() || info == " (" { String::new() } else { format!("{info})") };
-    Some(format!("{words}{}{}{info}{}", said(app, "since", " since "), said(app, "reason", ": "), said(app, "advice", "; ")))
+    Some(format!(
+        "{words}{}{}{info}{}",
+        said(app, "since", " since "),
+        said(app, "reason", ": "),
+        said(app, "advice", "; ")
+    ))
 }
 
 fn said(told: &Value, key: &str, before: &str) -> String {
@@ -131,9 +148,11 @@ mod tests {
 
     #[test]
     fn an_app_that_stands_still_is_told_with_since_when_and_why() {
-        let paused =
-            json!({ "state": "paused", "since": "2026-11-22T10:00:00Z", "reason": "package expired", "advice": "renew it" });
-        assert_eq!(standstill(&paused).unwrap(), "is paused since 2026-11-22T10:00:00Z: package expired; renew it");
+        let paused = json!({ "state": "paused", "since": "2026-11-22T10:00:00Z", "reason": "package expired", "advice": "renew it" });
+        assert_eq!(
+            standstill(&paused).unwrap(),
+            "is paused since 2026-11-22T10:00:00Z: package expired; renew it"
+        );
         assert_eq!(standstill(&json!({ "state": "Outage" })).unwrap(), "cannot reach the API");
     }
 
@@ -141,12 +160,16 @@ mod tests {
     fn what_does_not_work_is_told_with_its_reason_and_the_rest_as_working() {
         let told = json!({
             "publisher": { "state": "down", "reason": "blocked" }, "queues": { "state": "works" },
-            "apps": { "a": { "state": "down", "reason": "no rights" }, "b": { "state": "consuming" } },
+            "apps": { "a": { "state": "down", "reason": "no \
+                rights" }, "b": { "state": "consuming" } },
         });
         let apps = ["a", "b", "c"].map(str::to_owned);
         let expected = Readiness {
             works: vec!["set of queues works".into(), "app b consumes".into()],
-            troubles: vec!["its publisher does not work: blocked".into(), "app a does not consume: no rights".into()],
+            troubles: vec![
+                "its publisher does not work: blocked".into(),
+                "app a does not consume: no rights".into(),
+            ],
             unknown_apps: vec!["c".into()],
         };
         assert_eq!(read(&told, apps.iter()), expected);
@@ -154,7 +177,8 @@ mod tests {
 
     #[test]
     fn nothing_is_made_of_an_app_that_works_or_of_an_answer_of_another_form() {
-        for other in [json!({ "state": "working" }), json!({ "state": 7 }), json!([]), Value::Null] {
+        for other in [json!({ "state": "working" }), json!({ "state": 7 }), json!([]), Value::Null]
+        {
             assert_eq!(standstill(&other), None, "{other}");
         }
     }

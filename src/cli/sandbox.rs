@@ -1,4 +1,5 @@
-//! `groupcast sandbox`: runs the stand-in API until it is told to stop, and tells in one line a second what it saw.
+//! `groupcast sandbox`: runs the stand-in API until it is told to stop, and tells in one line a
+//! second what it saw.
 
 use std::{
     io::{self, IsTerminal},
@@ -18,8 +19,8 @@ use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, Settings};
 
 /// Run a stand-in for the API on this machine.
 ///
-/// It checks the URL parameters and the UserSig, enforces the call limit, the recipient limit and the documented errors,
-/// injects latency and faults, and lists what it received.
+/// It checks the URL parameters and the UserSig, enforces the call limit, the recipient limit and
+/// the documented errors, injects latency and faults, and lists what it received.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -89,9 +90,15 @@ pub async fn run(args: Args) -> Result<Verdict, Failure> {
 enum Error {
     #[error("cannot read the secret key from {path}: {source}")]
     Key { path: String, source: io::Error },
-    #[error("the secret key file {0} is empty; put the key of the app in it, or leave out --secret-key-file")]
+    #[error(
+        "the secret key file {0} is empty; put the key of the app in it, or leave out \
+            --secret-key-file"
+    )]
     EmptyKey(String),
-    #[error("cannot listen on {0}: another process does; stop it, or choose another address with --listen")]
+    #[error(
+        "cannot listen on {0}: another process does; stop it, or choose another address with \
+            --listen"
+    )]
     AddressInUse(SocketAddr),
     #[error("cannot listen on {listen}: {source}; choose another address with --listen")]
     Listen { listen: SocketAddr, source: io::Error },
@@ -142,7 +149,8 @@ async fn secret_key(args: &Args) -> Result<SecretString, Error> {
     }
 }
 
-/// The address, and what a config needs to call it. A key from a file is not shown, only where it is.
+/// The address, and what a config needs to call it. A key from a file is not shown, only where it
+/// is.
 fn greeting(args: &Args, sandbox: &Sandbox) -> String {
     let key = args.secret_key_file.as_ref().map_or_else(
         || format!("secret_key = {PUBLIC_KEY:?}"),
@@ -150,8 +158,10 @@ fn greeting(args: &Args, sandbox: &Sandbox) -> String {
     );
     let identifier = args.identifier.first().map_or("", String::as_str);
     format!(
-        "The sandbox listens on {endpoint}; it is controlled under {endpoint}/_sandbox/. To send to it:\n\n\
-         [apps.default]\nsdk_app_id = {sdk_app_id}\nidentifier = {identifier:?}\n{key}\nendpoint = \"{endpoint}\"\n",
+        "The sandbox listens on {endpoint}; it is controlled under {endpoint}/_sandbox/. To send \
+            to it:\n\n\
+         [apps.default]\nsdk_app_id = {sdk_app_id}\nidentifier = {identifier:?}\n{key}\nendpoint \
+         = \"{endpoint}\"\n",
         endpoint = sandbox.endpoint(),
         sdk_app_id = args.sdk_app_id,
     )

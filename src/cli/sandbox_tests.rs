@@ -22,7 +22,10 @@ fn the_arguments_are_well_formed() {
 
 #[test]
 fn the_examples_in_the_help_are_valid() {
-    let bodies: Vec<_> = EXAMPLES.lines().filter_map(|line| Some(line.split_once(" -d '")?.1.trim_end_matches('\''))).collect();
+    let bodies: Vec<_> = EXAMPLES
+        .lines()
+        .filter_map(|line| Some(line.split_once(" -d '")?.1.trim_end_matches('\'')))
+        .collect();
     assert_eq!(bodies.len(), 4);
     for body in bodies {
         let rule = serde_json::from_str::<FaultRule>(body);
@@ -39,7 +42,10 @@ async fn the_greeting_says_how_to_call_it() {
     let snippet: toml::Table = greeting.split_once("\n\n").unwrap().1.parse().unwrap();
     let app = &snippet["apps"]["default"];
     assert_eq!(app["endpoint"].as_str(), Some(&*sandbox.endpoint()));
-    assert_eq!((app["sdk_app_id"].as_integer(), app["identifier"].as_str()), (Some(88), Some("root")));
+    assert_eq!(
+        (app["sdk_app_id"].as_integer(), app["identifier"].as_str()),
+        (Some(88), Some("root"))
+    );
     assert_eq!(app["secret_key"].as_str(), Some(PUBLIC_KEY));
 }
 
@@ -47,7 +53,8 @@ async fn the_greeting_says_how_to_call_it() {
 async fn a_key_from_a_file_is_trimmed_and_not_shown() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "hush\n").unwrap();
-    let args = args(&["--listen", "127.0.0.1:0", "--secret-key-file", file.path().to_str().unwrap()]);
+    let args =
+        args(&["--listen", "127.0.0.1:0", "--secret-key-file", file.path().to_str().unwrap()]);
     assert_eq!(secrecy::ExposeSecret::expose_secret(&secret_key(&args).await.unwrap()), "hush");
     let greeting = greeting(&args, &start(&args).await.unwrap());
     assert!(greeting.contains("secret_key_file = ") && !greeting.contains("hush"), "{greeting}");

@@ -11,10 +11,12 @@ use crate::settle::result::JobResult;
 /// One document with the definitions `job` and `result`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  groupcast schema > groupcast.schema.json\n  groupcast schema --asyncapi > groupcast.asyncapi.json"
+    after_help = "Examples:\n  groupcast schema > groupcast.schema.json\n  groupcast schema \
+        --asyncapi > groupcast.asyncapi.json"
 )]
 pub struct Args {
-    /// Print an AsyncAPI 3 document instead: the queues, with the properties and headers of their messages too
+    /// Print an AsyncAPI 3 document instead: the queues, with the properties and headers of their
+    /// messages too
     #[arg(long)]
     asyncapi: bool,
 }
@@ -45,13 +47,16 @@ fn asyncapi_document() -> Value {
         })
     };
     let text = |description: &str| json!({ "type": "string", "description": description });
-    let time = |description: &str| json!({ "type": ["string", "integer"], "description": description });
+    let time =
+        |description: &str| json!({ "type": ["string", "integer"], "description": description });
     let job_headers = json!({
-        "groupcast-deadline": time("RFC 3339 or Unix seconds. No call is made after it; the job ends expired."),
+        "groupcast-deadline": time("RFC 3339 or Unix seconds. No call is made after it; the job \
+            ends expired."),
         "groupcast-not-before": time("RFC 3339 or Unix seconds. Not sent earlier."),
         "groupcast-delivery": {
             "enum": ["at-least-once", "at-most-once"],
-            "description": "What to do with a batch whose outcome is unknown: send it again, or report it.",
+            "description": "What to do with a batch whose outcome is unknown: send it again, or \
+                report it.",
         },
         "traceparent": text("W3C trace context, copied to the result."),
         "tracestate": text("W3C trace context, copied to the result."),
@@ -61,26 +66,30 @@ fn asyncapi_document() -> Value {
         "groupcast-status": status,
         "groupcast-job-id": text("The job's id, also a generated one."),
         "groupcast-died-at": text("RFC 3339."),
-        "groupcast-attempt": { "type": "integer", "minimum": 1, "description": "How often it has died." },
+        "groupcast-attempt": { "type": "integer", "minimum": 1, "description": "How often it has \
+            died." },
         "groupcast-error-kind": { "$ref": "#/components/schemas/ErrorKind" },
         "groupcast-error-code": { "type": "integer", "description": "The API's ErrorCode." },
         "groupcast-error-info": text("What the API said."),
     });
     let with = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "required": required });
     let died = ["groupcast-status", "groupcast-job-id", "groupcast-died-at", "groupcast-attempt"];
-    schemas["letter"] =
-        json!({ "description": "A job with the recipients that were not sent, or the bytes of a message that is no job." });
+    schemas["letter"] = json!({ "description": "A job with the recipients that were not sent, or \
+        the bytes of a message that is no job." });
     json!({
         "asyncapi": "3.0.0",
         "info": {
             "title": "groupcast",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Jobs for Tencent Chat group system notifications, their results and their dead letters.",
+            "description": "Jobs for Tencent Chat group system notifications, their results and \
+                their dead letters.",
         },
         "defaultContentType": "application/json",
         "channels": {
-            "jobs": queue("jobs", "job", "Publish jobs here, by the default exchange, persistent and mandatory. message_id makes a job idempotent."),
-            "results": queue("results", "result", "Results, if results_queue names it; a job's reply_to names any other queue."),
+            "jobs": queue("jobs", "job", "Publish jobs here, by the default exchange, persistent \
+                and mandatory. message_id makes a job idempotent."),
+            "results": queue("results", "result", "Results, if results_queue names it; a job's \
+                reply_to names any other queue."),
             "dead": queue("dead", "letter", "Jobs that were not sent whole."),
         },
         "operations": {
@@ -93,7 +102,8 @@ fn asyncapi_document() -> Value {
             "messages": {
                 "job": message("job", "job", with(job_headers, &[]), "What to send, and to whom."),
                 "result": message("groupcast.result", "result", with(json!({ "groupcast-status": status }), &["groupcast-status"]), "The one answer to a job."),
-                "letter": message("letter", "letter", with(letter_headers, &died), "A job that can be sent again."),
+                "letter": message("letter", "letter", with(letter_headers, &died), "A job that can \
+                    be sent again."),
             },
         },
     })
@@ -113,10 +123,14 @@ fn rewrite_references(schema: &mut Value) {
     }
 }
 
-/// The schema document. Lengths are in characters there and in bytes in the daemon, which has the last word.
+/// The schema document. Lengths are in characters there and in bytes in the daemon, which has the
+/// last word.
 pub fn document() -> Value {
     let mut result = schema_for!(JobResult).to_value();
-    let mut definitions = result.as_object_mut().and_then(|schema| schema.remove("$defs")).unwrap_or_else(|| json!({}));
+    let mut definitions = result
+        .as_object_mut()
+        .and_then(|schema| schema.remove("$defs"))
+        .unwrap_or_else(|| json!({}));
     definitions["result"] = without_dialect(result);
     definitions["job"] = job();
     json!({
@@ -143,11 +157,13 @@ fn job() -> Value {
         "additionalProperties": false,
         "properties": {
             "GroupId": id(96, "The group."),
-            "Content": { "type": "string", "maxLength": 12288, "description": "The notification; 12,288 bytes of UTF-8 at most." },
+            "Content": { "type": "string", "maxLength": 12288, "description": "The notification; \
+                12,288 bytes of UTF-8 at most." },
             "ToMembers_Account": {
                 "type": "array",
                 "items": id(32, "A UserID."),
-                "description": "The recipients, any number. Absent or empty: every member of the group.",
+                "description": "The recipients, any number. Absent or empty: every member of the \
+                    group.",
             },
             "TopicId": id(96, "A topic of a topic-enabled community."),
         },

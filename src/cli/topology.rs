@@ -5,7 +5,8 @@ use crate::{broker::topology, config::Config};
 
 /// Print the queues as a definitions file for `rabbitmqctl import_definitions`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  groupcast topology > groupcast.json && rabbitmqctl import_definitions groupcast.json")]
+#[command(after_help = "Example:\n  groupcast topology > groupcast.json && rabbitmqctl \
+        import_definitions groupcast.json")]
 pub struct Args {
     /// Virtual host of the queues [default: the one in broker.url]
     #[arg(long, value_name = "NAME")]
@@ -22,6 +23,7 @@ pub fn run(args: Args, config: &Config) -> Result<Verdict, Failure> {
 
 fn configured_vhost(config: &Config) -> Result<String, Failure> {
     let url = config.broker.urls.first().ok_or("broker.url is empty")?;
-    let uri: lapin::uri::AMQPUri = url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
+    let uri: lapin::uri::AMQPUri =
+        url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
     Ok(uri.vhost)
 }

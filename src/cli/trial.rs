@@ -1,5 +1,5 @@
-//! Tries what the daemon needs of the broker, for `groupcast check`: declare, read, publish. No job is taken out of its queue and
-//! none is counted as delivered.
+//! Tries what the daemon needs of the broker, for `groupcast check`: declare, read, publish. No job
+//! is taken out of its queue and none is counted as delivered.
 
 use std::{pin::pin, time::Duration};
 
@@ -35,7 +35,8 @@ pub struct Tried {
     pub untried: Vec<String>,
 }
 
-/// Declares or checks the app's queues as the daemon does at its start, then reads the two that it consumes.
+/// Declares or checks the app's queues as the daemon does at its start, then reads the two that it
+/// consumes.
 pub async fn queues(connection: &Connection, name: &str, app: &App, declare: bool) -> Tried {
     let mut tried = Tried::default();
     let mut refusals: Vec<(Option<Refusal>, Vec<String>)> = Vec::new();
@@ -46,7 +47,10 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
             Ok(seen) => compare(connection, &spec, seen, &mut tried).await,
             Err(error) => {
                 // Mostly they concern several queues alike.
-                match refusals.iter_mut().find(|(refusal, _)| *refusal == error.refusal && refusal.is_some()) {
+                match refusals
+                    .iter_mut()
+                    .find(|(refusal, _)| *refusal == error.refusal && refusal.is_some())
+                {
                     Some((_, more)) => more.push(spec.name.clone()),
                     None => {
                         refusals.push((error.refusal, Vec::new()));
@@ -62,11 +66,14 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
             undeliverable = known;
         }
     }
-    for (failure, (_, more)) in tried.failures.iter_mut().zip(refusals).filter(|(_, (_, more))| !more.is_empty()) {
+    for (failure, (_, more)) in
+        tried.failures.iter_mut().zip(refusals).filter(|(_, (_, more))| !more.is_empty())
+    {
         failure.what.push_str(&format!("; the same goes for {}", more.join(", ")));
     }
     read_jobs(connection, &queues::jobs(name), &jobs, &mut tried).await;
-    consume_undeliverable(connection, &queues::undeliverable(name), &undeliverable, &mut tried).await;
+    consume_undeliverable(connection, &queues::undeliverable(name), &undeliverable, &mut tried)
+        .await;
     tried
 }
 
@@ -83,15 +90,22 @@ enum Known {
 impl Known {
     fn is_empty(&self) -> bool {
         match self {
-            Self::AsDeclared(queue) | Self::Other(queue) => queue.as_ref().is_some_and(|queue| queue.message_count() == 0),
+            Self::AsDeclared(queue) | Self::Other(queue) => {
+                queue.as_ref().is_some_and(|queue| queue.message_count() == 0)
+            }
             Self::Unusable => false,
         }
     }
 }
 
-/// With `declare = false`, compares a queue that is there with what the daemon would declare, if the rights allow that: declaring a
-/// queue that exists changes nothing.
-async fn compare(connection: &Connection, spec: &QueueSpec, seen: Option<Queue>, tried: &mut Tried) -> Known {
+/// With `declare = false`, compares a queue that is there with what the daemon would declare, if
+/// the rights allow that: declaring a queue that exists changes nothing.
+async fn compare(
+    connection: &Connection,
+    spec: &QueueSpec,
+    seen: Option<Queue>,
+    tried: &mut Tried,
+) -> Known {
     if seen.is_none() {
         return Known::Other(None);
     }
@@ -100,8 +114,13 @@ async fn compare(connection: &Connection, spec: &QueueSpec, seen: Option<Queue>,
         Err(error) => {
             if error.refusal == Some(Refusal::OtherArguments) {
                 tried.doubts.push(Diagnosis::new(
-                    format!("the queue {} exists with another type or other arguments than the daemon would declare", spec.name),
-                    "compare it with what `groupcast topology` prints: another type or other arguments can lose messages",
+                    format!(
+                        "the queue {} exists with another type or other arguments than the \
+                        daemon would declare",
+                        spec.name
+                    ),
+                    "compare it with what `groupcast topology` prints: another type or other \
+                        arguments can lose messages",
                 ));
             }
             Known::Other(seen)
@@ -109,14 +128,17 @@ async fn compare(connection: &Connection, spec: &QueueSpec, seen: Option<Queue>,
     }
 }
 
-/// Proves the right to read the jobs queue. A consumer would be given jobs if it is the only one, and each job given back counts
-/// as a delivery. So the queue is asked for one message: the broker looks at the right, and then refuses this to every queue with a
-/// single active consumer. Other queues are asked only while they are empty.
+/// Proves the right to read the jobs queue. A consumer would be given jobs if it is the only one,
+/// and each job given back counts as a delivery. So the queue is asked for one message: the broker
+/// looks at the right, and then refuses this to every queue with a single active consumer. Other
+/// queues are asked only while they are empty.
 async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
     match known {
         Known::Unusable => return,
         Known::Other(_) if !known.is_empty() => {
-            tried.untried.push(format!("{queue} was not read, for a job in it would be counted as delivered"));
+            tried.untried.push(format!(
+                "{queue} was not read, for a job in it would be counted as delivered"
+            ));
             return;
         }
         Known::AsDeclared(_) | Known::Other(_) => {}
@@ -128,14 +150,21 @@ async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &
     }
 }
 
-/// Consumes from the queue of jobs that the broker has given up, as the daemon does. It is almost always empty; otherwise it is left
-/// alone.
-async fn consume_undeliverable(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
+/// Consumes from the queue of jobs that the broker has given up, as the daemon does. It is almost
+/// always empty; otherwise it is left alone.
+async fn consume_undeliverable(
+    connection: &Connection,
+    queue: &str,
+    known: &Known,
+    tried: &mut Tried,
+) {
     if matches!(known, Known::Unusable) {
         return;
     }
     if !known.is_empty() {
-        return tried.untried.push(format!("{queue} was not read, for a message in it would be counted as delivered"));
+        return tried.untried.push(format!(
+            "{queue} was not read, for a message in it would be counted as delivered"
+        ));
     }
     if let Err(error) = consume_and_cancel(connection, queue).await {
         tried.failures.push(may_not_read(queue, error));
@@ -146,9 +175,18 @@ async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), 
     let channel = bounded("open a channel", connection.create_channel()).await?;
     bounded("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
     let tag = format!("groupcast-check-{}", uuid::Uuid::new_v4());
-    let consuming = channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
+    let consuming = channel.basic_consume(
+        queue.into(),
+        tag.into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
     let consumer = bounded("consume", consuming).await?;
-    bounded("cancel the subscription", channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+    bounded(
+        "cancel the subscription",
+        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()),
+    )
+    .await?;
     // Gives back what came in between.
     bounded("close a channel", channel.close(200, "OK".into())).await
 }
@@ -162,20 +200,22 @@ fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
         .with_words(error.diagnosis.what),
         _ => Diagnosis::new(
             format!("the queue {queue} cannot be consumed"),
-            "look at the queue on the broker (`rabbitmq-diagnostics quorum_status QUEUE`): a queue without a majority of its \
+            "look at the queue on the broker (`rabbitmq-diagnostics quorum_status QUEUE`): a queue \
+                without a majority of its \
              members answers nobody",
         )
         .with_words(error),
     }
 }
 
-/// Publishes what no queue takes, as the daemon does before it starts a call. On a connection that does nothing else: a broker in
-/// alarm stops reading from it.
+/// Publishes what no queue takes, as the daemon does before it starts a call. On a connection that
+/// does nothing else: a broker in alarm stops reading from it.
 pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
     let mut events = connection.events_listener();
     let mut published = pin!(async {
         session::publish_to_nobody(connection).await?;
-        // The broker blocks a connection after its first publish: only one that is not blocked answers once more.
+        // The broker blocks a connection after its first publish: only one that is not blocked
+        // answers once more.
         connection.create_channel().await.map(drop)
     });
     let mut late = pin!(sleep(PUBLISHED_WITHIN));

@@ -1,4 +1,5 @@
-//! `groupcast unrouted`: results that their reply queue did not take, listed, sent to where they were meant for, or removed.
+//! `groupcast unrouted`: results that their reply queue did not take, listed, sent to where they
+//! were meant for, or removed.
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -19,7 +20,8 @@ use crate::{
 
 /// Look through the results that their reply queue did not take: list, redrive, purge.
 ///
-/// Such a result names the queue that it was meant for. Once that queue is there and takes messages, `redrive` sends it there.
+/// Such a result names the queue that it was meant for. Once that queue is there and takes
+/// messages, `redrive` sends it there.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   groupcast unrouted list
@@ -43,7 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Send them to the queues that they were meant for; those whose queue is still missing or full stay
+    /// Send them to the queues that they were meant for; those whose queue is still missing or full
+    /// stay
     Redrive {
         #[command(flatten)]
         which: Which,
@@ -85,21 +88,31 @@ impl Unrouted {
         let result: Value = serde_json::from_slice(message.body()).unwrap_or_default();
         let text = |name: &str| result[name].as_str().map(str::to_owned);
         let headers = message.properties().headers().as_ref();
-        let meant_for =
-            headers.and_then(|headers| as_text(headers.inner().get(REPLY_TO_HEADER)?)).filter(|queue| !queue.is_empty());
-        Self { job_id: text("job_id"), status: text("status"), finished_at: text("finished_at"), meant_for, result }
+        let meant_for = headers
+            .and_then(|headers| as_text(headers.inner().get(REPLY_TO_HEADER)?))
+            .filter(|queue| !queue.is_empty());
+        Self {
+            job_id: text("job_id"),
+            status: text("status"),
+            finished_at: text("finished_at"),
+            meant_for,
+            result,
+        }
     }
 
     fn line(&self) -> String {
-        let or_dash = |text: &Option<String>| text.as_deref().unwrap_or("-").replace(char::is_control, "?");
-        let [at, job, status, queue] = [&self.finished_at, &self.job_id, &self.status, &self.meant_for].map(or_dash);
+        let or_dash =
+            |text: &Option<String>| text.as_deref().unwrap_or("-").replace(char::is_control, "?");
+        let [at, job, status, queue] =
+            [&self.finished_at, &self.job_id, &self.status, &self.meant_for].map(or_dash);
         format!("{at}  {job}  {status}  for {queue}")
     }
 }
 
 impl Which {
     fn means(&self, result: &Unrouted) -> bool {
-        let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        let same =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         same(&self.id, &result.job_id) && same(&self.queue, &result.meant_for)
     }
 }
@@ -108,7 +121,10 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let (name, app) = choose_app(&config, args.app.as_deref())?;
     let connector = Connector::new(&config.broker)?;
     let mut queue = Browser::open(&connector, queues::unrouted(name)).await.map_err(|error| {
-        format!("{error}; is the broker running, is broker.url right, and has `groupcast run` declared the queues?")
+        format!(
+            "{error}; is the broker running, is broker.url right, and has `groupcast run` \
+            declared the queues?"
+        )
     })?;
     let done = match args.command {
         Command::List { which, json } => list(&mut queue, &which, json).await,
@@ -138,14 +154,23 @@ async fn list(queue: &mut Browser, which: &Which, as_json: bool) -> Result<Verdi
     Ok(Verdict::Good)
 }
 
-async fn redrive(queue: &mut Browser, which: &Which, name: &str, app: &App) -> Result<Verdict, Failure> {
+async fn redrive(
+    queue: &mut Browser,
+    which: &Which,
+    name: &str,
+    app: &App,
+) -> Result<Verdict, Failure> {
     let (mut sent, mut left) = (0, 0);
     while let Some(message) = queue.next().await? {
         let result = Unrouted::of(&message);
-        let target = result.meant_for.as_deref().filter(|target| which.means(&result) && may_get_results(target, name, app));
+        let target = result
+            .meant_for
+            .as_deref()
+            .filter(|target| which.means(&result) && may_get_results(target, name, app));
         let is_sent = match target {
             Some(target) => {
-                let sent = queue.publish(target, message.body(), message.properties_of_copy()).await?;
+                let sent =
+                    queue.publish(target, message.body(), message.properties_of_copy()).await?;
                 matches!(sent, Ok(Routing::Routed))
             }
             None => false,
@@ -160,12 +185,16 @@ async fn redrive(queue: &mut Browser, which: &Which, name: &str, app: &App) -> R
     }
     eprintln!("{sent} of {} unrouted results sent to their queues", sent + left);
     if left > 0 {
-        eprintln!("the others stay: their queue is missing or full, they name none, or they were not meant");
+        eprintln!(
+            "the others stay: their queue is missing or full, they name none, or they were not \
+                meant"
+        );
     }
     Ok(Verdict::Good)
 }
 
-/// Brokers from 4.2 on accept a message for a direct reply-to address also after its requester has left.
+/// Brokers from 4.2 on accept a message for a direct reply-to address also after its requester has
+/// left.
 fn may_get_results(queue: &str, name: &str, app: &App) -> bool {
     let is_direct = queue.starts_with("amq.rabbitmq.reply-to");
     !is_direct && (app.results_queue.as_deref() == Some(queue) || app.replies.allow(queue, name))

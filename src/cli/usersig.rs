@@ -24,8 +24,12 @@ pub struct Args {
 
 pub fn run(args: Args, config: &Config) -> Result<Verdict, Failure> {
     let (_, app) = choose_app(config, args.app.as_deref())?;
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| "this machine's clock is before 1970")?.as_secs();
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| "this machine's clock is before 1970")?
+        .as_secs();
     let identifier = args.identifier.as_deref().unwrap_or(&app.identifier);
-    let claims = Claims { sdk_app_id: app.sdk_app_id, identifier, time, expire: args.expire.as_secs() };
+    let claims =
+        Claims { sdk_app_id: app.sdk_app_id, identifier, time, expire: args.expire.as_secs() };
     say(claims.sign(app.secret_key.expose_secret()))
 }

@@ -34,10 +34,12 @@ impl AdminSection {
     pub(super) fn check(self) -> Result<Admin, Problem> {
         let token_file = self.token_file.map(|file| file.0);
         Ok(Admin {
-            // The pages tell much and ask nobody who he is: only this machine, unless told otherwise.
+            // The pages tell much and ask nobody who he is: only this machine, unless told
+            // otherwise.
             listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()),
             hosts: Given::or(self.hosts, Hosts(Vec::new())).0,
-            token: given_or_from_file("token", self.token, token_file.as_deref())?.map(|token: Token| token.0),
+            token: given_or_from_file("token", self.token, token_file.as_deref())?
+                .map(|token: Token| token.0),
             token_file,
         })
     }
@@ -49,10 +51,9 @@ struct Hosts(Vec<String>);
 impl Setting for Hosts {
     fn read(written: Written) -> Result<Hosts, String> {
         let is_a_name = |name: &String| !name.is_empty() && !name.contains([':', '/', ' ', '*']);
-        texts(written)
-            .filter(|names| names.iter().all(is_a_name))
-            .map(Hosts)
-            .ok_or_else(|| "must be a list of names without port, such as [\"groupcast.internal\"]".to_owned())
+        texts(written).filter(|names| names.iter().all(is_a_name)).map(Hosts).ok_or_else(|| {
+            "must be a list of names without port, such as [\"groupcast.internal\"]".to_owned()
+        })
     }
 }
 
@@ -75,6 +76,9 @@ impl Setting for SocketAddr {
             Written::Text(text) => text.trim().parse().ok(),
             _ => None,
         }
-        .ok_or_else(|| "must be an IP address and a port, such as \"127.0.0.1:9464\" or \"[::]:9464\"".to_owned())
+        .ok_or_else(|| {
+            "must be an IP address and a port, such as \"127.0.0.1:9464\" or \"[::]:9464\""
+                .to_owned()
+        })
     }
 }

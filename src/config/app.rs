@@ -1,4 +1,5 @@
-//! `[apps.<app>]`: one account of the API, the limits of its calls, and what happens to jobs that it cannot take at once.
+//! `[apps.<app>]`: one account of the API, the limits of its calls, and what happens to jobs that
+//! it cannot take at once.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,8 +32,8 @@ pub struct App {
     /// The administrator in whose name the API is called.
     pub identifier: String,
     pub secret_key: SecretString,
-    /// Where `secret_key` was read from, if not from the configuration itself; to be read again with
-    /// [`read_secret_file`](super::read_secret_file).
+    /// Where `secret_key` was read from, if not from the configuration itself; to be read again
+    /// with [`read_secret_file`](super::read_secret_file).
     pub secret_key_file: Option<PathBuf>,
     /// Scheme, host and port of the API.
     pub endpoint: Url,
@@ -90,11 +91,21 @@ pub(super) struct AppSection {
 impl AppSection {
     pub(super) fn check(self, name: &str) -> Result<App, Problem> {
         check_name(name)?;
-        let sdk_app_id = self.sdk_app_id.ok_or_else(|| Problem::missing("sdk_app_id", "write sdk_app_id = 1400000000"))?.0;
+        let sdk_app_id = self
+            .sdk_app_id
+            .ok_or_else(|| Problem::missing("sdk_app_id", "write sdk_app_id = 1400000000"))?
+            .0;
         let secret_key_file = self.secret_key_file.map(|file| file.0);
-        let secret_key = given_or_from_file("secret_key", self.secret_key, secret_key_file.as_deref())?
-            .ok_or_else(|| Problem::missing("secret_key", "write secret_key = \"…\" or secret_key_file = \"<path>\""))?;
-        let Place { region, endpoint, backup } = place(self.region, self.endpoint, self.backup_endpoint)?;
+        let secret_key =
+            given_or_from_file("secret_key", self.secret_key, secret_key_file.as_deref())?
+                .ok_or_else(|| {
+                    Problem::missing(
+                        "secret_key",
+                        "write secret_key = \"…\" or secret_key_file = \"<path>\"",
+                    )
+                })?;
+        let Place { region, endpoint, backup } =
+            place(self.region, self.endpoint, self.backup_endpoint)?;
         let (calls_per_second, burst) = rate(self.calls_per_second, self.burst)?;
         Ok(App {
             sdk_app_id,
@@ -119,17 +130,25 @@ impl AppSection {
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    let fits = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
     if (1..=40).contains(&name.len()) && name.bytes().all(fits) {
         return Ok(());
     }
-    Err(Problem::wrong("", "has a name that cannot be part of a queue's; use 1 to 40 of a-z, 0-9, _ and -"))
+    Err(Problem::wrong(
+        "",
+        "has a name that cannot be part of a queue's; use 1 to 40 of a-z, 0-9, _ and -",
+    ))
 }
 
 fn identifier(given: Option<Given<String>>) -> Result<String, Problem> {
     let identifier = Given::or(given, "administrator".to_owned());
     if identifier.trim().is_empty() {
-        return Err(Problem::wrong("identifier", "must not be empty; the vendor's default is \"administrator\""));
+        return Err(Problem::wrong(
+            "identifier",
+            "must not be empty; the vendor's default is \"administrator\"",
+        ));
     }
     Ok(identifier)
 }
@@ -137,19 +156,31 @@ fn identifier(given: Option<Given<String>>) -> Result<String, Problem> {
 fn request_timeout(given: Option<Given<Duration>>) -> Result<Duration, Problem> {
     let request_timeout = Given::or(given, Duration::from_secs(5));
     if request_timeout > LONGEST_REQUEST_TIMEOUT {
-        return Err(Problem::wrong("request_timeout", "must be 15s at most: a stop of the daemon waits for calls in flight"));
+        return Err(Problem::wrong(
+            "request_timeout",
+            "must be 15s at most: a stop of the daemon waits for calls in flight",
+        ));
     }
     Ok(request_timeout)
 }
 
-fn rate(calls_per_second: Option<Given<u32>>, burst: Option<Given<u32>>) -> Result<(u32, u32), Problem> {
+fn rate(
+    calls_per_second: Option<Given<u32>>,
+    burst: Option<Given<u32>>,
+) -> Result<(u32, u32), Problem> {
     let calls_per_second = Given::or(calls_per_second, 200);
     if calls_per_second > MOST_CALLS_PER_SECOND {
-        return Err(Problem::wrong("calls_per_second", format!("must be {MOST_CALLS_PER_SECOND} at most")));
+        return Err(Problem::wrong(
+            "calls_per_second",
+            format!("must be {MOST_CALLS_PER_SECOND} at most"),
+        ));
     }
     let burst = Given::or(burst, DEFAULT_BURST_CALLS.min(calls_per_second));
     if burst > calls_per_second {
-        return Err(Problem::wrong("burst", format!("must not be larger than calls_per_second ({calls_per_second})")));
+        return Err(Problem::wrong(
+            "burst",
+            format!("must not be larger than calls_per_second ({calls_per_second})"),
+        ));
     }
     Ok((calls_per_second, burst))
 }
@@ -157,7 +188,10 @@ fn rate(calls_per_second: Option<Given<u32>>, burst: Option<Given<u32>>) -> Resu
 fn batch_size(given: Option<Given<usize>>) -> Result<usize, Problem> {
     let recipients = Given::or(given, LARGEST_BATCH);
     if recipients > LARGEST_BATCH {
-        return Err(Problem::wrong("batch_size", "must be 500 at most, the API's limit of recipients in one call"));
+        return Err(Problem::wrong(
+            "batch_size",
+            "must be 500 at most, the API's limit of recipients in one call",
+        ));
     }
     Ok(recipients)
 }
@@ -182,7 +216,10 @@ fn results_queue(given: Option<Given<String>>, app: &str) -> Result<Option<Strin
     let own = own_results_queue(app);
     // Results among the jobs would be taken for jobs, and answered with more results.
     if queue.starts_with("groupcast.") && queue != own {
-        return Err(Problem::wrong("results_queue", format!("must not begin with \"groupcast.\", unless it is \"{own}\"")));
+        return Err(Problem::wrong(
+            "results_queue",
+            format!("must not begin with \"groupcast.\", unless it is \"{own}\""),
+        ));
     }
     if queue.starts_with("amq.") || queue.len() > 255 {
         return Err(Problem::wrong(
@@ -195,6 +232,9 @@ fn results_queue(given: Option<Given<String>>, app: &str) -> Result<Option<Strin
 
 impl Setting for EmptyRecipients {
     fn read(written: Written) -> Result<EmptyRecipients, String> {
-        word(&written, &[("broadcast", EmptyRecipients::Broadcast), ("reject", EmptyRecipients::Reject)])
+        word(
+            &written,
+            &[("broadcast", EmptyRecipients::Broadcast), ("reject", EmptyRecipients::Reject)],
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! Who is to blame for a mistake: finds the file's key or the variable that a value came from, and words the error.
+//! Who is to blame for a mistake: finds the file's key or the variable that a value came from, and
+//! words the error.
 
 use config::ConfigError as MergeError;
 
@@ -19,7 +20,10 @@ impl Layers {
             return self.unknown(path, &allowed.split('`').skip(1).step_by(2).collect::<Vec<_>>());
         }
         let known = says.starts_with("must ");
-        ConfigError::wrong(&self.subject(path), if known { &says } else { "must be a section of keys, such as [broker]" })
+        ConfigError::wrong(
+            &self.subject(path),
+            if known { &says } else { "must be a section of keys, such as [broker]" },
+        )
     }
 
     fn unknown(&self, path: &str, allowed: &[&str]) -> ConfigError {
@@ -30,12 +34,22 @@ impl Layers {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("allowed are {}", allowed.join(", ")),
             };
-            return ConfigError::Unknown { subject: format!("{}: unknown key {path}", self.file_name()), hint };
+            return ConfigError::Unknown {
+                subject: format!("{}: unknown key {path}", self.file_name()),
+                hint,
+            };
         };
-        let sibling = |key: &str| variable(&if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
+        let sibling = |key: &str| {
+            variable(&if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") })
+        };
         let hint = match meant {
-            Some(meant) => format!("did you mean {}?", name.replacen(&variable(path), &sibling(meant), 1)),
-            None => format!("allowed are {}", allowed.iter().map(|key| sibling(key)).collect::<Vec<_>>().join(", ")),
+            Some(meant) => {
+                format!("did you mean {}?", name.replacen(&variable(path), &sibling(meant), 1))
+            }
+            None => format!(
+                "allowed are {}",
+                allowed.iter().map(|key| sibling(key)).collect::<Vec<_>>().join(", ")
+            ),
         };
         ConfigError::Unknown { subject: format!("unknown variable {name}"), hint }
     }
@@ -46,14 +60,18 @@ impl Layers {
                 let variable = variable(&key);
                 ConfigError::Missing { key, write, file: self.file_name(), variable }
             }
-            Problem::Wrong { key, says, source } => ConfigError::Wrong { subject: self.subject(&key), says, source },
+            Problem::Wrong { key, says, source } => {
+                ConfigError::Wrong { subject: self.subject(&key), says, source }
+            }
         }
     }
 
     pub(super) fn no_apps(&self) -> ConfigError {
         let file = match self.file {
             Some(_) => self.file_name(),
-            None => format!("{} (there is none, nor is there {})", DEFAULT_FILES[0], DEFAULT_FILES[1]),
+            None => {
+                format!("{} (there is none, nor is there {})", DEFAULT_FILES[0], DEFAULT_FILES[1])
+            }
         };
         ConfigError::NoApps { file }
     }

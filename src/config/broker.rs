@@ -1,4 +1,5 @@
-//! `[broker]`: the nodes of RabbitMQ, the certificates for it, and how much of its work is held at a time.
+//! `[broker]`: the nodes of RabbitMQ, the certificates for it, and how much of its work is held at
+//! a time.
 
 use std::path::PathBuf;
 
@@ -68,16 +69,32 @@ impl BrokerSection {
 
 fn check_certificates(broker: &Broker) -> Result<(), Problem> {
     match (&broker.cert_file, &broker.key_file) {
-        (Some(_), None) => return Err(Problem::wrong("cert_file", "needs the private key of the certificate: add key_file")),
-        (None, Some(_)) => return Err(Problem::wrong("key_file", "needs the certificate of the key: add cert_file")),
+        (Some(_), None) => {
+            return Err(Problem::wrong(
+                "cert_file",
+                "needs the private key of the certificate: add key_file",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(Problem::wrong(
+                "key_file",
+                "needs the certificate of the key: add cert_file",
+            ));
+        }
         (Some(_), Some(_)) | (None, None) => {}
     }
     // Whoever gives a certificate believes that the connection is encrypted.
     if broker.urls.iter().any(|url| url.tls() == Tls::Encrypted) {
         return Ok(());
     }
-    match [("ca_file", &broker.ca_file), ("cert_file", &broker.cert_file)].into_iter().find(|(_, file)| file.is_some()) {
-        Some((key, _)) => Err(Problem::wrong(key, "has no effect, for no broker URL begins with amqps://; write amqps://")),
+    match [("ca_file", &broker.ca_file), ("cert_file", &broker.cert_file)]
+        .into_iter()
+        .find(|(_, file)| file.is_some())
+    {
+        Some((key, _)) => Err(Problem::wrong(
+            key,
+            "has no effect, for no broker URL begins with amqps://; write amqps://",
+        )),
         None => Ok(()),
     }
 }

@@ -1,4 +1,5 @@
-//! The URL of one broker node, checked for the mistakes that would otherwise connect somewhere else, or show a password.
+//! The URL of one broker node, checked for the mistakes that would otherwise connect somewhere
+//! else, or show a password.
 
 use std::fmt;
 
@@ -10,11 +11,13 @@ use url::{Host, Url};
 use super::secret::MASK;
 use super::written::{Setting, Written};
 
-const EXPECTED: &str = "must be \"amqp://<user>:<password>@<host>:5672/<vhost>\" (amqps:// for TLS), or a list of such URLs; \
+const EXPECTED: &str = "must be \"amqp://<user>:<password>@<host>:5672/<vhost>\" (amqps:// for \
+    TLS), or a list of such URLs; \
                         special characters of the password and the vhost as %-codes";
 
 /// What the client understands. Anything else would be ignored there.
-const PARAMETERS: [&str; 5] = ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
+const PARAMETERS: [&str; 5] =
+    ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
 
 /// AMQP has no longer names, and the client panics over one.
 const MAX_VHOST_BYTES: usize = 255;
@@ -67,7 +70,8 @@ impl BrokerUrl {
             _ => return Err(EXPECTED.to_owned()),
         };
         check_rest(&url)?;
-        // The client's own reading: numbers of the parameters, %-codes. Its words repeat the URL, so they are dropped.
+        // The client's own reading: numbers of the parameters, %-codes. Its words repeat the URL,
+        // so they are dropped.
         let read = text.parse::<AMQPUri>().map_err(|_| EXPECTED.to_owned())?;
         if read.vhost.len() > MAX_VHOST_BYTES {
             return Err(format!("must have a vhost of {MAX_VHOST_BYTES} bytes at most"));
@@ -83,13 +87,21 @@ impl BrokerUrl {
 /// Everything but the scheme and the host.
 fn check_rest(url: &Url) -> Result<(), String> {
     if url.password() == Some(MASK) {
-        return Err(format!("must have the password itself; {MASK} is what `groupcast config` shows in its place"));
+        return Err(format!(
+            "must have the password itself; {MASK} is what `groupcast config` shows in its place"
+        ));
     }
     if url.password().is_none() && !url.username().is_empty() {
-        return Err("must have a password with its user: amqp://<user>:<password>@<host>".to_owned());
+        return Err(
+            "must have a password with its user: amqp://<user>:<password>@<host>".to_owned()
+        );
     }
     if url.path() == "/" {
-        return Err("must not end in a bare slash, which names the vhost \"\"; write /%2f for the vhost \"/\"".to_owned());
+        return Err(
+            "must not end in a bare slash, which names the vhost \"\"; write /%2f for the \
+            vhost \"/\""
+                .to_owned(),
+        );
     }
     // A slash, an @ or a # of a password that was not written as a %-code ends up here.
     let vhost = url.path().strip_prefix('/').unwrap_or_default();
@@ -116,13 +128,21 @@ impl Setting for BrokerUrls {
     fn read(written: Written) -> Result<BrokerUrls, String> {
         let texts = match written.or_list() {
             Written::Text(text) => split(&text),
-            Written::List(list) => list.into_iter().map(String::read).collect::<Result<_, _>>().map_err(|_| EXPECTED)?,
+            Written::List(list) => list
+                .into_iter()
+                .map(String::read)
+                .collect::<Result<_, _>>()
+                .map_err(|_| EXPECTED)?,
             _ => return Err(EXPECTED.to_owned()),
         };
         if texts.is_empty() {
             return Err("must name at least one broker".to_owned());
         }
-        texts.iter().map(|text| BrokerUrl::parse(text.trim())).collect::<Result<_, _>>().map(BrokerUrls)
+        texts
+            .iter()
+            .map(|text| BrokerUrl::parse(text.trim()))
+            .collect::<Result<_, _>>()
+            .map(BrokerUrls)
     }
 }
 
@@ -130,7 +150,8 @@ impl Setting for BrokerUrls {
 fn split(text: &str) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for piece in text.split(',') {
-        let begins = ["amqp://", "amqps://"].iter().any(|scheme| piece.trim_start().starts_with(scheme));
+        let begins =
+            ["amqp://", "amqps://"].iter().any(|scheme| piece.trim_start().starts_with(scheme));
         match urls.last_mut() {
             Some(url) if !begins => {
                 url.push(',');

@@ -1,6 +1,8 @@
-//! A configuration read again: what of it applies to a running daemon, and what has to wait for the next start.
+//! A configuration read again: what of it applies to a running daemon, and what has to wait for the
+//! next start.
 //!
-//! Connections, queues and stores are made once, at the start. Everything else about an app is asked anew for every call.
+//! Connections, queues and stores are made once, at the start. Everything else about an app is
+//! asked anew for every call.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +18,8 @@ pub struct Reread {
     pub effective: Config,
     /// The changed keys that are in effect now.
     pub applied: Vec<String>,
-    /// The changed keys that are not, until the next start; `apps.<app>` if the app itself came or went.
+    /// The changed keys that are not, until the next start; `apps.<app>` if the app itself came or
+    /// went.
     pub at_next_start: Vec<String>,
 }
 
@@ -31,7 +34,8 @@ impl Config {
     }
 
     fn with_what_applies_of(&self, mut read: Config) -> Config {
-        let mut effective = Config { log: Log { filter: read.log.filter, ..self.log.clone() }, ..self.clone() };
+        let mut effective =
+            Config { log: Log { filter: read.log.filter, ..self.log.clone() }, ..self.clone() };
         for (name, app) in &mut effective.apps {
             if let Some(read) = read.apps.remove(name) {
                 *app = app.with_what_applies_of(read, name);
@@ -46,16 +50,22 @@ impl App {
     fn with_what_applies_of(&self, read: App, name: &str) -> App {
         let retry = Retry { park: self.retry.park.clone(), ..read.retry };
         let needs_a_queue = read.results_queue.as_deref() == Some(own_results_queue(name).as_str());
-        let results_queue = if needs_a_queue { self.results_queue.clone() } else { read.results_queue };
+        let results_queue =
+            if needs_a_queue { self.results_queue.clone() } else { read.results_queue };
         App { retry, results_queue, ..read }
     }
 }
 
 fn changed_keys(old: &Config, new: &Config) -> BTreeSet<String> {
     let (old_keys, new_keys) = (old.masked_keys(), new.masked_keys());
-    let written = old_keys.keys().chain(new_keys.keys()).filter(|key| old_keys.get(*key) != new_keys.get(*key));
+    let written = old_keys
+        .keys()
+        .chain(new_keys.keys())
+        .filter(|key| old_keys.get(*key) != new_keys.get(*key));
     let keys = written.map(|key| match app_of(key) {
-        Some(app) if old.apps.contains_key(app) != new.apps.contains_key(app) => format!("apps.{app}"),
+        Some(app) if old.apps.contains_key(app) != new.apps.contains_key(app) => {
+            format!("apps.{app}")
+        }
         Some(_) | None => key.clone(),
     });
     keys.chain(changed_secrets(old, new)).collect()
@@ -63,14 +73,18 @@ fn changed_keys(old: &Config, new: &Config) -> BTreeSet<String> {
 
 /// What the masks hide.
 fn changed_secrets(old: &Config, new: &Config) -> impl Iterator<Item = String> {
-    let broker_urls = |config: &Config| config.broker.urls.iter().map(|url| url.expose().to_owned()).collect::<Vec<_>>();
+    let broker_urls = |config: &Config| {
+        config.broker.urls.iter().map(|url| url.expose().to_owned()).collect::<Vec<_>>()
+    };
     let broker = (broker_urls(old) != broker_urls(new)).then(|| "broker.url".to_owned());
     let state = (old.state.url.expose() != new.state.url.expose()).then(|| "state.url".to_owned());
     let keys = old.apps.iter().filter_map(|(name, app)| {
         let other = new.apps.get(name)?;
-        (app.secret_key.expose_secret() != other.secret_key.expose_secret()).then(|| format!("apps.{name}.secret_key"))
+        (app.secret_key.expose_secret() != other.secret_key.expose_secret())
+            .then(|| format!("apps.{name}.secret_key"))
     });
-    let token = |config: &Config| config.admin.token.as_ref().map(|token| token.expose_secret().to_owned());
+    let token =
+        |config: &Config| config.admin.token.as_ref().map(|token| token.expose_secret().to_owned());
     let token = (token(old) != token(new)).then(|| "admin.token".to_owned());
     broker.into_iter().chain(state).chain(token).chain(keys)
 }

@@ -20,14 +20,25 @@ pub(super) fn place(
 ) -> Result<Place, Problem> {
     let backup = backup.map(|backup| backup.0.0);
     match (region, endpoint) {
-        (None, None) => Err(Problem::missing("region", "write region = \"singapore\", or another one, or endpoint = \"<URL>\"")),
-        (Some(_), Some(_)) => Err(Problem::wrong("endpoint", "is given together with region; keep one of them")),
+        (None, None) => Err(Problem::missing(
+            "region",
+            "write region = \"singapore\", or another one, or endpoint = \"<URL>\"",
+        )),
+        (Some(_), Some(_)) => {
+            Err(Problem::wrong("endpoint", "is given together with region; keep one of them"))
+        }
         (None, Some(endpoint)) => Ok(Place { region: None, endpoint: endpoint.0.0, backup }),
         (Some(Given(region)), None) => {
-            let url =
-                |domain| Url::parse(&format!("https://{domain}")).map_err(|_| Problem::wrong("region", "has no valid domain"));
+            let url = |domain| {
+                Url::parse(&format!("https://{domain}"))
+                    .map_err(|_| Problem::wrong("region", "has no valid domain"))
+            };
             let (first, known_backup) = region.domains();
-            Ok(Place { region: Some(region), endpoint: url(first)?, backup: Some(backup.map_or_else(|| url(known_backup), Ok)?) })
+            Ok(Place {
+                region: Some(region),
+                endpoint: url(first)?,
+                backup: Some(backup.map_or_else(|| url(known_backup), Ok)?),
+            })
         }
     }
 }
@@ -45,10 +56,13 @@ impl Setting for Endpoint {
         let plain = |url: &Url| {
             matches!(url.scheme(), "http" | "https")
                 && url.path() == "/"
-                && (url.query(), url.fragment(), url.password(), url.username()) == (None, None, None, "")
+                && (url.query(), url.fragment(), url.password(), url.username())
+                    == (None, None, None, "")
         };
-        url.filter(plain)
-            .map(Endpoint)
-            .ok_or_else(|| "must be a scheme, a host and a port, such as \"http://127.0.0.1:8089\", and nothing more".to_owned())
+        url.filter(plain).map(Endpoint).ok_or_else(|| {
+            "must be a scheme, a host and a port, such \
+                as \"http://127.0.0.1:8089\", and nothing more"
+                .to_owned()
+        })
     }
 }

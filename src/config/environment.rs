@@ -1,4 +1,5 @@
-//! The environment as a layer: the variables `GROUPCAST__SECTION__KEY`, and which key each of them overrides.
+//! The environment as a layer: the variables `GROUPCAST__SECTION__KEY`, and which key each of them
+//! overrides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -18,7 +19,8 @@ struct Variable {
 }
 
 impl Variables {
-    /// Of a whole environment, those that are meant for this program. `apps`: the names of the apps in the file.
+    /// Of a whole environment, those that are meant for this program. `apps`: the names of the apps
+    /// in the file.
     pub(super) fn of(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         apps: &BTreeSet<String>,
@@ -28,17 +30,25 @@ impl Variables {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with(PREFIX) {
                 check_name(&name)?;
-                let value = value.into_string().map_err(|_| ConfigError::wrong(&name, "must be valid UTF-8"))?;
-                if let Some(other) = variables.insert(of_app(&name, apps), Variable { name: name.clone(), value }) {
-                    return Err(ConfigError::wrong(&name, &format!("sets the same key as {}; unset one of them", other.name)));
+                let value = value
+                    .into_string()
+                    .map_err(|_| ConfigError::wrong(&name, "must be valid UTF-8"))?;
+                if let Some(other) =
+                    variables.insert(of_app(&name, apps), Variable { name: name.clone(), value })
+                {
+                    return Err(ConfigError::wrong(
+                        &name,
+                        &format!("sets the same key as {}; unset one of them", other.name),
+                    ));
                 }
             }
         }
         let variables = Variables(variables);
         match variables.0.iter().find(|(key, _)| variables.below(key).is_some()) {
-            Some((_, Variable { name, .. })) => {
-                Err(ConfigError::wrong(name, "names a section, which has no value of its own; unset it"))
-            }
+            Some((_, Variable { name, .. })) => Err(ConfigError::wrong(
+                name,
+                "names a section, which has no value of its own; unset it",
+            )),
             None => Ok(variables),
         }
     }
@@ -59,11 +69,15 @@ impl Variables {
 
     fn below(&self, name: &str) -> Option<&str> {
         let section = format!("{name}__");
-        self.0.iter().find(|(other, _)| other.starts_with(&section)).map(|(_, variable)| variable.name.as_str())
+        self.0
+            .iter()
+            .find(|(other, _)| other.starts_with(&section))
+            .map(|(_, variable)| variable.name.as_str())
     }
 }
 
-/// The name of a variable to set the key of this path with. No shell sets one with a dash in its name.
+/// The name of a variable to set the key of this path with. No shell sets one with a dash in its
+/// name.
 pub(super) fn variable(path: &str) -> String {
     name_of(path).replace('-', "_")
 }
@@ -72,9 +86,12 @@ fn name_of(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "__").to_uppercase())
 }
 
-/// The variable's name with the dashes that its app has in the file: `MY_SHOP` is the app `my-shop`, unless there is a `my_shop`.
+/// The variable's name with the dashes that its app has in the file: `MY_SHOP` is the app
+/// `my-shop`, unless there is a `my_shop`.
 fn of_app(name: &str, apps: &BTreeSet<String>) -> String {
-    let Some((app, key)) = name.strip_prefix(APPS).and_then(|rest| rest.split_once("__")) else { return name.to_owned() };
+    let Some((app, key)) = name.strip_prefix(APPS).and_then(|rest| rest.split_once("__")) else {
+        return name.to_owned();
+    };
     let app = app.to_lowercase();
     if apps.contains(&app) {
         return name.to_owned();
@@ -86,15 +103,20 @@ fn of_app(name: &str, apps: &BTreeSet<String>) -> String {
     }
 }
 
-/// Names fold to lower case on their way to keys, so two could meet in one key unless only one form is taken.
+/// Names fold to lower case on their way to keys, so two could meet in one key unless only one form
+/// is taken.
 fn check_name(name: &str) -> Result<(), ConfigError> {
-    let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
-    let whole = name.strip_prefix(PREFIX).is_some_and(|path| path.split("__").all(|key| !key.is_empty()));
+    let fits = |byte: u8| {
+        byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
+    let whole =
+        name.strip_prefix(PREFIX).is_some_and(|path| path.split("__").all(|key| !key.is_empty()));
     if whole && name.bytes().all(fits) {
         return Ok(());
     }
     Err(ConfigError::Unknown {
         subject: format!("unknown variable {name}"),
-        hint: "write GROUPCAST__SECTION__KEY in capitals, such as GROUPCAST__BROKER__URL".to_owned(),
+        hint: "write GROUPCAST__SECTION__KEY in capitals, such as GROUPCAST__BROKER__URL"
+            .to_owned(),
     })
 }

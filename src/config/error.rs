@@ -1,12 +1,14 @@
-//! What is wrong with a configuration, said to the person who wrote it: where, what, and what to write instead.
-//! No message repeats a value that was written as text: it may be a secret, even in the wrong place.
+//! What is wrong with a configuration, said to the person who wrote it: where, what, and what to
+//! write instead. No message repeats a value that was written as text: it may be a secret, even in
+//! the wrong place.
 
 use std::io;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration file {}; check the path (--config) and its permissions", .file.display())]
+    #[error("cannot read the configuration file {}; check the path (--config) and its \
+        permissions", .file.display())]
     Unreadable { file: PathBuf, source: io::Error },
     #[error("{}:{line}:{column}: {says}", .file.display())]
     Syntax { file: PathBuf, line: usize, column: usize, says: String },
@@ -18,7 +20,8 @@ pub enum ConfigError {
     #[error("{key} is missing; {write} in {file}, or set {variable}")]
     Missing { key: String, write: String, file: String, variable: String },
     #[error(
-        "no apps are configured; add [apps.default] with sdk_app_id, secret_key (or secret_key_file) and region to {file}, \
+        "no apps are configured; add [apps.default] with sdk_app_id, secret_key (or \
+            secret_key_file) and region to {file}, \
          or set GROUPCAST__APPS__DEFAULT__SDK_APP_ID and so on"
     )]
     NoApps { file: String },
@@ -48,15 +51,20 @@ impl Problem {
     }
 
     pub(super) fn under(self, section: &str) -> Problem {
-        let place = |key: String| if key.is_empty() { section.to_owned() } else { format!("{section}.{key}") };
+        let place = |key: String| {
+            if key.is_empty() { section.to_owned() } else { format!("{section}.{key}") }
+        };
         match self {
             Problem::Missing { key, write } => Problem::Missing { key: place(key), write },
-            Problem::Wrong { key, says, source } => Problem::Wrong { key: place(key), says, source },
+            Problem::Wrong { key, says, source } => {
+                Problem::Wrong { key: place(key), says, source }
+            }
         }
     }
 }
 
-/// What was probably meant: the allowed name with the fewest typing errors in between, if they are few.
+/// What was probably meant: the allowed name with the fewest typing errors in between, if they are
+/// few.
 pub(super) fn nearest<'a>(name: &str, allowed: &[&'a str]) -> Option<&'a str> {
     let most_errors = (name.len() / 3).clamp(1, 4);
     allowed

@@ -1,6 +1,7 @@
 //! Reads files that may never end: a drive that does not answer, a pipe that has no writer.
 //!
-//! Such a read cannot be called back. It has a thread of its own, which is left behind when the time is over.
+//! Such a read cannot be called back. It has a thread of its own, which is left behind when the
+//! time is over.
 
 use std::{
     fs::File,
@@ -23,7 +24,8 @@ const UNDER_WAY_AT_MOST: usize = 64;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// Reads a file. One of more bytes is refused: a device or a log, named by mistake. Fails at the latest after [`READ_WITHIN`].
+/// Reads a file. One of more bytes is refused: a device or a log, named by mistake. Fails at the
+/// latest after [`READ_WITHIN`].
 pub fn read(path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
     read_within(READ_WITHIN, path, at_most)
 }
@@ -32,26 +34,32 @@ fn read_within(within: Duration, path: &Path, at_most: u64) -> io::Result<Vec<u8
     let timed_out = |why: &str| io::Error::new(io::ErrorKind::TimedOut, why.to_owned());
     let under_way = UnderWay::begin();
     if UNDER_WAY.load(Ordering::Relaxed) > UNDER_WAY_AT_MOST {
-        return Err(timed_out("too many earlier reads of files have not ended; start again when the drive answers"));
+        return Err(timed_out(
+            "too many earlier reads of files have not ended; start again when the drive answers",
+        ));
     }
     let (done, read) = mpsc::sync_channel(1);
     let path = path.to_owned();
     thread::Builder::new().name("read a file".into()).spawn(move || {
         let _under_way = under_way;
         let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(at_most + 1).read_to_end(&mut bytes));
+        let read =
+            File::open(&path).and_then(|file| file.take(at_most + 1).read_to_end(&mut bytes));
         // Nobody waits for it any more if it took too long.
         let _ = done.send(read.map(|_| bytes));
     })?;
     match read.recv_timeout(within) {
-        Ok(Ok(bytes)) if bytes.len() as u64 > at_most => {
-            Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {at_most} bytes; check the path")))
-        }
+        Ok(Ok(bytes)) if bytes.len() as u64 > at_most => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {at_most} bytes; check the path"),
+        )),
         Ok(read) => read,
-        Err(RecvTimeoutError::Timeout) => {
-            Err(timed_out(&format!("not read within {within:?}; is it on a drive that does not answer, or a pipe?")))
+        Err(RecvTimeoutError::Timeout) => Err(timed_out(&format!(
+            "not read within {within:?}; is it on a drive that does not answer, or a pipe?"
+        ))),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(io::Error::other("the thread that read it ended"))
         }
-        Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the thread that read it ended")),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Where the configuration comes from: which file is read, and the process environment. The only I/O of loading, next to
-//! the files that secrets are kept in.
+//! Where the configuration comes from: which file is read, and the process environment. The only
+//! I/O of loading, next to the files that secrets are kept in.
 
 use std::ffi::OsString;
 use std::io;
@@ -38,7 +38,8 @@ fn first_of(candidates: &[&Path]) -> Result<Option<ConfigFile>, ConfigError> {
 
 fn read(path: &Path) -> io::Result<ConfigFile> {
     let bytes = file::read(path, file::LARGEST_BYTES)?;
-    let text = String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
     Ok(ConfigFile { path: path.to_owned(), text })
 }
 

@@ -19,9 +19,14 @@ use super::state::StateSection;
 use super::telemetry::TelemetrySection;
 use super::written::Section;
 
-/// Keys of one section that say the same thing in two ways. One of them in the environment replaces the other in the file.
-const TWINS: [(&str, &str); 4] =
-    [("url", "url_file"), ("secret_key", "secret_key_file"), ("region", "endpoint"), ("token", "token_file")];
+/// Keys of one section that say the same thing in two ways. One of them in the environment replaces
+/// the other in the file.
+const TWINS: [(&str, &str); 4] = [
+    ("url", "url_file"),
+    ("secret_key", "secret_key_file"),
+    ("region", "endpoint"),
+    ("token", "token_file"),
+];
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -37,7 +42,8 @@ pub(super) struct Sections {
 impl Sections {
     pub(super) fn check(self) -> Result<Config, Problem> {
         let app = |(name, section): (String, Section<AppSection>)| {
-            let app = section.0.check(&name).map_err(|problem| problem.under(&format!("apps.{name}")))?;
+            let app =
+                section.0.check(&name).map_err(|problem| problem.under(&format!("apps.{name}")))?;
             Ok((name, app))
         };
         Ok(Config {
@@ -54,7 +60,12 @@ impl Sections {
 /// The names of the apps in a file. One that is no TOML has none; it is refused later.
 fn apps_in(text: &str) -> BTreeSet<String> {
     let file = toml::from_str::<toml::Table>(text).unwrap_or_default();
-    file.get("apps").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::keys).cloned().collect()
+    file.get("apps")
+        .and_then(toml::Value::as_table)
+        .into_iter()
+        .flat_map(toml::Table::keys)
+        .cloned()
+        .collect()
 }
 
 /// The two layers, and where each key was written. No `Debug`: it holds the values of variables.
@@ -69,19 +80,25 @@ impl Layers {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Layers, ConfigError> {
         let apps = file.map_or_else(BTreeSet::new, |file| apps_in(&file.text));
-        Ok(Layers { file: file.map(|file| file.path.clone()), variables: Variables::of(environment, &apps)? })
+        Ok(Layers {
+            file: file.map(|file| file.path.clone()),
+            variables: Variables::of(environment, &apps)?,
+        })
     }
 
     pub(super) fn merge(&self, text: &str) -> Result<Sections, ConfigError> {
         self.check_syntax(text)?;
-        let environment = Environment::with_prefix("GROUPCAST").prefix_separator("__").separator("__");
+        let environment =
+            Environment::with_prefix("GROUPCAST").prefix_separator("__").separator("__");
         let merged = config::Config::builder()
             .add_source(File::from_str(text, FileFormat::Toml))
             .add_source(environment.source(Some(self.variables.all())))
             .build()
             .and_then(|merged| merged.collect());
         // Neither layer is new to a parser here; the words of the error may repeat values.
-        let mut keys = merged.map_err(|_| ConfigError::wrong(&self.file_name(), "cannot be merged with the environment"))?;
+        let mut keys = merged.map_err(|_| {
+            ConfigError::wrong(&self.file_name(), "cannot be merged with the environment")
+        })?;
         self.drop_replaced_twins(&mut keys);
         serde_path_to_error::deserialize(Value::from(keys)).map_err(|error| {
             let path = error.path().to_string();

@@ -1,4 +1,5 @@
-//! Numbers, sizes and durations. None may be zero: a limit of zero would stop everything without saying so.
+//! Numbers, sizes and durations. None may be zero: a limit of zero would stop everything without
+//! saying so.
 
 use std::time::Duration;
 
@@ -36,7 +37,9 @@ whole_number!(u16: "1 to 65535", u32: "1 to 4294967295", u64: "1 or more", usize
 impl Setting for ByteCount {
     fn read(written: Written) -> Result<ByteCount, String> {
         let bytes = match &written {
-            Written::Text(text) => text.trim().parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()),
+            Written::Text(text) => {
+                text.trim().parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
+            }
             Written::Integer(_) => whole(&written),
             Written::Flag(_) | Written::List(_) | Written::Other => None,
         };
@@ -54,13 +57,14 @@ impl Setting for Duration {
             Written::Text(text) => humantime::parse_duration(text.trim()).ok(),
             _ => None,
         };
-        duration
-            .filter(|duration| !duration.is_zero() && *duration <= LONGEST)
-            .ok_or_else(|| "must be a duration above zero, such as \"250ms\", \"5s\", \"2m\" or \"24h\"".to_owned())
+        duration.filter(|duration| !duration.is_zero() && *duration <= LONGEST).ok_or_else(|| {
+            "must be a duration above zero, such as \"250ms\", \"5s\", \"2m\" or \"24h\"".to_owned()
+        })
     }
 }
 
-/// The first step and the longest of a growing delay. One that is not given makes room for the other.
+/// The first step and the longest of a growing delay. One that is not given makes room for the
+/// other.
 pub(super) fn first_and_longest(
     first: Option<Duration>,
     longest: Option<Duration>,

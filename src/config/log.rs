@@ -30,15 +30,20 @@ impl LogSection {
     pub(super) fn check(self) -> Result<Log, Problem> {
         let filter = Given::or(self.filter, "info".to_owned());
         if EnvFilter::try_new(&filter).is_err() {
-            return Err(Problem::wrong("filter", "must be a log filter, such as \"info\" or \"groupcast=debug,warn\""));
+            return Err(Problem::wrong(
+                "filter",
+                "must be a log filter, such as \"info\" or \"groupcast=debug,warn\"",
+            ));
         }
         // The library takes such a word for a module's name, and then nothing at all is logged.
-        let directives = || filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+        let directives =
+            || filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
         let is_heard = directives().next().is_none() || directives().any(is_ours);
         if !is_heard || directives().any(|directive| !is_known(directive)) {
             return Err(Problem::wrong(
                 "filter",
-                "must have a level for groupcast: error, warn, info, debug or trace, alone or as in \"groupcast=debug,warn\"",
+                "must have a level for groupcast: error, warn, info, debug or trace, alone or as \
+                    in \"groupcast=debug,warn\"",
             ));
         }
         Ok(Log { format: Given::or(self.format, LogFormat::Text), filter })
@@ -52,7 +57,9 @@ fn is_known(directive: &str) -> bool {
 
 /// Whether a directive is about what this program logs.
 fn is_ours(directive: &str) -> bool {
-    directive.starts_with("groupcast") || directive.starts_with('[') || directive.parse::<LevelFilter>().is_ok()
+    directive.starts_with("groupcast")
+        || directive.starts_with('[')
+        || directive.parse::<LevelFilter>().is_ok()
 }
 
 impl Setting for LogFormat {

@@ -1,5 +1,5 @@
-//! The effective configuration as TOML, in the order of the documentation, with the secrets masked. It loads again once
-//! they are put back.
+//! The effective configuration as TOML, in the order of the documentation, with the secrets masked.
+//! It loads again once they are put back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,20 +8,28 @@ use std::time::Duration;
 use toml::Value;
 
 use super::secret::MASK;
-use super::{Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Replies, Retry, State, Telemetry};
+use super::{
+    Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Replies, Retry, State,
+    Telemetry,
+};
 
 /// A key and its value; `None` if it is not set and so is not written.
 type Key = (&'static str, Option<Value>);
 
 impl Config {
     pub fn to_masked_toml(&self) -> String {
-        self.sections().into_iter().map(|(name, keys)| section(&name, keys)).collect::<Vec<_>>().join("\n")
+        self.sections()
+            .into_iter()
+            .map(|(name, keys)| section(&name, keys))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// The keys that are set, by full name; a secret's value is its mask.
     pub(super) fn masked_keys(&self) -> BTreeMap<String, Value> {
         let full = |(section, keys): (String, Vec<Key>)| {
-            keys.into_iter().filter_map(move |(key, value)| Some((format!("{section}.{key}"), value?)))
+            keys.into_iter()
+                .filter_map(move |(key, value)| Some((format!("{section}.{key}"), value?)))
         };
         self.sections().into_iter().flat_map(full).collect()
     }
@@ -121,7 +129,10 @@ fn retry(retry: &Retry) -> Vec<Key> {
         ("first_delay", duration(retry.first_delay)),
         ("max_delay", duration(retry.max_delay)),
         ("hold", duration(retry.hold)),
-        ("park", Some(Value::Array(retry.park.iter().filter_map(|wait| duration(*wait)).collect()))),
+        (
+            "park",
+            Some(Value::Array(retry.park.iter().filter_map(|wait| duration(*wait)).collect())),
+        ),
         ("give_up_after", duration(retry.give_up_after)),
     ]
 }
@@ -143,7 +154,8 @@ fn log(log: &Log) -> Vec<Key> {
 }
 
 fn section(name: &str, keys: Vec<Key>) -> String {
-    let lines = keys.into_iter().filter_map(|(key, value)| value.map(|value| format!("{key} = {value}\n")));
+    let lines =
+        keys.into_iter().filter_map(|(key, value)| value.map(|value| format!("{key} = {value}\n")));
     format!("[{name}]\n{}", lines.collect::<String>())
 }
 

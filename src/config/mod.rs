@@ -1,9 +1,11 @@
-//! The configuration: a TOML file, overridden by the environment, checked once and valid ever after.
+//! The configuration: a TOML file, overridden by the environment, checked once and valid ever
+//! after.
 //!
-//! It arrives in three steps: `find` reads the file and the environment, `layer` merges them and gives every value its
-//! type, and each section's `check` turns what was written into the public types, with the defaults filled in. What is wrong
-//! goes to `blame`, which knows where it was written.
-//! A secret reaches nobody by accident: no error, no `Debug` and no printed configuration shows one.
+//! It arrives in three steps: `find` reads the file and the environment, `layer` merges them and
+//! gives every value its type, and each section's `check` turns what was written into the public
+//! types, with the defaults filled in. What is wrong goes to `blame`, which knows where it was
+//! written. A secret reaches nobody by accident: no error, no `Debug` and no printed configuration
+//! shows one.
 
 mod admin;
 mod app;
@@ -54,7 +56,8 @@ pub use state::State;
 pub use state_url::{StateStore, StateUrl};
 pub use telemetry::Telemetry;
 
-/// Everything the daemon is told. At least one app; no limit is zero; every text a secret can be in is masked in `Debug`.
+/// Everything the daemon is told. At least one app; no limit is zero; every text a secret can be in
+/// is masked in `Debug`.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub broker: Broker,
@@ -67,12 +70,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the file given with `--config`, or else the first of the default files that exists, and the environment.
+    /// Reads the file given with `--config`, or else the first of the default files that exists,
+    /// and the environment.
     pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
         Config::read(find::chosen(file)?.as_ref(), find::environment())
     }
 
-    /// The same from a given file and a given environment. Reads nothing but the files that secrets are kept in.
+    /// The same from a given file and a given environment. Reads nothing but the files that secrets
+    /// are kept in.
     pub fn read(
         file: Option<&ConfigFile>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,

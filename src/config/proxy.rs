@@ -1,5 +1,5 @@
-//! Variables that name a proxy for the calls. The HTTP client drops what it cannot read and connects directly, without a word;
-//! so such a variable is refused here.
+//! Variables that name a proxy for the calls. The HTTP client drops what it cannot read and
+//! connects directly, without a word; so such a variable is refused here.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -7,7 +7,8 @@ use url::{Host, Url};
 
 use super::{App, error::ConfigError};
 
-/// In the order in which the client looks for the proxy of a scheme. It takes the first that is set and not empty.
+/// In the order in which the client looks for the proxy of a scheme. It takes the first that is set
+/// and not empty.
 const HTTPS: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
@@ -19,31 +20,47 @@ impl Variables {
     pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
         let text = |text: &OsString| text.to_string_lossy().trim().to_owned();
         let variables = environment.iter().map(|(name, value)| (text(name), text(value)));
-        let is_about_proxies = |name: &str| HTTPS.iter().chain(&HTTP).chain(&EXCEPTIONS).any(|known| *known == name);
-        Self(variables.filter(|(name, value)| is_about_proxies(name) && !value.is_empty()).collect())
+        let is_about_proxies =
+            |name: &str| HTTPS.iter().chain(&HTTP).chain(&EXCEPTIONS).any(|known| *known == name);
+        Self(
+            variables.filter(|(name, value)| is_about_proxies(name) && !value.is_empty()).collect(),
+        )
     }
 
     /// Refuses a variable that the calls of one of these apps would have to go by.
-    pub(super) fn check<'a>(&self, apps: impl IntoIterator<Item = &'a App>) -> Result<(), ConfigError> {
-        for app in apps.into_iter().filter(|app| goes_out(&app.endpoint) && !self.is_excepted(&app.endpoint)) {
+    pub(super) fn check<'a>(
+        &self,
+        apps: impl IntoIterator<Item = &'a App>,
+    ) -> Result<(), ConfigError> {
+        for app in apps
+            .into_iter()
+            .filter(|app| goes_out(&app.endpoint) && !self.is_excepted(&app.endpoint))
+        {
             let names = if app.endpoint.scheme() == "https" { HTTPS } else { HTTP };
             let used = names.iter().find_map(|name| self.0.get_key_value(*name));
             if let Some((name, _)) = used.filter(|(_, value)| !is_proxy(value)) {
-                return Err(ConfigError::wrong(name, "must be http://<host>:<port> (or https://); without a proxy, unset it"));
+                return Err(ConfigError::wrong(
+                    name,
+                    "must be http://<host>:<port> (or https://); without a proxy, unset it",
+                ));
             }
         }
         Ok(())
     }
 
-    /// Whether an exception names the endpoint's host or a domain that it is in. Addresses may be excepted in other forms too, and
-    /// then a broken proxy is refused although it would not be used.
+    /// Whether an exception names the endpoint's host or a domain that it is in. Addresses may be
+    /// excepted in other forms too, and then a broken proxy is refused although it would not be
+    /// used.
     fn is_excepted(&self, endpoint: &Url) -> bool {
         let Some(host) = endpoint.host_str() else { return false };
         let names_it = |name: &str| {
             let name = name.trim().trim_start_matches('.');
             name == "*" || name == host || (!name.is_empty() && host.ends_with(&format!(".{name}")))
         };
-        EXCEPTIONS.iter().find_map(|name| self.0.get(*name)).is_some_and(|names| names.split(',').any(names_it))
+        EXCEPTIONS
+            .iter()
+            .find_map(|name| self.0.get(*name))
+            .is_some_and(|names| names.split(',').any(names_it))
     }
 }
 
@@ -60,7 +77,10 @@ pub fn goes_out(endpoint: &Url) -> bool {
 /// Whether the HTTP client takes it for a proxy.
 fn is_proxy(value: &str) -> bool {
     let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
-    let has_host = |url: Url| ["http", "https"].contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty());
+    let has_host = |url: Url| {
+        ["http", "https"].contains(&url.scheme())
+            && url.host_str().is_some_and(|host| !host.is_empty())
+    };
     Url::parse(&url).is_ok_and(has_host)
 }
 
@@ -74,9 +94,11 @@ mod tests {
     }
 
     fn read_with(endpoint: &str, variables: &[(&str, &str)]) -> Result<(), String> {
-        let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nendpoint = \"{endpoint}\"\n");
+        let text =
+            format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nendpoint = \"{endpoint}\"\n");
         let file = ConfigFile { path: "groupcast.toml".into(), text };
-        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let variables =
+            variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let read = Config::read(Some(&file), variables);
         read.map(drop).map_err(|error| error.to_string())
     }
@@ -84,15 +106,35 @@ mod tests {
     #[test]
     fn a_proxy_that_the_client_would_drop_is_refused_by_its_variable() {
         let api = "https://api.example";
-        for broken in ["://proxy:3128", "http://", "proxy:port", "socks5://proxy:1080", "ftp://proxy", "http://[::1"] {
+        for broken in [
+            "://proxy:3128",
+            "http://",
+            "proxy:port",
+            "socks5://proxy:1080",
+            "ftp://proxy",
+            "http://[::1",
+        ] {
             for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
                 let error = read(api, name, broken).unwrap_err();
-                assert!(error.contains(name) && error.contains("http://<host>:<port>"), "{broken}: {error}");
+                assert!(
+                    error.contains(name) && error.contains("http://<host>:<port>"),
+                    "{broken}: {error}"
+                );
             }
             assert_eq!(read(api, "HTTP_PROXY", broken), Ok(()), "not for https");
-            assert_eq!(read("http://127.0.0.1:1", "HTTP_PROXY", broken), Ok(()), "not on this machine");
+            assert_eq!(
+                read("http://127.0.0.1:1", "HTTP_PROXY", broken),
+                Ok(()),
+                "not on this machine"
+            );
         }
-        for good in ["", "proxy:3128", "http://proxy:3128", "https://user:p%40ss@proxy", "http://[::1]:3128"] {
+        for good in [
+            "",
+            "proxy:3128",
+            "http://proxy:3128",
+            "https://user:p%40ss@proxy",
+            "http://[::1]:3128",
+        ] {
             assert_eq!(read(api, "HTTPS_PROXY", good), Ok(()), "{good}");
         }
     }
@@ -110,6 +152,10 @@ mod tests {
 
     #[test]
     fn the_password_of_a_proxy_is_not_told() {
-        assert!(!read("https://api.example", "HTTPS_PROXY", "ftp://me:s3cr3t@proxy").unwrap_err().contains("s3cr3t"));
+        assert!(
+            !read("https://api.example", "HTTPS_PROXY", "ftp://me:s3cr3t@proxy")
+                .unwrap_err()
+                .contains("s3cr3t")
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The vendor's data centres and their domains. An app lives in one of them; a call to another is refused there.
-//! The list can grow: `endpoint` takes what is not on it.
+//! The vendor's data centres and their domains. An app lives in one of them; a call to another is
+//! refused there. The list can grow: `endpoint` takes what is not on it.
 
 use super::written::{Setting, Written, word};
 
@@ -37,7 +37,8 @@ impl Region {
         }
     }
 
-    /// The primary and the backup domain of the REST API. The vendor means the backup for a hijacked DNS.
+    /// The primary and the backup domain of the REST API. The vendor means the backup for a
+    /// hijacked DNS.
     pub fn domains(self) -> (&'static str, &'static str) {
         match self {
             Region::China => ("console.tim.qq.com", "adminapi.my-imcloud.com"),
@@ -53,6 +54,7 @@ impl Region {
 
 impl Setting for Region {
     fn read(written: Written) -> Result<Region, String> {
-        word(&written, &NAMES).map_err(|says| format!("{says}; for another data centre write endpoint instead"))
+        word(&written, &NAMES)
+            .map_err(|says| format!("{says}; for another data centre write endpoint instead"))
     }
 }

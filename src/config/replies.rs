@@ -8,7 +8,8 @@ use super::written::{Given, Setting, Written, texts};
 /// `*` stands for any text; names of queues have no other character for one that may differ.
 type Pattern = WildMatchPattern<'*', '\0'>;
 
-/// The queues that a job's `reply_to` may name, besides a direct reply-to address, which leads to nobody but whoever asked.
+/// The queues that a job's `reply_to` may name, besides a direct reply-to address, which leads to
+/// nobody but whoever asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replies {
     allow: Vec<Pattern>,
@@ -42,7 +43,9 @@ impl Replies {
 impl RepliesSection {
     pub(super) fn check(self) -> Replies {
         match self.allow {
-            Some(Given(Patterns(patterns))) => Replies { allow: patterns.iter().map(|pattern| Pattern::new(pattern)).collect() },
+            Some(Given(Patterns(patterns))) => {
+                Replies { allow: patterns.iter().map(|pattern| Pattern::new(pattern)).collect() }
+            }
             None => Replies::anywhere(),
         }
     }
@@ -50,10 +53,14 @@ impl RepliesSection {
 
 impl Setting for Patterns {
     fn read(written: Written) -> Result<Patterns, String> {
-        texts(written).filter(|patterns| patterns.iter().all(|pattern| !pattern.is_empty())).map(Patterns).ok_or_else(|| {
-            "must be a list of queue names in which * stands for any text, such as [\"replies.*\"]; separated by commas in a variable"
-                .to_owned()
-        })
+        texts(written)
+            .filter(|patterns| patterns.iter().all(|pattern| !pattern.is_empty()))
+            .map(Patterns)
+            .ok_or_else(|| {
+                "must be a list of queue names in which * stands for any text, such as \
+                [\"replies.*\"]; separated by commas in a variable"
+                    .to_owned()
+            })
     }
 }
 
@@ -72,7 +79,13 @@ mod tests {
         for queue in ["r", "amq.gen-x", "groupcastle", "groupcast.a.results"] {
             assert!(anywhere.allow(queue, "a"), "{queue}");
         }
-        for queue in ["groupcast.a.jobs", "groupcast.b.jobs", "groupcast.b.results", "groupcast.a.dead", "groupcast."] {
+        for queue in [
+            "groupcast.a.jobs",
+            "groupcast.b.jobs",
+            "groupcast.b.results",
+            "groupcast.a.dead",
+            "groupcast.",
+        ] {
             assert!(!anywhere.allow(queue, "a"), "{queue}");
         }
     }
@@ -83,7 +96,14 @@ mod tests {
         for queue in ["billing.eu.replies", "billing..replies", "one", "why?"] {
             assert!(some.allow(queue, "a"), "{queue}");
         }
-        for queue in ["billing.eu.replies2", "xbilling.eu.replies", "one2", "whyx", "", "groupcast.a.results"] {
+        for queue in [
+            "billing.eu.replies2",
+            "xbilling.eu.replies",
+            "one2",
+            "whyx",
+            "",
+            "groupcast.a.results",
+        ] {
             assert!(!some.allow(queue, "a"), "{queue}");
         }
         assert!(!replies(&["*"]).allow("groupcast.a.jobs", "a"), "not even if they say so");

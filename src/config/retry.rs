@@ -1,4 +1,5 @@
-//! `[apps.<app>.retry]` and `[apps.<app>.pause]`: how long to wait after a failed call, and after a fault of the account.
+//! `[apps.<app>.retry]` and `[apps.<app>.pause]`: how long to wait after a failed call, and after a
+//! fault of the account.
 
 use std::time::Duration;
 
@@ -52,15 +53,24 @@ pub(super) struct PauseSection {
 impl RetrySection {
     pub(super) fn check(self) -> Result<Retry, Problem> {
         let default = (Duration::from_millis(500), Duration::from_secs(30));
-        let (first, longest) = (self.first_delay.map(|delay| delay.0), self.max_delay.map(|delay| delay.0));
-        let (first_delay, max_delay) = first_and_longest(first, longest, default).ok_or_else(|| {
-            Problem::wrong("first_delay", "must not be longer than max_delay; lower the one or raise the other")
-        })?;
+        let (first, longest) =
+            (self.first_delay.map(|delay| delay.0), self.max_delay.map(|delay| delay.0));
+        let (first_delay, max_delay) =
+            first_and_longest(first, longest, default).ok_or_else(|| {
+                Problem::wrong(
+                    "first_delay",
+                    "must not be longer than max_delay; lower the one or raise the other",
+                )
+            })?;
         Ok(Retry {
             first_delay,
             max_delay,
             hold: Given::or(self.hold, Duration::from_secs(60)),
-            park: Given::or(self.park, Park([30, 120, 600, 1800].map(Duration::from_secs).to_vec())).0,
+            park: Given::or(
+                self.park,
+                Park([30, 120, 600, 1800].map(Duration::from_secs).to_vec()),
+            )
+            .0,
             give_up_after: Given::or(self.give_up_after, Duration::from_hours(24)),
         })
     }
@@ -69,10 +79,15 @@ impl RetrySection {
 impl PauseSection {
     pub(super) fn check(self) -> Result<Pause, Problem> {
         let default = (Duration::from_secs(5), Duration::from_mins(5));
-        let (first, longest) = (self.probe_first.map(|delay| delay.0), self.probe_max.map(|delay| delay.0));
-        let (probe_first, probe_max) = first_and_longest(first, longest, default).ok_or_else(|| {
-            Problem::wrong("probe_first", "must not be longer than probe_max; lower the one or raise the other")
-        })?;
+        let (first, longest) =
+            (self.probe_first.map(|delay| delay.0), self.probe_max.map(|delay| delay.0));
+        let (probe_first, probe_max) =
+            first_and_longest(first, longest, default).ok_or_else(|| {
+                Problem::wrong(
+                    "probe_first",
+                    "must not be longer than probe_max; lower the one or raise the other",
+                )
+            })?;
         Ok(Pause { probe_first, probe_max })
     }
 }
@@ -83,12 +98,15 @@ struct Park(Vec<Duration>);
 impl Setting for Park {
     fn read(written: Written) -> Result<Park, String> {
         let waits: Option<Vec<Duration>> = match written.or_list() {
-            Written::Text(text) => text.split(',').map(|wait| park_wait(Written::Text(wait.to_owned()))).collect(),
+            Written::Text(text) => {
+                text.split(',').map(|wait| park_wait(Written::Text(wait.to_owned()))).collect()
+            }
             Written::List(list) => list.into_iter().map(park_wait).collect(),
             _ => None,
         };
         waits.filter(|waits| !waits.is_empty()).map(Park).ok_or_else(|| {
-            "must be a list of one or more durations of whole seconds (they name the wait queues), 30 days at most each, \
+            "must be a list of one or more durations of whole seconds (they name the wait queues), \
+                30 days at most each, \
              such as [\"30s\", \"2m\"]; separated by commas in a variable"
                 .to_owned()
         })

@@ -12,7 +12,8 @@ use super::written::{Given, Setting, Written};
 /// What stands in the place of a secret wherever a configuration is shown.
 pub(super) const MASK: &str = "***";
 
-/// A key has 64 characters and a URL a few hundred. Whoever names a device or a log by mistake is told so.
+/// A key has 64 characters and a URL a few hundred. Whoever names a device or a log by mistake is
+/// told so.
 const LARGEST_FILE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,26 +26,33 @@ pub enum SecretFileError {
     Unclean { path: PathBuf, says: &'static str },
     #[error("the file `{}` is empty; write the secret into it", .path.display())]
     Empty { path: PathBuf },
-    #[error("the file `{}` is larger than 64 KiB, so it is no secret; check the path", .path.display())]
+    #[error("the file `{}` is larger than 64 KiB, so it is no secret; check the \
+        path", .path.display())]
     TooLarge { path: PathBuf },
 }
 
-/// Reads a secret, without the newline that editors and `echo` leave at its end. What an editor or a shell adds otherwise is
-/// refused: signed with, it would be a wrong key. Blocks for a bounded time.
+/// Reads a secret, without the newline that editors and `echo` leave at its end. What an editor or
+/// a shell adds otherwise is refused: signed with, it would be a wrong key. Blocks for a bounded
+/// time.
 pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     let read = file::read(path, LARGEST_FILE_BYTES);
     let path = path.to_owned();
     let text = match read.map(String::from_utf8) {
         Ok(Ok(text)) => Ok(text),
         Ok(Err(_)) => {
-            let says = "is not plain text; write it anew: in PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`, on Linux `printf %s 'SECRET' > FILE`";
+            let says = "is not plain text; write it anew: in PowerShell `Set-Content -Encoding \
+                ascii FILE 'SECRET'`, on Linux `printf %s 'SECRET' > FILE`";
             return Err(SecretFileError::Unclean { path, says });
         }
         Err(error) => Err(error),
     };
     match text {
-        Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(SecretFileError::Unanswered { path, source }),
-        Err(source) if source.kind() == io::ErrorKind::FileTooLarge => Err(SecretFileError::TooLarge { path }),
+        Err(source) if source.kind() == io::ErrorKind::TimedOut => {
+            Err(SecretFileError::Unanswered { path, source })
+        }
+        Err(source) if source.kind() == io::ErrorKind::FileTooLarge => {
+            Err(SecretFileError::TooLarge { path })
+        }
         Err(source) => Err(SecretFileError::Unreadable { path, source }),
         Ok(text) if text.trim().is_empty() => Err(SecretFileError::Empty { path }),
         Ok(text) => {
@@ -60,17 +68,25 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
 
 /// What is beside the secret in its file. No key and no URL has these.
 fn added_to(secret: &str) -> Option<&'static str> {
-    let is_quoted = |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
+    let is_quoted =
+        |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
     if secret.starts_with('\u{feff}') {
         Some(
-            "begins with a byte-order mark, which is no part of the secret; write it anew: in PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`",
+            "begins with a byte-order mark, which is no part of the secret; write it anew: in \
+                PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`",
         )
     } else if is_quoted('"') || is_quoted('\'') {
-        Some("has its secret in quotes, which are no part of it; write the secret alone, without quotes")
+        Some(
+            "has its secret in quotes, which are no part of it; write the secret alone, without \
+                quotes",
+        )
     } else if secret.trim() != secret {
         Some("has blanks or empty lines around its secret; write the secret alone, in one line")
     } else if secret.chars().any(char::is_control) {
-        Some("has several lines or characters that are no text (is it UTF-16?); write the secret alone, in one line")
+        Some(
+            "has several lines or characters that are no text (is it UTF-16?); write the secret \
+                alone, in one line",
+        )
     } else {
         None
     }
@@ -80,12 +96,15 @@ impl Setting for SecretString {
     fn read(written: Written) -> Result<SecretString, String> {
         match written {
             Written::Text(text) if text.trim().is_empty() => Err("must not be empty".to_owned()),
-            Written::Text(text) if text == MASK => {
-                Err(format!("must be the secret itself; {MASK} is what `groupcast config` shows in its place"))
-            }
+            Written::Text(text) if text == MASK => Err(format!(
+                "must be the secret itself; {MASK} is what `groupcast config` shows in \
+                    its place"
+            )),
             // A file is looked through by its reader, which knows what to say of a file.
             Written::Text(text) if added_to(&text).is_some() => {
-                Err("must be the secret alone: without quotes in a variable's value, blanks or line breaks".to_owned())
+                Err("must be the secret alone: without quotes in a variable's value, blanks or \
+                    line breaks"
+                    .to_owned())
             }
             Written::Text(text) => Ok(text.into()),
             _ => Err("must be text in quotes".to_owned()),
@@ -101,13 +120,16 @@ pub(super) fn given_or_from_file<T: Setting>(
 ) -> Result<Option<T>, Problem> {
     let file_key = format!("{key}_file");
     match (given, file) {
-        (Some(_), Some(_)) => Err(Problem::wrong(&file_key, format!("is given together with {key}; keep one of them"))),
+        (Some(_), Some(_)) => Err(Problem::wrong(
+            &file_key,
+            format!("is given together with {key}; keep one of them"),
+        )),
         (given, None) => Ok(given.map(|given| given.0)),
         (None, Some(path)) => {
             let secret = read_secret_file(path).map_err(|error| file_problem(&file_key, error))?;
-            T::read(Written::Text(secret.expose_secret().to_owned()))
-                .map(Some)
-                .map_err(|says| Problem::wrong(&file_key, format!("names {}, whose text {says}", path.display())))
+            T::read(Written::Text(secret.expose_secret().to_owned())).map(Some).map_err(|says| {
+                Problem::wrong(&file_key, format!("names {}, whose text {says}", path.display()))
+            })
         }
     }
 }

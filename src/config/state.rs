@@ -19,7 +19,8 @@ pub struct State {
     /// The client's certificate; given together with `key_file`.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
-    /// How long a finished job is remembered, so that a second copy of it is answered without calls.
+    /// How long a finished job is remembered, so that a second copy of it is answered without
+    /// calls.
     pub retention: Duration,
 }
 
@@ -54,15 +55,26 @@ impl StateSection {
 fn check_certificates(state: &State) -> Result<(), Problem> {
     let (ca, cert, key) = (&state.ca_file, &state.cert_file, &state.key_file);
     match (cert, key) {
-        (Some(_), None) => return Err(Problem::wrong("cert_file", "needs the private key of the certificate: add key_file")),
-        (None, Some(_)) => return Err(Problem::wrong("key_file", "needs the certificate of the key: add cert_file")),
+        (Some(_), None) => {
+            return Err(Problem::wrong(
+                "cert_file",
+                "needs the private key of the certificate: add key_file",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(Problem::wrong(
+                "key_file",
+                "needs the certificate of the key: add cert_file",
+            ));
+        }
         (Some(_), Some(_)) | (None, None) => {}
     }
     // Whoever gives a certificate believes that the connection is encrypted.
     match [("ca_file", ca), ("cert_file", cert)].into_iter().find(|(_, file)| file.is_some()) {
-        Some((key, _)) if !state.url.is_encrypted() => {
-            Err(Problem::wrong(key, "has no effect, for state.url does not begin with rediss://; write rediss://"))
-        }
+        Some((key, _)) if !state.url.is_encrypted() => Err(Problem::wrong(
+            key,
+            "has no effect, for state.url does not begin with rediss://; write rediss://",
+        )),
         Some(_) | None => Ok(()),
     }
 }

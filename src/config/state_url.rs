@@ -9,7 +9,8 @@ use url::Url;
 use super::secret::MASK;
 use super::written::{Setting, Written};
 
-const EXPECTED: &str = "must be \"sqlite:<file>\", \"redis://:<password>@<host>:6379/0\" or the same with rediss:// for TLS; \
+const EXPECTED: &str = "must be \"sqlite:<file>\", \"redis://:<password>@<host>:6379/0\" or the \
+    same with rediss:// for TLS; \
                         special characters of the password as %-codes";
 
 /// Where the state is kept. `Display` and `Debug` mask the password.
@@ -43,9 +44,11 @@ impl StateUrl {
     }
 
     fn sqlite(text: &str, path: &str) -> Option<StateUrl> {
-        // `sqlite://file` is how other tools write `sqlite:file`. A query would become part of the file's name.
+        // `sqlite://file` is how other tools write `sqlite:file`. A query would become part of the
+        // file's name.
         let path = path.strip_prefix("//").unwrap_or(path);
-        // SQLite's own names for a store in memory and for a URI. Neither would be the file of that name.
+        // SQLite's own names for a store in memory and for a URI. Neither would be the file of that
+        // name.
         let is_special = path.trim_start_matches('/').starts_with(':') || path.starts_with("file:");
         let plain = !path.trim().is_empty() && !path.contains(['?', '#']) && !is_special;
         plain.then(|| StateUrl {
@@ -62,7 +65,8 @@ impl StateUrl {
             && (database.is_empty() || database.parse::<u8>().is_ok())
             && url.query().is_none()
             && url.fragment().is_none();
-        // A user without a password is a password in the wrong place more often than not, and would be shown.
+        // A user without a password is a password in the wrong place more often than not, and would
+        // be shown.
         if !whole || (url.password().is_none() && !url.username().is_empty()) {
             return None;
         }
@@ -86,12 +90,17 @@ impl Setting for StateUrl {
         };
         if text.contains(":memory:") {
             return Err(
-                "must be a file: what is only in memory is forgotten at a crash, and its jobs would be sent again".to_owned()
+                "must be a file: what is only in memory is forgotten at a crash, and its jobs \
+                    would be sent again"
+                    .to_owned(),
             );
         }
         match url {
             Some(url) if url.store == StateStore::Redis && text.contains(&format!(":{MASK}@")) => {
-                Err(format!("must have the password itself; {MASK} is what `groupcast config` shows in its place"))
+                Err(format!(
+                    "must have the password itself; {MASK} is what `groupcast config` shows in its \
+                        place"
+                ))
             }
             Some(url) => Ok(url),
             None => Err(EXPECTED.to_owned()),
@@ -102,7 +111,11 @@ impl Setting for StateUrl {
 impl Default for StateUrl {
     fn default() -> StateUrl {
         let text = "sqlite:groupcast.db";
-        StateUrl { text: text.into(), masked: text.to_owned(), store: StateStore::Sqlite("groupcast.db".into()) }
+        StateUrl {
+            text: text.into(),
+            masked: text.to_owned(),
+            store: StateStore::Sqlite("groupcast.db".into()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! How a value may be written: with its own type in the file, and always as text in the environment.
+//! How a value may be written: with its own type in the file, and always as text in the
+//! environment.
 //!
-//! One invariant: what a [`Setting`] says when it refuses begins with "must" and never repeats what was written.
+//! One invariant: what a [`Setting`] says when it refuses begins with "must" and never repeats what
+//! was written.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -60,7 +62,9 @@ impl Setting for bool {
     fn read(written: Written) -> Result<bool, String> {
         match written {
             Written::Flag(flag) => Ok(flag),
-            Written::Text(text) => text.trim().parse().map_err(|_| "must be true or false".to_owned()),
+            Written::Text(text) => {
+                text.trim().parse().map_err(|_| "must be true or false".to_owned())
+            }
             _ => Err("must be true or false".to_owned()),
         }
     }
@@ -75,7 +79,8 @@ impl Written {
         }
         match self {
             Written::Text(text) if text.trim_start().starts_with('[') => {
-                toml::from_str(&format!("list = {}", text.trim())).map_or(Written::Other, |line: Line| line.list)
+                toml::from_str(&format!("list = {}", text.trim()))
+                    .map_or(Written::Other, |line: Line| line.list)
             }
             other => other,
         }

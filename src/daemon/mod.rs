@@ -38,15 +38,23 @@ use crate::{
 
 /// Run the daemon: take jobs from RabbitMQ, call the API, answer.
 ///
-/// SIGTERM or SIGINT stops it: calls in flight finish, the other jobs go back to the queue. A second one ends it at once.
+/// SIGTERM or SIGINT stops it: calls in flight finish, the other jobs go back to the queue. A
+/// second one ends it at once.
 ///
-/// SIGHUP makes it read its configuration again and apply it: everything about its apps but `retry.park`, and `log.filter`.
-/// The log names what changed, and what takes effect at the next start. A configuration that is wrong changes nothing.
+/// SIGHUP makes it read its configuration again and apply it: everything about its apps but
+/// `retry.park`, and `log.filter`. The log names what changed, and what takes effect at the next
+/// start. A configuration that is wrong changes nothing.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run\n  kill -HUP $(pidof groupcast)")]
+#[command(
+    after_help = "Example:\n  groupcast --config /etc/groupcast/groupcast.toml run\n  kill -HUP \
+        $(pidof groupcast)"
+)]
 pub struct Args {}
 
-pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + Send + 'static) -> Result<Verdict, Failure> {
+pub async fn run(
+    _: Args,
+    load: impl Fn() -> Result<Config, Failure> + Clone + Send + 'static,
+) -> Result<Verdict, Failure> {
     let config = load()?;
     // Dropped last, with the last lines of the log.
     let standard_error = StandardError::open()?;
@@ -73,7 +81,14 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + S
     for (name, app) in &config.apps {
         let max_job_bytes = config.broker.max_job_bytes;
         let caller = Arc::new(Caller::new(app)?);
-        let pipeline = Pipeline::new(name, app, max_job_bytes, caller.clone(), publisher.clone(), progress.clone());
+        let pipeline = Pipeline::new(
+            name,
+            app,
+            max_job_bytes,
+            caller.clone(),
+            publisher.clone(),
+            progress.clone(),
+        );
         let pipeline = Arc::new(pipeline);
         apps.push(RunningApp { name: name.clone(), pipeline: pipeline.clone(), caller });
         let queue = JobsQueue {
@@ -86,7 +101,11 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + S
         let prefetch = Prefetch::new(config.broker.prefetch, config.broker.hold_bytes);
         let stop = stop_consuming.clone();
         let told = Subscribed::not_yet();
-        shown.push(ShownApp { name: name.clone(), pipeline: pipeline.clone(), subscribed: told.subscribe() });
+        shown.push(ShownApp {
+            name: name.clone(),
+            pipeline: pipeline.clone(),
+            subscribed: told.subscribe(),
+        });
         subscriptions.spawn(async move {
             consume(&queue.app, &queue, pipeline.clone(), prefetch, told, stop).await;
             info!(app = queue.app, calls_max_1s = pipeline.calls_max_1s(), "no longer consuming");
@@ -108,7 +127,8 @@ pub async fn run(_: Args, load: impl Fn() -> Result<Config, Failure> + Clone + S
             },
             read = reload.read() => running.reload(read),
             // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
-            Some(_) = subscriptions.join_next() => return Err("the work for an app ended by itself; see the log".into()),
+            Some(_) = subscriptions.join_next() => return Err("the work for an app ended by \
+                itself; see the log".into()),
             () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),
         }
     };

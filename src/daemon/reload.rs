@@ -1,6 +1,7 @@
 //! SIGHUP: reads the configuration again and applies what a running daemon can take on.
 //!
-//! A configuration that is wrong changes nothing. One that is right never costs a job: calls under way end as they began.
+//! A configuration that is wrong changes nothing. One that is right never costs a job: calls under
+//! way end as they began.
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use crate::{
     telemetry,
 };
 
-/// Reads the configuration on a thread of its own: a drive that does not answer holds nothing else up.
+/// Reads the configuration on a thread of its own: a drive that does not answer holds nothing else
+/// up.
 pub struct Reload<F> {
     load: F,
     reading: JoinSet<Result<Config, Failure>>,
@@ -38,7 +40,9 @@ impl<F: Fn() -> Result<Config, Failure> + Clone + Send + 'static> Reload<F> {
 
     /// The configuration that was asked for, once it is read.
     pub async fn read(&mut self) -> Result<Config, Failure> {
-        let Some(read) = self.reading.join_next().await else { return std::future::pending().await };
+        let Some(read) = self.reading.join_next().await else {
+            return std::future::pending().await;
+        };
         if std::mem::take(&mut self.asked_again) {
             self.begin();
         }
@@ -85,8 +89,12 @@ impl Running {
     }
 
     /// All that can go wrong, before anything has changed.
-    fn targets<'a>(&'a self, config: &'a Config) -> Result<Vec<(&'a RunningApp, &'a App, Target)>, reqwest::Error> {
-        let known = self.apps.iter().filter_map(|running| Some((running, config.apps.get(&running.name)?)));
+    fn targets<'a>(
+        &'a self,
+        config: &'a Config,
+    ) -> Result<Vec<(&'a RunningApp, &'a App, Target)>, reqwest::Error> {
+        let known =
+            self.apps.iter().filter_map(|running| Some((running, config.apps.get(&running.name)?)));
         known.map(|(running, app)| Ok((running, app, running.caller.target_of(app)?))).collect()
     }
 }
@@ -97,7 +105,10 @@ fn refuse(reason: &str) {
 
 fn tell(reread: &Reread) {
     let applied = reread.applied.join(", ");
-    info!("configuration reloaded; changed: {}", if applied.is_empty() { "nothing" } else { &applied });
+    info!(
+        "configuration reloaded; changed: {}",
+        if applied.is_empty() { "nothing" } else { &applied }
+    );
     if !reread.at_next_start.is_empty() {
         warn!("takes effect at the next start: {}", reread.at_next_start.join(", "));
     }

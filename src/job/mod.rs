@@ -1,7 +1,8 @@
 //! A job that has passed every check. Only `accept` makes one, so a [`Job`] can only be valid.
 //!
-//! Recipients stay compact: one buffer of JSON strings, cut at the batch borders, which goes into request bodies as it is.
-//! Invariant: an audience of members has at least one recipient in each batch, so no batch can become a broadcast.
+//! Recipients stay compact: one buffer of JSON strings, cut at the batch borders, which goes into
+//! request bodies as it is. Invariant: an audience of members has at least one recipient in each
+//! batch, so no batch can become a broadcast.
 
 pub mod outcome;
 
@@ -9,7 +10,8 @@ use std::{fmt, ops::Range};
 
 use sha2::{Digest, Sha256};
 
-/// As many recipients as the API takes in one call by each of the vendor's documents: one says 500, another 50.
+/// As many recipients as the API takes in one call by each of the vendor's documents: one says 500,
+/// another 50.
 pub const SMALL_BATCH: u32 = 50;
 
 /// What to send and to whom.
@@ -41,7 +43,8 @@ pub enum Borders {
 pub struct Cut {
     /// The most recipients of a batch.
     pub batch_size: u32,
-    /// The size of the batches before the job was split again, if no batch may go beyond one of those.
+    /// The size of the batches before the job was split again, if no batch may go beyond one of
+    /// those.
     pub within: Option<u32>,
 }
 
@@ -81,7 +84,8 @@ impl Recipients {
     fn cut_anew(&mut self, cut: Cut) {
         let commas = commas_between_strings(&self.json);
         let last_of_batch = commas.zip(1u32..).filter(|(_, count)| cut.is_start(*count));
-        self.batch_ends = last_of_batch.map(|(comma, _)| comma as u32).chain([self.json.len() as u32]).collect();
+        self.batch_ends =
+            last_of_batch.map(|(comma, _)| comma as u32).chain([self.json.len() as u32]).collect();
         self.cut = cut;
     }
 }
@@ -117,7 +121,10 @@ impl Cut {
     pub fn batch_of(self, recipient: u32) -> u32 {
         match self.within {
             None => recipient / self.batch_size,
-            Some(size) => recipient / size * size.div_ceil(self.batch_size) + recipient % size / self.batch_size,
+            Some(size) => {
+                recipient / size * size.div_ceil(self.batch_size)
+                    + recipient % size / self.batch_size
+            }
         }
     }
 }
@@ -184,7 +191,8 @@ impl Job {
         }
     }
 
-    /// Cuts batches of [`SMALL_BATCH`] recipients at most. If the borders are kept, each batch is cut by itself.
+    /// Cuts batches of [`SMALL_BATCH`] recipients at most. If the borders are kept, each batch is
+    /// cut by itself.
     pub fn split_again(&mut self, borders: Borders) {
         if let Audience::Members(recipients) = &mut self.audience
             && recipients.cut.batch_size > SMALL_BATCH
@@ -218,7 +226,8 @@ impl Job {
         self.body_for(std::iter::once(batch))
     }
 
-    /// The job with only the recipients of these batches: a request body, or the body of a dead letter.
+    /// The job with only the recipients of these batches: a request body, or the body of a dead
+    /// letter.
     ///
     /// # Panics
     /// If an audience of members would be left with nobody: that body would mean everybody.
@@ -301,8 +310,8 @@ pub enum DeliveryPromise {
     AtMostOnce,
 }
 
-/// Headers that a dead letter carries beside `groupcast-attempt`. A shovel may bring them back with the job; they say nothing
-/// about how to send it.
+/// Headers that a dead letter carries beside `groupcast-attempt`. A shovel may bring them back with
+/// the job; they say nothing about how to send it.
 pub const DEAD_LETTER_HEADERS: [&str; 6] = [
     "groupcast-error-kind",
     "groupcast-error-code",
@@ -314,7 +323,8 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";
-/// Header of a job that the broker has given up, while it is passed on to the replica that has the app's jobs: why.
+/// Header of a job that the broker has given up, while it is passed on to the replica that has the
+/// app's jobs: why.
 pub const GIVEN_UP_HEADER: &str = "groupcast-given-up";
 /// Header of a parked job that has ended and only owes its result: the value is `result`.
 pub const OWED_HEADER: &str = "groupcast-owed";
@@ -325,10 +335,12 @@ pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.
 pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
 
-/// Header that this side of the connection adds to a message whose properties cannot all be read. It says what is missing.
+/// Header that this side of the connection adds to a message whose properties cannot all be read.
+/// It says what is missing.
 pub const UNREADABLE_HEADER: &str = "groupcast-unreadable";
 
-/// Header beside it while the message is here: what the broker has is another message. It is never published.
+/// Header beside it while the message is here: what the broker has is another message. It is never
+/// published.
 pub const ALTERED_HEADER: &str = "x-groupcast-altered";
 
 /// W3C trace context, copied to the result.
@@ -391,9 +403,17 @@ mod tests {
 
     #[test]
     fn other_recipients_or_everybody_make_another_fingerprint() {
-        let fingerprint = |names: &[&str]| job(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), 2).fingerprint();
+        let fingerprint = |names: &[&str]| {
+            job(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>(), 2).fingerprint()
+        };
         let everybody = Job { audience: Audience::All, ..job(&["a".to_owned()], 2) }.fingerprint();
-        let all = [fingerprint(&["a"]), fingerprint(&["b"]), fingerprint(&["a", "b"]), fingerprint(&["b", "a"]), everybody];
+        let all = [
+            fingerprint(&["a"]),
+            fingerprint(&["b"]),
+            fingerprint(&["a", "b"]),
+            fingerprint(&["b", "a"]),
+            everybody,
+        ];
         assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }
 }

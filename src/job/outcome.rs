@@ -1,4 +1,5 @@
-//! How a job's batches stand and how they ended: what `send` finds out and `settle` tells and remembers.
+//! How a job's batches stand and how they ended: what `send` finds out and `settle` tells and
+//! remembers.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,8 @@ pub struct BatchProgress {
     pub calls: u32,
     /// Attempts that counted; answers that only said "slow down" do not.
     pub attempts: u32,
-    /// When the first attempt came back, or later by as much as the app was idle since: that is no time of failing.
+    /// When the first attempt came back, or later by as much as the app was idle since: that is no
+    /// time of failing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at: Option<Timestamp>,
     /// Until when idle time is left out of that.
@@ -83,13 +85,19 @@ pub enum BatchState {
 }
 
 impl BatchProgress {
-    /// The daemon ended before it recorded whether it had made a call that must not be repeated: the outcome is unknown.
+    /// The daemon ended before it recorded whether it had made a call that must not be repeated:
+    /// the outcome is unknown.
     pub fn conclude_intent(&mut self) {
         if self.state == BatchState::Intended {
-            let fault = Fault { code: None, http_status: None, info: "the daemon ended during the call".into() };
+            let fault = Fault {
+                code: None,
+                http_status: None,
+                info: "the daemon ended during the call".into(),
+            };
             self.calls += 1;
             self.attempts += 1;
-            self.state = BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
+            self.state =
+                BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
         }
     }
 

@@ -30,7 +30,9 @@ pub async fn deliver_directly(
     let (envelope, checked) = envelope::read(properties, name, None, &app.replies, clock::now());
     let job = match read_body(body, checked, rules).1 {
         Ok((job, _)) => Arc::new(job),
-        Err(rejection) => return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now())),
+        Err(rejection) => {
+            return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now()));
+        }
     };
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
     let settings = send::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
@@ -47,9 +49,13 @@ pub async fn deliver_directly(
     loop {
         let Submission { job, envelope, .. } = &submission;
         match dispatcher.send(submission.clone()).await {
-            Ok(Ending::Finished(report)) => return Ok(JobResult::finished(name, envelope, job, &report, clock::now())),
+            Ok(Ending::Finished(report)) => {
+                return Ok(JobResult::finished(name, envelope, job, &report, clock::now()));
+            }
             Ok(Ending::TooLarge(touched)) => submission = submission.split_again(&touched),
-            Ok(Ending::Parked(_)) | Err(_) => unreachable!("an unlimited lease lets a job finish, and somebody waits for it"),
+            Ok(Ending::Parked(_)) | Err(_) => {
+                unreachable!("an unlimited lease lets a job finish, and somebody waits for it")
+            }
         }
     }
 }

@@ -56,11 +56,21 @@ impl Failures {
 fn advice(kind: ErrorKind, code: Option<i64>) -> &'static str {
     match (kind, code.and_then(codes::find)) {
         (_, Some(entry)) => entry.advice,
-        (ErrorKind::Invalid, None) => "correct the job where it is made; its dead letter has the original bytes",
-        (ErrorKind::Expired, None) => "send it again with `groupcast dead redrive --without-deadline`, if it still matters",
-        (ErrorKind::Transient, None) => "send it again with `groupcast dead redrive` when the API works",
-        (ErrorKind::Undeliverable, None) => "mend what the error names, then send it again with `groupcast dead redrive`",
+        (ErrorKind::Invalid, None) => {
+            "correct the job where it is made; its dead letter has the original bytes"
+        }
+        (ErrorKind::Expired, None) => {
+            "send it again with `groupcast dead redrive --without-deadline`, if it still matters"
+        }
+        (ErrorKind::Transient, None) => {
+            "send it again with `groupcast dead redrive` when the API works"
+        }
+        (ErrorKind::Undeliverable, None) => {
+            "mend what the error names, then send it again with `groupcast dead redrive`"
+        }
         (ErrorKind::Unknown, None) => "ask a recipient; nothing sends it again by itself",
-        (ErrorKind::Job, None) => "read what the API said, and look for the code in the vendor's newest list",
+        (ErrorKind::Job, None) => {
+            "read what the API said, and look for the code in the vendor's newest list"
+        }
     }
 }

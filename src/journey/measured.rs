@@ -1,5 +1,5 @@
-//! The API with its calls counted and timed. A call is a request that came back with an answer or without, or that could
-//! not be sent; one that was withdrawn is none.
+//! The API with its calls counted and timed. A call is a request that came back with an answer or
+//! without, or that could not be sent; one that was withdrawn is none.
 
 use std::sync::Arc;
 

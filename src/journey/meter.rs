@@ -1,5 +1,5 @@
-//! What one app counts. Counting costs an addition: the handles are looked up once, and what only mirrors a state is read
-//! when somebody asks.
+//! What one app counts. Counting costs an addition: the handles are looked up once, and what only
+//! mirrors a state is read when somebody asks.
 
 use std::{
     collections::HashMap,
@@ -20,13 +20,14 @@ use crate::{
         result::{RecipientCounts, Status},
     },
     telemetry::metrics::{
-        APP_PAUSED, CALL_SECONDS, CALLS, CALLS_IN_FLIGHT, CALLS_MAX_1S, CALLS_PER_SECOND_LIMIT, JOB_SECONDS, JOBS, JOBS_HELD,
-        JOBS_PARKED, RECIPIENTS, start_counting_unrouted, start_counting_vanished_queues,
+        APP_PAUSED, CALL_SECONDS, CALLS, CALLS_IN_FLIGHT, CALLS_MAX_1S, CALLS_PER_SECOND_LIMIT,
+        JOB_SECONDS, JOBS, JOBS_HELD, JOBS_PARKED, RECIPIENTS, start_counting_unrouted,
+        start_counting_vanished_queues,
     },
 };
 
-/// Kinds of failed calls that have a series of their own. The API documents about a hundred codes; what answers in its
-/// place may make up any number of them.
+/// Kinds of failed calls that have a series of their own. The API documents about a hundred codes;
+/// what answers in its place may make up any number of them.
 const MAX_FAILURES: usize = 200;
 const NOT_PAUSED: &str = "none";
 
@@ -182,7 +183,9 @@ impl Meter {
         let verdict = classify(answer.clone());
         match verdict {
             Verdict::Sent => self.calls_sent.increment(1),
-            Verdict::Failed { .. } if verdict.may_have_had_effect() => self.count_failed_call(Outcome::Unknown, code_of(answer)),
+            Verdict::Failed { .. } if verdict.may_have_had_effect() => {
+                self.count_failed_call(Outcome::Unknown, code_of(answer))
+            }
             Verdict::Failed { .. } => self.count_failed_call(Outcome::Failed, code_of(answer)),
         }
     }
@@ -191,7 +194,10 @@ impl Meter {
         let mut failed = self.calls_failed.lock().unwrap_or_else(PoisonError::into_inner);
         let known = failed.len() < MAX_FAILURES || failed.contains_key(&(outcome, code));
         let code = if known { code } else { Code::Other };
-        failed.entry((outcome, code)).or_insert_with(|| call_counter(&self.app, outcome, code)).increment(1);
+        failed
+            .entry((outcome, code))
+            .or_insert_with(|| call_counter(&self.app, outcome, code))
+            .increment(1);
     }
 
     /// Sets what is so now.
@@ -286,7 +292,8 @@ mod tests {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || measure(&Meter::of("a")));
         let text = handle.render();
-        let mut lines: Vec<String> = text.lines().filter(|line| line.starts_with(metric)).map(str::to_owned).collect();
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| line.starts_with(metric)).map(str::to_owned).collect();
         lines.sort();
         lines
     }
@@ -300,18 +307,32 @@ mod tests {
         let info = String::new;
         let answers = [
             (api(0), r#"outcome="sent",code="0""#),
-            (Answer::Api { http_status: 502, action_ok: true, code: 0, info: info() }, r#"outcome="unknown",code="0""#),
+            (
+                Answer::Api { http_status: 502, action_ok: true, code: 0, info: info() },
+                r#"outcome="unknown",code="0""#,
+            ),
             (api(10010), r#"outcome="failed",code="10010""#),
             (api(60007), r#"outcome="failed",code="60007""#),
             (api(10002), r#"outcome="unknown",code="10002""#),
             (api(60099), r#"outcome="unknown",code="60099""#),
-            (Answer::Foreign { http_status: 403, info: info() }, r#"outcome="failed",code="http_403""#),
-            (Answer::Foreign { http_status: 502, info: info() }, r#"outcome="unknown",code="http_502""#),
-            (Answer::NotSent { why: crate::diagnosis::Diagnosis::unknown("") }, r#"outcome="failed",code="not_sent""#),
+            (
+                Answer::Foreign { http_status: 403, info: info() },
+                r#"outcome="failed",code="http_403""#,
+            ),
+            (
+                Answer::Foreign { http_status: 502, info: info() },
+                r#"outcome="unknown",code="http_502""#,
+            ),
+            (
+                Answer::NotSent { why: crate::diagnosis::Diagnosis::unknown("") },
+                r#"outcome="failed",code="not_sent""#,
+            ),
             (Answer::NoAnswer { info: info() }, r#"outcome="unknown",code="no_answer""#),
         ];
-        let mut expected: Vec<String> =
-            answers.iter().map(|(_, labels)| format!("groupcast_calls_total{{app=\"a\",{labels}}} 2")).collect();
+        let mut expected: Vec<String> = answers
+            .iter()
+            .map(|(_, labels)| format!("groupcast_calls_total{{app=\"a\",{labels}}} 2"))
+            .collect();
         expected.sort();
         let counted = lines("groupcast_calls_total", |meter| {
             for (answer, _) in answers.iter().chain(&answers) {
@@ -345,14 +366,22 @@ mod tests {
         };
         let pacer = Pacer::new(200, 20, Instant::now());
         let after = |conditions: &[Condition]| {
-            let lines =
-                lines("groupcast_app_paused", |meter| conditions.iter().for_each(|condition| meter.mirror(&pacer, condition)));
+            let lines = lines("groupcast_app_paused", |meter| {
+                conditions.iter().for_each(|condition| meter.mirror(&pacer, condition))
+            });
             lines.into_iter().filter(|line| line.ends_with(" 1")).collect::<Vec<_>>()
         };
-        let told = |reason: &str| vec![format!("groupcast_app_paused{{app=\"a\",reason=\"{reason}\"}} 1")];
+        let told =
+            |reason: &str| vec![format!("groupcast_app_paused{{app=\"a\",reason=\"{reason}\"}} 1")];
         assert!(after(&[Condition::Working]).is_empty());
-        assert_eq!(after(&[paused("package expired"), paused("package expired")]), told("package expired"));
-        assert_eq!(after(&[paused("package expired"), paused("app disabled")]), told("app disabled"));
+        assert_eq!(
+            after(&[paused("package expired"), paused("package expired")]),
+            told("package expired")
+        );
+        assert_eq!(
+            after(&[paused("package expired"), paused("app disabled")]),
+            told("app disabled")
+        );
         assert!(after(&[paused("package expired"), Condition::Working]).is_empty());
     }
 }

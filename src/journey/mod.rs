@@ -1,8 +1,8 @@
-//! The journey of a job, from its delivery to its acknowledgement. Read [`Pipeline::process`] and `Pipeline::work` first;
-//! they are the map.
+//! The journey of a job, from its delivery to its acknowledgement. Read [`Pipeline::process`] and
+//! `Pipeline::work` first; they are the map.
 //!
-//! Invariant: a delivery is acknowledged only after everything it owes is confirmed. Whatever ends earlier leaves it
-//! unacknowledged, and the broker delivers it again.
+//! Invariant: a delivery is acknowledged only after everything it owes is confirmed. Whatever ends
+//! earlier leaves it unacknowledged, and the broker delivers it again.
 
 use std::{
     sync::{
@@ -40,8 +40,13 @@ use crate::{
         store::{Scope, Sharing, StoreLost},
         tenure::Tenure,
     },
-    send::{self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Supervision, Tuning, Unfinished, condition::Condition},
-    settle::{Content, Owed, Owing, Tally, dead_letter, parking, reply, result::JobResult, undeliverable},
+    send::{
+        self, Dispatcher, Ending, RETURNED_AT_MOST, Submission, Supervision, Tuning, Unfinished,
+        condition::Condition,
+    },
+    settle::{
+        Content, Owed, Owing, Tally, dead_letter, parking, reply, result::JobResult, undeliverable,
+    },
     subscribe::{
         consume::{Delivery, FROZEN_AFTER, Pause, Source, Work},
         lease::Lease,
@@ -57,15 +62,18 @@ mod owing;
 mod reading;
 mod steering;
 
-/// How long another replica may make calls after its jobs were taken over: until then the store's last word counts.
+/// How long another replica may make calls after its jobs were taken over: until then the store's
+/// last word counts.
 const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 /// How long another replica's call that has come back may take to be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
-/// A store that is away for longer has the jobs go back to the queue, where another replica may have a store that works. What
-/// is known of them by then is recorded before this process works on them again.
+/// A store that is away for longer has the jobs go back to the queue, where another replica may
+/// have a store that works. What is known of them by then is recorded before this process works on
+/// them again.
 const STORE_AWAY_AT_MOST: Duration = Duration::from_secs(10 * 60);
-/// Jobs are held for so long while nothing can be published: no job is held for more than ten minutes.
+/// Jobs are held for so long while nothing can be published: no job is held for more than ten
+/// minutes.
 const CLOSED_AT_MOST: Duration = Duration::from_secs(8 * 60);
 
 /// One app's pipeline.
@@ -92,7 +100,8 @@ pub struct Pipeline {
     was_closed_for_long: AtomicBool,
 }
 
-/// What the configuration says about jobs that are taken up; it can change while the pipeline works.
+/// What the configuration says about jobs that are taken up; it can change while the pipeline
+/// works.
 struct Terms {
     rules: Rules,
     results_queue: Option<String>,
@@ -130,7 +139,8 @@ impl Work for Pipeline {
         // The sender lives as long as the dispatcher, and that as long as this.
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         let _ = self.halted.subscribe().wait_for(Option::is_none).await;
-        if self.was_closed_for_long.swap(false, Ordering::Relaxed) || self.publisher.is_forbidden() {
+        if self.was_closed_for_long.swap(false, Ordering::Relaxed) || self.publisher.is_forbidden()
+        {
             self.publisher.until_open().await;
         }
         self.progress.health().until_it_works().await;
@@ -146,7 +156,8 @@ impl Work for Pipeline {
             () = self.tenure.until_displaced() => Pause::Displaced,
             () = self.progress.health().until_away_for(STORE_AWAY_AT_MOST) => Pause::StoreAway,
             () = self.publisher.until_closed_for(CLOSED_AT_MOST) => {
-                warn!(app = self.app, "nothing could be published for {CLOSED_AT_MOST:?}; the jobs go back to the queue");
+                warn!(app = self.app, "nothing could be published for {CLOSED_AT_MOST:?}; the jobs \
+                    go back to the queue");
                 self.was_closed_for_long.store(true, Ordering::Relaxed);
                 Pause::PublisherAway
             }
@@ -177,13 +188,14 @@ impl Work for Pipeline {
             worked => worked?,
         };
         let will_be_known_again = owed.is_recorded();
-        let tally = match lease.unless_lost(self.settle(owed, &properties, &lease, delivered_at)).await? {
-            Ok(Left::Nothing(tally)) => tally,
-            Ok(Left::Something) => return Ok(lease.give_back().await?),
-            Ok(Left::SubscriptionEnds) => return Ok(()),
-            Err(Interrupted::Store(error)) => return self.give_back(&lease, &error).await,
-            Err(error) => return Err(error),
-        };
+        let tally =
+            match lease.unless_lost(self.settle(owed, &properties, &lease, delivered_at)).await? {
+                Ok(Left::Nothing(tally)) => tally,
+                Ok(Left::Something) => return Ok(lease.give_back().await?),
+                Ok(Left::SubscriptionEnds) => return Ok(()),
+                Err(Interrupted::Store(error)) => return self.give_back(&lease, &error).await,
+                Err(error) => return Err(error),
+            };
         self.meter.count(&tally);
         if let Tally::Ended { result, .. } = tally {
             self.failures.note(&result);
@@ -200,8 +212,10 @@ impl Work for Pipeline {
         if held_at_most < self.dispatcher.held_at_most() {
             warn!(
                 app = self.app,
-                "the broker takes jobs back that are not acknowledged within {timeout:?} (consumer_timeout). From now on a job is held \
-                 for {held_at_most:?} at most, then parked. Raise consumer_timeout at the broker, or set retry.hold to a third of it"
+                "the broker takes jobs back that are not acknowledged within {timeout:?} \
+                    (consumer_timeout). From now on a job is held \
+                 for {held_at_most:?} at most, then parked. Raise consumer_timeout at the broker, \
+                 or set retry.hold to a third of it"
             );
             self.dispatcher.hold_at_most(held_at_most);
         }
@@ -214,7 +228,14 @@ impl Work for Pipeline {
 }
 
 impl Pipeline {
-    pub fn new<A: Api>(name: &str, app: &App, max_job_bytes: u64, api: Arc<A>, publisher: Publisher, progress: Progress) -> Self {
+    pub fn new<A: Api>(
+        name: &str,
+        app: &App,
+        max_job_bytes: u64,
+        api: Arc<A>,
+        publisher: Publisher,
+        progress: Progress,
+    ) -> Self {
         let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
         let tenure = progress.tenure(name);
         let (to_tell, to_record, to_hold) = (publisher.clone(), progress.clone(), tenure.clone());
@@ -238,7 +259,9 @@ impl Pipeline {
         let settings = send::Settings {
             supervision: Supervision::Unattended,
             may_start: Arc::new(move || {
-                let was_frozen = to_look_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= FROZEN_AFTER;
+                let was_frozen =
+                    to_look_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+                        >= FROZEN_AFTER;
                 to_tell.is_open() && to_record.can_record() && !was_frozen && to_hold.allows_calls()
             }),
             is_with_another: Box::new(is_with_another),
@@ -264,7 +287,8 @@ impl Pipeline {
         }
     }
 
-    /// Takes the jobs over from the replica that had them before. `start_pacer` makes the pacer wait for that replica's calls.
+    /// Takes the jobs over from the replica that had them before. `start_pacer` makes the pacer
+    /// wait for that replica's calls.
     pub fn take_over(&self, start_pacer: fn(&Pacer, Instant)) {
         let start = move |pacer: &Pacer, taken_over_at: &Mutex<Instant>| {
             let now = Instant::now();
@@ -277,8 +301,9 @@ impl Pipeline {
         self.tenure.begin(move || start(&pacer, &taken_over_at));
     }
 
-    /// Works by another configuration of the app from now on: for jobs that come, and for what is decided about those that are
-    /// here. Their batches stay as they were cut. The wait queues stay those of the start.
+    /// Works by another configuration of the app from now on: for jobs that come, and for what is
+    /// decided about those that are here. Their batches stay as they were cut. The wait queues stay
+    /// those of the start.
     pub fn reconfigure(&self, app: &App) {
         {
             let mut terms = self.terms.write().unwrap_or_else(PoisonError::into_inner);
@@ -304,21 +329,36 @@ impl Pipeline {
         self.dispatcher.condition()
     }
 
-    async fn receive(&self, body: Vec<u8>, properties: &BasicProperties, source: Source) -> Received {
+    async fn receive(
+        &self,
+        body: Vec<u8>,
+        properties: &BasicProperties,
+        source: Source,
+    ) -> Received {
         let terms = self.terms();
-        let (mut envelope, checked) =
-            envelope::read(properties, &self.app, terms.results_queue.as_deref(), &terms.replies, clock::now());
+        let (mut envelope, checked) = envelope::read(
+            properties,
+            &self.app,
+            terms.results_queue.as_deref(),
+            &terms.replies,
+            clock::now(),
+        );
         if source == Source::Undeliverable {
             envelope.given_up.get_or_insert_with(|| undeliverable::reason(properties));
         }
-        let checked = checked.and_then(|()| envelope::check_headers_fit(properties, self.publisher.frame_max()));
-        let batch_size = self.largest_batch.get().map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
+        let checked = checked
+            .and_then(|()| envelope::check_headers_fit(properties, self.publisher.frame_max()));
+        let batch_size = self
+            .largest_batch
+            .get()
+            .map_or(terms.rules.batch_size, |most| terms.rules.batch_size.min(*most));
         let rules = Rules { batch_size, ..terms.rules.clone() };
         let (body, job) = reading::read(body, checked, rules).await;
         Received { envelope, body, job }
     }
 
-    /// A job whose record fails comes again alone, when the store works: others may have no record to go on from.
+    /// A job whose record fails comes again alone, when the store works: others may have no record
+    /// to go on from.
     async fn give_back(&self, lease: &Lease, error: &StoreLost) -> Result<(), Interrupted> {
         warn!(app = self.app, %error, "a job could not be settled; it comes again");
         match lease.while_calls_may_start(self.progress.health().until_it_works()).await {
@@ -328,8 +368,14 @@ impl Pipeline {
         }
     }
 
-    /// Finds out what a message owes: looks its job up, and sends what is left of it, unless the broker has given it up.
-    async fn work(&self, received: Received, properties: &BasicProperties, lease: &Lease) -> Result<Owed, Interrupted> {
+    /// Finds out what a message owes: looks its job up, and sends what is left of it, unless the
+    /// broker has given it up.
+    async fn work(
+        &self,
+        received: Received,
+        properties: &BasicProperties,
+        lease: &Lease,
+    ) -> Result<Owed, Interrupted> {
         let Received { mut envelope, body, job } = received;
         let (mut job, fingerprint) = match job {
             Ok(job) => job,
@@ -342,8 +388,13 @@ impl Pipeline {
             }
             let looking_up = self.look_up(&envelope, &job, &fingerprint);
             let Some(looked_up) = lease.while_calls_may_start(looking_up).await else {
-                let returned_often = envelope.redeliveries >= RETURNED_AT_MOST && self.condition_now().is_paused();
-                return if returned_often { Ok(self.park(body, &envelope, properties, true)) } else { Err(Interrupted::LetGo) };
+                let returned_often =
+                    envelope.redeliveries >= RETURNED_AT_MOST && self.condition_now().is_paused();
+                return if returned_often {
+                    Ok(self.park(body, &envelope, properties, true))
+                } else {
+                    Err(Interrupted::LetGo)
+                };
             };
             match looked_up {
                 Ok(Opened::Answered { entry, result }) => match serde_json::from_str(&result) {
@@ -357,7 +408,8 @@ impl Pipeline {
                     }
                 },
                 Ok(Opened::OtherContent) => {
-                    let why = "belongs to an earlier job with other content; give each job an id of its own";
+                    let why = "belongs to an earlier job with other content; give each job an id \
+                        of its own";
                     return Ok(self.reject(of_id(&job, why), body, &envelope, properties));
                 }
                 Err(error) if error.scope == Scope::Record => {
@@ -369,7 +421,9 @@ impl Pipeline {
                     ));
                 }
                 // The broker counts how often it has delivered a job, and gives it up in the end.
-                Err(_) if envelope.redeliveries >= RETURNED_AT_MOST => return Ok(self.park(body, &envelope, properties, true)),
+                Err(_) if envelope.redeliveries >= RETURNED_AT_MOST => {
+                    return Ok(self.park(body, &envelope, properties, true));
+                }
                 Err(error) => return Err(error.into()),
                 // It may yet be rejected, with its original bytes.
                 Ok(Opened::Busy) => return Ok(self.park(body, &envelope, properties, true)),
@@ -385,17 +439,29 @@ impl Pipeline {
             let batches = undeliverable::conclude(&job, &envelope, reason, batches);
             if let Some(entry) = &entry {
                 // Before the answer, or the next delivery could be answered otherwise.
-                try_join_all((0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress))).await?;
+                try_join_all(
+                    (0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress)),
+                )
+                .await?;
             }
             let (job, envelope) = (Arc::new(job), Arc::new(envelope));
-            return Ok(self.answer(&job, Report::of(batches), &envelope, properties, entry, fingerprint));
+            return Ok(self.answer(
+                &job,
+                Report::of(batches),
+                &envelope,
+                properties,
+                entry,
+                fingerprint,
+            ));
         }
         let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
-        let submission = Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
+        let submission =
+            Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
         self.send(submission, fingerprint, properties).await
     }
 
-    /// Has a job sent, in smaller batches if the API asks for them, and finds out what it owes then.
+    /// Has a job sent, in smaller batches if the API asks for them, and finds out what it owes
+    /// then.
     async fn send(
         &self,
         mut submission: Submission,
@@ -413,33 +479,56 @@ impl Pipeline {
             };
             match ending {
                 Ending::Finished(report) => {
-                    return Ok(self.answer(job, report, envelope, properties, entry.clone(), fingerprint));
+                    return Ok(self.answer(
+                        job,
+                        report,
+                        envelope,
+                        properties,
+                        entry.clone(),
+                        fingerprint,
+                    ));
                 }
                 Ending::Parked(touched) => {
                     let may_go_back = entry.is_some() || touched.is_empty();
                     match entry {
                         None => {
-                            let remembered = self.progress.remember(&self.tenure, envelope, job, fingerprint, &touched);
+                            let remembered = self.progress.remember(
+                                &self.tenure,
+                                envelope,
+                                job,
+                                fingerprint,
+                                &touched,
+                            );
                             lease.unless_lost(remembered).await??;
                         }
                         // The store may have waited for something to say.
-                        Some(entry) if touched.is_empty() => entry.note(0, &BatchProgress::default()).await?,
+                        Some(entry) if touched.is_empty() => {
+                            entry.note(0, &BatchProgress::default()).await?
+                        }
                         Some(_) => {}
                     }
                     return Ok(self.park(job.body(), envelope, properties, may_go_back));
                 }
-                Ending::TooLarge(touched) => submission = self.split_again(submission, &touched).await?,
+                Ending::TooLarge(touched) => {
+                    submission = self.split_again(submission, &touched).await?
+                }
             }
         }
     }
 
     /// A job in smaller batches, and recorded so. From now on new jobs are cut so from the start.
-    async fn split_again(&self, submission: Submission, touched: &[(u32, BatchProgress)]) -> Result<Submission, Interrupted> {
+    async fn split_again(
+        &self,
+        submission: Submission,
+        touched: &[(u32, BatchProgress)],
+    ) -> Result<Submission, Interrupted> {
         if self.largest_batch.set(SMALL_BATCH).is_ok() {
             warn!(
                 app = self.app,
-                "the API does not take batches of up to {} recipients (code 10005); jobs go on in batches of {SMALL_BATCH} at most. \
-                 Set batch_size = {SMALL_BATCH} for this app, or each start costs some refused calls again",
+                "the API does not take batches of up to {} recipients (code 10005); jobs go on in \
+                    batches of {SMALL_BATCH} at most. \
+                 Set batch_size = {SMALL_BATCH} for this app, or each start costs some refused \
+                 calls again",
                 submission.job.cut().batch_size,
             );
         }
@@ -447,21 +536,34 @@ impl Pipeline {
         if let Some(entry) = split.entry.take() {
             let recording = entry.split_again(&split.job, &split.batches);
             // A delivery that was taken away may be in other hands, and the record with it.
-            split.entry = Some(split.lease.while_calls_may_start(recording).await.ok_or(Interrupted::LetGo)??);
+            split.entry = Some(
+                split.lease.while_calls_may_start(recording).await.ok_or(Interrupted::LetGo)??,
+            );
         }
         Ok(split)
     }
 
-    /// A replica that was active before may have calls in flight for the job. What comes of them is recorded when it is waited
-    /// for; so the record is read again then.
-    async fn look_up(&self, envelope: &Envelope, job: &Job, fingerprint: &str) -> Result<Opened, StoreLost> {
+    /// A replica that was active before may have calls in flight for the job. What comes of them is
+    /// recorded when it is waited for; so the record is read again then.
+    async fn look_up(
+        &self,
+        envelope: &Envelope,
+        job: &Job,
+        fingerprint: &str,
+    ) -> Result<Opened, StoreLost> {
         let terms = self.terms();
-        let open = || self.progress.open(&self.tenure, envelope, job, fingerprint.to_owned(), self.patience());
+        let open = || {
+            self.progress.open(&self.tenure, envelope, job, fingerprint.to_owned(), self.patience())
+        };
         let opened = open().await?;
         let taken_over_at = *self.taken_over_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let others_are_done = taken_over_at + STOPPED_WITHIN + terms.request_timeout + RECORDED_WITHIN;
+        let others_are_done =
+            taken_over_at + STOPPED_WITHIN + terms.request_timeout + RECORDED_WITHIN;
         let made_before = matches!(opened, Opened::Unfinished(Earlier { made: Made::Before, .. }));
-        if !made_before || self.progress.sharing() == Sharing::OwnMachine || Instant::now() >= others_are_done {
+        if !made_before
+            || self.progress.sharing() == Sharing::OwnMachine
+            || Instant::now() >= others_are_done
+        {
             return Ok(opened);
         }
         // It holds the claim that the second look needs.
@@ -470,19 +572,48 @@ impl Pipeline {
         open().await
     }
 
-    /// Each replica reads what the broker has given up, and only the one that has the jobs knows what is under way for them.
+    /// Each replica reads what the broker has given up, and only the one that has the jobs knows
+    /// what is under way for them.
     fn pass_on(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
-        let mut passed_on = parking::compose(&self.app, body, properties, envelope, &self.park, parking::Left::Everything);
-        let came_back = properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key(GIVEN_UP_HEADER));
+        let mut passed_on = parking::compose(
+            &self.app,
+            body,
+            properties,
+            envelope,
+            &self.park,
+            parking::Left::Everything,
+        );
+        let came_back = properties
+            .headers()
+            .as_ref()
+            .is_some_and(|headers| headers.inner().contains_key(GIVEN_UP_HEADER));
         if !came_back {
             passed_on.target = Target::Own(queues::jobs(&self.app));
         }
         Owed::Parked { job: Box::new(passed_on), may_go_back: true }
     }
 
-    fn park(&self, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties, may_go_back: bool) -> Owed {
-        let parked = parking::compose(&self.app, body, properties, envelope, &self.park, parking::Left::Everything);
-        info!(app = self.app, job_id = envelope.job_id, queue = parked.target.queue(), "job parked");
+    fn park(
+        &self,
+        body: Vec<u8>,
+        envelope: &Envelope,
+        properties: &BasicProperties,
+        may_go_back: bool,
+    ) -> Owed {
+        let parked = parking::compose(
+            &self.app,
+            body,
+            properties,
+            envelope,
+            &self.park,
+            parking::Left::Everything,
+        );
+        info!(
+            app = self.app,
+            job_id = envelope.job_id,
+            queue = parked.target.queue(),
+            "job parked"
+        );
         Owed::Parked { job: Box::new(parked), may_go_back }
     }
 
@@ -500,7 +631,8 @@ impl Pipeline {
         self.log(&result);
         let json = result.json();
         Owed::Answer {
-            dead_letter: dead_letter::of_finished(job, &report, properties, envelope, &result).map(Box::new),
+            dead_letter: dead_letter::of_finished(job, &report, properties, envelope, &result)
+                .map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
             job: Owing {
                 content: Content::Job(job.clone()),
@@ -513,16 +645,24 @@ impl Pipeline {
         }
     }
 
-    fn reject(&self, rejection: Rejection, body: Vec<u8>, envelope: &Envelope, properties: &BasicProperties) -> Owed {
+    fn reject(
+        &self,
+        rejection: Rejection,
+        body: Vec<u8>,
+        envelope: &Envelope,
+        properties: &BasicProperties,
+    ) -> Owed {
         let finished_at = clock::now();
         let result = JobResult::rejected(&self.app, envelope, &rejection, finished_at);
         self.log(&result);
         let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
         let letter_is_confirmed = envelope.owes_result;
-        let dead_letter = Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
+        let dead_letter =
+            Some(Box::new(dead_letter::of_rejected(body, properties, envelope, &result)));
         let envelope = Arc::new(envelope.clone());
         let tally = ended(result, &envelope, finished_at);
-        let job = Owing { content: Content::OfLetter, envelope, letter_is_confirmed, unrecorded: None };
+        let job =
+            Owing { content: Content::OfLetter, envelope, letter_is_confirmed, unrecorded: None };
         Owed::Answer { dead_letter, reply, record: None, tally, job }
     }
 
@@ -551,15 +691,27 @@ fn note_result(span: &Span, result: &JobResult) {
     span.record("otel.status_code", if result.errors.is_empty() { "OK" } else { "ERROR" });
 }
 
-/// The recorded result of an earlier copy, to whoever asked with this one; or of this very message, if it was parked because
-/// its result could not be published. Then the record is kept for as long as others once the result is out.
-fn repeat(result: JobResult, owed_record: Option<(Entry, String)>, body: Vec<u8>, envelope: Envelope) -> Owed {
+/// The recorded result of an earlier copy, to whoever asked with this one; or of this very message,
+/// if it was parked because its result could not be published. Then the record is kept for as long
+/// as others once the result is out.
+fn repeat(
+    result: JobResult,
+    owed_record: Option<(Entry, String)>,
+    body: Vec<u8>,
+    envelope: Envelope,
+) -> Owed {
     let result = JobResult { duplicate: !envelope.owes_result, ..result };
     debug!(app = result.app, job_id = result.job_id, "job answered from its record");
     let reply = reply::compose(&result, &result.json(), &envelope).map(Box::new);
-    let tally = if envelope.owes_result { ended(result, &envelope, clock::now()) } else { Tally::Repeated };
+    let tally =
+        if envelope.owes_result { ended(result, &envelope, clock::now()) } else { Tally::Repeated };
     let envelope = Arc::new(envelope);
-    let job = Owing { content: Content::Original(body), envelope, letter_is_confirmed: true, unrecorded: None };
+    let job = Owing {
+        content: Content::Original(body),
+        envelope,
+        letter_is_confirmed: true,
+        unrecorded: None,
+    };
     Owed::Answer { dead_letter: None, reply, record: owed_record, tally, job }
 }
 

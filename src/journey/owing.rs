@@ -1,8 +1,9 @@
 //! What a job owes is published here, or waits with the job.
 //!
-//! A queue that takes no messages must not hold the job's place among the held ones. So the job is parked with what it still
-//! owes: its record says how it ended, and when it comes back it is answered without a call. If no wait queue takes it either,
-//! it is held for a while and then goes back to the jobs queue.
+//! A queue that takes no messages must not hold the job's place among the held ones. So the job is
+//! parked with what it still owes: its record says how it ended, and when it comes back it is
+//! answered without a call. If no wait queue takes it either, it is held for a while and then goes
+//! back to the jobs queue.
 
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ impl Pipeline {
                 }
                 Settled::Withheld(trouble) => {
                     if Instant::now() >= given_back_at && owed.may_go_back() {
-                        warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; it goes back to the jobs queue");
+                        warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; \
+                            it goes back to the jobs queue");
                         return Ok(Left::Something);
                     }
                 }
@@ -69,7 +71,11 @@ impl Pipeline {
     }
 
     /// Parks a job that has ended. `false` if no wait queue takes it.
-    async fn park_with_debt(&self, owed: &mut Owed, properties: &BasicProperties) -> Result<bool, Interrupted> {
+    async fn park_with_debt(
+        &self,
+        owed: &mut Owed,
+        properties: &BasicProperties,
+    ) -> Result<bool, Interrupted> {
         let Owed::Answer { dead_letter, record, tally, job, .. } = owed else { return Ok(false) };
         let body = match (&job.content, &dead_letter) {
             (Content::Job(content), _) => content.body(),
@@ -77,12 +83,19 @@ impl Pipeline {
             (Content::OfLetter, Some(letter)) => letter.body.clone(),
             (Content::OfLetter, None) => return Ok(false),
         };
-        if let (None, Content::Job(content), Some((fingerprint, report)), Tally::Ended { result, .. }) =
-            (&record, &job.content, &job.unrecorded, &*tally)
+        if let (
+            None,
+            Content::Job(content),
+            Some((fingerprint, report)),
+            Tally::Ended { result, .. },
+        ) = (&record, &job.content, &job.unrecorded, &*tally)
         {
             // Nothing of it may be sent again when it comes back.
             let (fingerprint, progress) = (fingerprint.clone(), progress_of(report));
-            let entry = self.progress.remember(&self.tenure, &job.envelope, content, fingerprint, &progress).await?;
+            let entry = self
+                .progress
+                .remember(&self.tenure, &job.envelope, content, fingerprint, &progress)
+                .await?;
             *record = Some((entry, result.json()));
         } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
             && result.calls == 0
@@ -90,15 +103,22 @@ impl Pipeline {
             // The store may have waited for something to say.
             entry.note(0, &BatchProgress::default()).await?;
         }
-        let only_result = (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);
+        let only_result =
+            (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);
         let left = if only_result { parking::Left::Result } else { parking::Left::Everything };
         let Envelope { job_id, .. } = &*job.envelope;
         let parked = parking::compose(&self.app, body, properties, &job.envelope, &self.park, left);
         if parking::publish(&self.publisher, &self.app, &parked, &self.park).await.is_err() {
             return Ok(false);
         }
-        debug!(app = self.app, job_id, queue = parked.target.queue(), "job parked with what it owes");
-        // Afterwards: a crash in between makes a second answer, but none that is marked as a duplicate of nothing.
+        debug!(
+            app = self.app,
+            job_id,
+            queue = parked.target.queue(),
+            "job parked with what it owes"
+        );
+        // Afterwards: a crash in between makes a second answer, but none that is marked as a
+        // duplicate of nothing.
         if let Some((entry, result)) = record
             && only_result
         {
@@ -114,12 +134,20 @@ fn progress_of(report: &Report) -> Vec<(u32, BatchProgress)> {
     let progress = |(batch, outcome): (u32, &BatchOutcome)| {
         let attempts = match outcome {
             BatchOutcome::Sent => 1,
-            BatchOutcome::Failed { attempts, .. } | BatchOutcome::Unknown { attempts, .. } => *attempts,
+            BatchOutcome::Failed { attempts, .. } | BatchOutcome::Unknown { attempts, .. } => {
+                *attempts
+            }
         };
         let state = BatchState::Ended(outcome.clone());
         (
             batch,
-            BatchProgress { calls: std::mem::take(&mut calls), attempts, first_attempt_at: None, last_attempt_at: None, state },
+            BatchProgress {
+                calls: std::mem::take(&mut calls),
+                attempts,
+                first_attempt_at: None,
+                last_attempt_at: None,
+                state,
+            },
         )
     };
     (0..).zip(&report.batches).map(progress).collect()

@@ -9,7 +9,8 @@ use crate::{
 
 /// A larger body is read on a thread where it holds nobody up.
 const READ_ASIDE_BYTES: usize = 128 * 1024;
-/// While it is read, a body takes up to three times its size. So few at once cost no more time than many would.
+/// While it is read, a body takes up to three times its size. So few at once cost no more time than
+/// many would.
 static READ_ASIDE: Semaphore = Semaphore::const_new(2);
 
 /// A message read: its job with its fingerprint, or why it is none; with the original bytes.
@@ -33,7 +34,8 @@ pub(super) async fn read(
     reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-/// Reads a body whose envelope was `checked`; what can be read of a job with a bad header is still told in its result.
+/// Reads a body whose envelope was `checked`; what can be read of a job with a bad header is still
+/// told in its result.
 pub(super) fn read_body(
     body: Vec<u8>,
     checked: Result<(), Rejection>,
@@ -48,7 +50,9 @@ pub(super) fn read_body(
         (Err(rejection), Ok(Job { group_id, topic_id, .. })) => {
             Err(Rejection { group_id: Some(group_id), topic_id, ..rejection })
         }
-        (Err(rejection), Err(Rejection { group_id, topic_id, .. })) => Err(Rejection { group_id, topic_id, ..rejection }),
+        (Err(rejection), Err(Rejection { group_id, topic_id, .. })) => {
+            Err(Rejection { group_id, topic_id, ..rejection })
+        }
     };
     (body, job)
 }

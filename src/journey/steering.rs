@@ -20,10 +20,11 @@ impl Pipeline {
         &self.park
     }
 
-    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight finish, other jobs go back to
-    /// the queue.
+    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight
+    /// finish, other jobs go back to the queue.
     pub fn pause(&self) {
-        self.halted.send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
+        self.halted
+            .send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
     }
 
     pub fn resume(&self) {

@@ -1,8 +1,9 @@
-//! Whose batch goes next: the highest priority first, and among the jobs of one priority each in turn, newcomers first.
+//! Whose batch goes next: the highest priority first, and among the jobs of one priority each in
+//! turn, newcomers first.
 //!
-//! A job is in its lane exactly while it has a batch ready, and in it once. Its first turn comes before the next turns of those
-//! that have begun, so ten jobs of a million recipients hardly delay one of three; but one turn in sixteen is theirs, so no
-//! stream of small jobs stops a large one.
+//! A job is in its lane exactly while it has a batch ready, and in it once. Its first turn comes
+//! before the next turns of those that have begun, so ten jobs of a million recipients hardly delay
+//! one of three; but one turn in sixteen is theirs, so no stream of small jobs stops a large one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -38,7 +39,8 @@ struct Waiting {
 }
 
 impl FairQueue {
-    /// Adds a job with the batches that are to be sent, at the end of its lane. `priority` is below [`PRIORITIES`].
+    /// Adds a job with the batches that are to be sent, at the end of its lane. `priority` is below
+    /// [`PRIORITIES`].
     pub fn add(&mut self, key: JobKey, priority: u8, batches: impl IntoIterator<Item = u32>) {
         let batches: VecDeque<u32> = batches.into_iter().collect();
         if !batches.is_empty() {
@@ -48,7 +50,8 @@ impl FairQueue {
         self.jobs.insert(key, Waiting { priority, batches });
     }
 
-    /// Brings back a batch that is due for another attempt. Unknown jobs are ignored: they ended in the meantime.
+    /// Brings back a batch that is due for another attempt. Unknown jobs are ignored: they ended in
+    /// the meantime.
     pub fn put_back(&mut self, key: JobKey, batch: u32) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         if job.batches.is_empty() {

@@ -55,8 +55,11 @@ fn a_newcomer_goes_before_those_that_have_begun_and_cannot_keep_them_waiting() {
     queue.add(2, 4, 0..1);
     assert_eq!([queue.take_next(), queue.take_next()], [Some((2, 0)), Some((0, 1))]);
     (100..400).for_each(|key| queue.add(key, 4, 0..1));
-    let of_the_large: Vec<JobKey> =
-        (0..160).filter_map(|_| queue.take_next()).map(|(key, _)| key).filter(|key| *key < 2).collect();
+    let of_the_large: Vec<JobKey> = (0..160)
+        .filter_map(|_| queue.take_next())
+        .map(|(key, _)| key)
+        .filter(|key| *key < 2)
+        .collect();
     assert_eq!(of_the_large, [1, 0, 1, 0, 1, 0, 1, 0, 1, 0]);
 }
 
@@ -97,7 +100,8 @@ impl Model {
         self.jobs.values().filter(|job| job.priority == priority && !job.ready.is_empty()).count()
     }
 
-    /// Those before it have a turn each, and fifteen newcomers between two of those that have begun.
+    /// Those before it have a turn each, and fifteen newcomers between two of those that have
+    /// begun.
     fn turn_by(&self, priority: u8) -> usize {
         self.turns[priority as usize] + ONE_IN as usize * (self.ready(priority) + 1)
     }
@@ -113,7 +117,8 @@ impl Model {
     }
 
     fn take(&mut self, taken: Option<(JobKey, u32)>) -> Result<(), TestCaseError> {
-        let highest = self.jobs.values().filter(|job| !job.ready.is_empty()).map(|job| job.priority).max();
+        let highest =
+            self.jobs.values().filter(|job| !job.ready.is_empty()).map(|job| job.priority).max();
         let Some((key, batch)) = taken else {
             prop_assert_eq!(highest, None, "somebody was forgotten");
             return Ok(());
@@ -126,7 +131,9 @@ impl Model {
         let turn_by = self.turn_by(priority);
         self.jobs.get_mut(&key).expect("it was there").turn_by = turn_by;
         let turns = self.turns[priority as usize];
-        let late = |job: &&Expected| job.priority == priority && !job.ready.is_empty() && job.turn_by < turns;
+        let late = |job: &&Expected| {
+            job.priority == priority && !job.ready.is_empty() && job.turn_by < turns
+        };
         prop_assert_eq!(self.jobs.values().filter(late).count(), 0, "somebody waits too long");
         Ok(())
     }

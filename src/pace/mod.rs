@@ -1,7 +1,9 @@
-//! Who goes next, and when. Pure: the time comes in, a decision comes out; nothing here waits or sends.
+//! Who goes next, and when. Pure: the time comes in, a decision comes out; nothing here waits or
+//! sends.
 //!
-//! [`Pacer`] says when the next call may leave: a [`token_bucket`] shapes bursts, a [`send_window`] of the last sends makes
-//! "never more than the limit in any second" a theorem. [`FairQueue`] says whose batch it is.
+//! [`Pacer`] says when the next call may leave: a [`token_bucket`] shapes bursts, a [`send_window`]
+//! of the last sends makes "never more than the limit in any second" a theorem. [`FairQueue`] says
+//! whose batch it is.
 
 pub mod fair_queue;
 pub mod pacer;

@@ -1,8 +1,9 @@
 //! When the next call may leave.
 //!
-//! A token is taken for every attempt, at the moment of sending. After a start, and whenever another process may have sent
-//! in the meantime, the first second is waited out with an empty bucket, so no second that spans two processes exceeds the
-//! limit. Answers that say "slow down" lower the rate, the more of them the lower; it grows back by itself.
+//! A token is taken for every attempt, at the moment of sending. After a start, and whenever
+//! another process may have sent in the meantime, the first second is waited out with an empty
+//! bucket, so no second that spans two processes exceeds the limit. Answers that say "slow down"
+//! lower the rate, the more of them the lower; it grows back by itself.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,17 +17,20 @@ use super::{
     token_bucket::TokenBucket,
 };
 
-/// A caller that comes later than it was told to has lost so much of its lateness at most: the machine stood still. Whoever
-/// comes later than that had nothing to send.
+/// A caller that comes later than it was told to has lost so much of its lateness at most: the
+/// machine stood still. Whoever comes later than that had nothing to send.
 const MADE_UP_AT_MOST: Duration = Duration::from_millis(500);
-/// What the bucket holds at least, in time: a timer is hardly more exact, and what comes while it is late must not be lost.
+/// What the bucket holds at least, in time: a timer is hardly more exact, and what comes while it
+/// is late must not be lost.
 const LATENESS: f64 = 0.01;
-/// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a second are another limit.
+/// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a
+/// second are another limit.
 const LEFT_AFTER_REFUSAL: f64 = 0.97;
-/// The rate loses at most half in this time: refusals of calls that left before it fell must not drive it to nothing.
+/// The rate loses at most half in this time: refusals of calls that left before it fell must not
+/// drive it to nothing.
 const ROUND: Duration = Duration::from_secs(1);
-/// What a second gives back at first, as a share of the rate that the last refusal left: the limit is most likely still where
-/// it was found, and each look beyond it is a refused call.
+/// What a second gives back at first, as a share of the rate that the last refusal left: the limit
+/// is most likely still where it was found, and each look beyond it is a refused call.
 const RECOVERED_PER_SECOND_AT_FIRST: f64 = 0.02;
 /// A round of refusals that began below this share of the configured rate has found another limit.
 const CLOSE: f64 = 0.95;
@@ -116,8 +120,9 @@ impl Pacer {
         state.bucket.empty(now + SPAN);
     }
 
-    /// Paces by other limits from now on. The calls of the last second count towards a lower one. A pacer that the API has
-    /// slowed down below the new limit stays where it is, and recovers from there.
+    /// Paces by other limits from now on. The calls of the last second count towards a lower one. A
+    /// pacer that the API has slowed down below the new limit stays where it is, and recovers from
+    /// there.
     pub fn set_limits(&self, calls_per_second: u32, burst: u32, now: Instant) {
         let mut state = lock(&self.0);
         state.recover(now);
@@ -139,7 +144,8 @@ impl Pacer {
             _ => *state.round.insert((now, half)),
         };
         let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
-        // Refusals close to the configured rate are accidents of timing, or the limit is so close that looking costs little.
+        // Refusals close to the configured rate are accidents of timing, or the limit is so close
+        // that looking costs little.
         let found_a_limit = lowest * 2.0 < CLOSE * state.ceiling;
         state.refused = found_a_limit.then_some((now, slower));
         state.set_rate(slower, now);
@@ -179,9 +185,12 @@ impl State {
     fn recover(&mut self, now: Instant) {
         let in_round = self.round.is_some_and(|(began, _)| now < began + ROUND);
         if self.rate < self.ceiling && !in_round && now > self.rate_set_at {
-            let (limit_moved, left) = self.refused.map_or((self.rate_set_at, 0.0), |(at, left)| (at + AT_FIRST, left));
+            let (limit_moved, left) =
+                self.refused.map_or((self.rate_set_at, 0.0), |(at, left)| (at + AT_FIRST, left));
             let limit_moved = limit_moved.clamp(self.rate_set_at, now);
-            let at_first = (limit_moved - self.rate_set_at).as_secs_f64() * RECOVERED_PER_SECOND_AT_FIRST * left;
+            let at_first = (limit_moved - self.rate_set_at).as_secs_f64()
+                * RECOVERED_PER_SECOND_AT_FIRST
+                * left;
             let then = (now - limit_moved).as_secs_f64() * RECOVERED_PER_SECOND * self.ceiling;
             self.set_rate((self.rate + at_first + then).min(self.ceiling), now);
         }

@@ -17,8 +17,14 @@ fn most_in_one_second(moments: &[Instant]) -> usize {
     most
 }
 
-/// Sends as fast as the pacer allows until `until`; each request is written `write_delay(n)` after its turn came.
-fn saturate(pacer: &Pacer, from: Instant, until: Instant, write_delay: impl Fn(usize) -> Duration) -> Vec<Instant> {
+/// Sends as fast as the pacer allows until `until`; each request is written `write_delay(n)` after
+/// its turn came.
+fn saturate(
+    pacer: &Pacer,
+    from: Instant,
+    until: Instant,
+    write_delay: impl Fn(usize) -> Duration,
+) -> Vec<Instant> {
     saturate_and_then(pacer, from, until, until, write_delay, || {})
 }
 
@@ -81,7 +87,9 @@ fn nothing_leaves_in_the_first_second_and_no_burst_after_it() {
     let pacer = Pacer::new(200, 20, start);
     let sent = saturate(&pacer, start, start + 2 * SECOND, |_| Duration::ZERO);
     assert!(sent[0] >= start + SECOND);
-    assert!(sent.iter().filter(|at| **at < start + SPAN + Duration::from_millis(100)).count() <= 20);
+    assert!(
+        sent.iter().filter(|at| **at < start + SPAN + Duration::from_millis(100)).count() <= 20
+    );
 }
 
 #[test]
@@ -144,8 +152,15 @@ fn a_single_refusal_costs_next_to_nothing() {
     assert_eq!(pacer.rate(now + 2 * SECOND), 200.0);
 }
 
-/// Sends for so many seconds to an API that takes `limit` calls in any second. Says how many were sent and refused.
-fn send_to(pacer: &Pacer, limit: usize, from: Instant, seconds: u32, accepted: &mut Vec<Instant>) -> (usize, usize) {
+/// Sends for so many seconds to an API that takes `limit` calls in any second. Says how many were
+/// sent and refused.
+fn send_to(
+    pacer: &Pacer,
+    limit: usize,
+    from: Instant,
+    seconds: u32,
+    accepted: &mut Vec<Instant>,
+) -> (usize, usize) {
     let (mut now, mut sent, mut refused) = (from, 0, 0);
     while now < from + seconds * SECOND {
         match pacer.turn(now) {
@@ -176,9 +191,17 @@ fn a_lower_limit_is_found_and_used_and_left_when_it_is_lifted() {
         send_to(&pacer, limit, start, 5, &mut accepted);
         let from = start + 5 * SECOND;
         let (sent, refused) = send_to(&pacer, limit, from, 60, &mut accepted);
-        let (share, used) = (refused as f64 / sent as f64, (sent - refused) as f64 / (60 * limit) as f64);
-        println!("limit {limit}: {sent} calls, {:.1} % refused, {:.1} % of the limit used", share * 100.0, used * 100.0);
-        assert!(share < 0.05 && used > 0.9, "limit {limit}: {sent} calls, {refused} refused, {used} used");
+        let (share, used) =
+            (refused as f64 / sent as f64, (sent - refused) as f64 / (60 * limit) as f64);
+        println!(
+            "limit {limit}: {sent} calls, {:.1} % refused, {:.1} % of the limit used",
+            share * 100.0,
+            used * 100.0
+        );
+        assert!(
+            share < 0.05 && used > 0.9,
+            "limit {limit}: {sent} calls, {refused} refused, {used} used"
+        );
         let lifted = from + 60 * SECOND;
         assert_eq!(pacer.rate(lifted + 60 * SECOND), 200.0);
     }

@@ -1,14 +1,16 @@
 //! The last sends, so that no second ever holds more than the limit.
 //!
-//! A slot is reserved before a call and stamped when the request is written, which may be a connection's handshake later.
-//! It is free again [`SPAN`] after its stamp, or at once if nothing was written. Between reservation and stamp it counts as
-//! if it were sent at every moment, so the limit holds whenever the write happens.
+//! A slot is reserved before a call and stamped when the request is written, which may be a
+//! connection's handshake later. It is free again [`SPAN`] after its stamp, or at once if nothing
+//! was written. Between reservation and stamp it counts as if it were sent at every moment, so the
+//! limit holds whenever the write happens.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// A little over a second: a millisecond of jitter on the way must not let the edges of two bursts meet in one second.
+/// A little over a second: a millisecond of jitter on the way must not let the edges of two bursts
+/// meet in one second.
 pub const SPAN: Duration = Duration::from_millis(1005);
 
 #[derive(Debug)]
@@ -45,7 +47,8 @@ impl SendWindow {
         if self.stamps.len() + self.unwritten < self.limit {
             return Room::Now;
         }
-        // If only one more slot is needed, the oldest stamp leaves first; a limit that was lowered needs more.
+        // If only one more slot is needed, the oldest stamp leaves first; a limit that was lowered
+        // needs more.
         let surplus = self.stamps.len() + self.unwritten - self.limit;
         self.stamps.get(surplus).map_or(Room::AfterAWrite, |&stamp| Room::At(stamp + SPAN))
     }

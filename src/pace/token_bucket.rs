@@ -24,7 +24,11 @@ impl TokenBucket {
     pub fn ready_at(&mut self, now: Instant) -> Instant {
         self.count(now);
         let missing = 1.0 - self.tokens;
-        if missing <= 0.0 { now } else { now + Duration::from_secs_f64(missing / self.tokens_per_second) }
+        if missing <= 0.0 {
+            now
+        } else {
+            now + Duration::from_secs_f64(missing / self.tokens_per_second)
+        }
     }
 
     /// Takes a token that [`ready_at`](Self::ready_at) said is there.
@@ -65,8 +69,10 @@ impl TokenBucket {
     fn count_up_to(&mut self, most: f64, now: Instant) {
         let elapsed = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.counted_at = self.counted_at.max(now);
-        // A billionth is lost or won when durations are rounded to nanoseconds; without it `ready_at` could name its own `now` for ever.
-        self.tokens = (self.tokens + elapsed * self.tokens_per_second + 1e-9).min(most.max(self.tokens));
+        // A billionth is lost or won when durations are rounded to nanoseconds; without it
+        // `ready_at` could name its own `now` for ever.
+        self.tokens =
+            (self.tokens + elapsed * self.tokens_per_second + 1e-9).min(most.max(self.tokens));
     }
 }
 
@@ -95,7 +101,8 @@ mod tests {
                 bucket.take();
                 taken += 1;
                 let allowed = burst + (now - start).as_secs_f64() * rate;
-                prop_assert!(f64::from(taken) <= allowed + 0.001, "{} sends where {} were allowed", taken, allowed);
+                prop_assert!(f64::from(taken) <= allowed + 0.001, "{} sends where {} were \
+                    allowed", taken, allowed);
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Whether the store works. An operation that fails says that it does not. Only the same operation says that it does again:
-//! a store that can be reached, and even written to, may still be unable to do what was asked of it.
+//! Whether the store works. An operation that fails says that it does not. Only the same operation
+//! says that it does again: a store that can be reached, and even written to, may still be unable
+//! to do what was asked of it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -14,7 +15,8 @@ use crate::{delay, watch};
 
 const FIRST_PROBE: Duration = Duration::from_millis(200);
 const MAX_PROBE: Duration = Duration::from_secs(5);
-/// How often a store that works is probed, so that a daemon without jobs notices too when it is away.
+/// How often a store that works is probed, so that a daemon without jobs notices too when it is
+/// away.
 const PROBED_EVERY: Duration = Duration::from_secs(10);
 /// How long a store has to work before a failure is taken for a new one.
 const TRUSTED_AFTER: Duration = Duration::from_secs(30);
@@ -38,14 +40,18 @@ pub struct Health(Arc<Shared>);
 
 struct Shared {
     condition: watch::Sender<Condition>,
-    /// What failed last time, one operation of each name. The store works when all of them have succeeded.
+    /// What failed last time, one operation of each name. The store works when all of them have
+    /// succeeded.
     failed: Mutex<Vec<(&'static str, Attempt)>>,
 }
 
 impl Health {
     /// Probes the store in the background, as long as this lives.
     pub(super) fn watch(store: Arc<dyn Store>) -> Self {
-        let shared = Arc::new(Shared { condition: watch::Sender::new(Condition::Unknown), failed: Mutex::default() });
+        let shared = Arc::new(Shared {
+            condition: watch::Sender::new(Condition::Unknown),
+            failed: Mutex::default(),
+        });
         tokio::spawn(probe_as_needed(Arc::downgrade(&shared), shared.condition.subscribe(), store));
         Self(shared)
     }
@@ -144,7 +150,11 @@ fn probing() -> Attempt {
     Arc::new(|store| store.probe())
 }
 
-async fn probe_as_needed(shared: Weak<Shared>, mut condition: watch::Receiver<Condition>, store: Arc<dyn Store>) {
+async fn probe_as_needed(
+    shared: Weak<Shared>,
+    mut condition: watch::Receiver<Condition>,
+    store: Arc<dyn Store>,
+) {
     let mut probes = 0;
     let mut works_since: Option<Instant> = None;
     loop {
@@ -155,7 +165,8 @@ async fn probe_as_needed(shared: Weak<Shared>, mut condition: watch::Receiver<Co
             Err(_) => Condition::Works,
         };
         if found != Condition::Works {
-            // A store that fails again soon, as one on a full disk does, is probed as seldom as before.
+            // A store that fails again soon, as one on a full disk does, is probed as seldom as
+            // before.
             if works_since.take().is_some_and(|since| since.elapsed() > TRUSTED_AFTER) {
                 probes = 0;
             }

@@ -1,12 +1,15 @@
-//! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is answered at once.
+//! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is
+//! answered at once.
 //!
-//! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch stands, at last its
-//! result. Two messages with one id are one job: the second waits for the first. A batch counts as ended, and a call that must
-//! not be repeated starts, only after the store has confirmed it.
+//! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch
+//! stands, at last its result. Two messages with one id are one job: the second waits for the
+//! first. A batch counts as ended, and a call that must not be repeated starts, only after the
+//! store has confirmed it.
 //!
-//! While the store is [away](health), no call starts. What is known by then is kept and recorded when the store works again:
-//! an operation has no time limit, and the claim on its job is held until it has succeeded. No call starts either while a write
-//! has waited for a second, so a crash repeats no more than that.
+//! While the store is [away](health), no call starts. What is known by then is kept and recorded
+//! when the store works again: an operation has no time limit, and the claim on its job is held
+//! until it has succeeded. No call starts either while a write has waited for a second, so a crash
+//! repeats no more than that.
 
 mod claims;
 pub mod health;
@@ -27,7 +30,9 @@ use self::{
     pending::Pending,
     redis::{Certificates, RedisStore},
     sqlite::SqliteStore,
-    store::{Answer, Completion, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost},
+    store::{
+        Answer, Completion, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost,
+    },
     tenure::Tenure,
 };
 use crate::{
@@ -45,17 +50,23 @@ pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     let retention = retention_of(config);
     Ok(match config.state.url.store() {
         StateStore::Sqlite(path) => Arc::new(SqliteStore::new(path.clone(), retention)),
-        StateStore::Redis => Arc::new(RedisStore::new(config.state.url.expose(), certificates_of(&config.state)?, retention)?),
+        StateStore::Redis => Arc::new(RedisStore::new(
+            config.state.url.expose(),
+            certificates_of(&config.state)?,
+            retention,
+        )?),
     })
 }
 
-/// Claims the file of the state for this process, until what is returned is dropped. Two daemons with one file would each
-/// believe to know all that is under way.
+/// Claims the file of the state for this process, until what is returned is dropped. Two daemons
+/// with one file would each believe to know all that is under way.
 pub async fn claim_file(config: &Config) -> Result<Option<fs::File>, StoreLost> {
     let StateStore::Sqlite(path) = config.state.url.store().clone() else { return Ok(None) };
     let claiming = spawn_blocking(move || sqlite::claim(&path));
     // A disk that hangs is the store's to tell.
-    timeout(CLAIMED_WITHIN, claiming).await.map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
+    timeout(CLAIMED_WITHIN, claiming)
+        .await
+        .map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
 }
 
 /// The same store for somebody who only looks: it is not made if it is missing.
@@ -70,23 +81,28 @@ fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
     let read = |key: &str, path: &Option<PathBuf>, content: Content| {
         let Some(path) = path else { return Ok(None) };
         let wrong = |reason| StoreLost::new("read the certificates of state", reason);
-        let bytes = file::read(path, file::LARGEST_BYTES).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+        let bytes = file::read(path, file::LARGEST_BYTES)
+            .map_err(|error| wrong(format!("{}: {error}", path.display())))?;
         pem::check(key, path, &bytes, content).map_err(wrong)?;
         Ok(Some(bytes))
     };
     let ca = read("state.ca_file", &state.ca_file, Content::Certificates)?;
     let certificate = read("state.cert_file", &state.cert_file, Content::Certificates)?;
-    Ok(Certificates { ca, client: certificate.zip(read("state.key_file", &state.key_file, Content::PrivateKey)?) })
+    Ok(Certificates {
+        ca,
+        client: certificate.zip(read("state.key_file", &state.key_file, Content::PrivateKey)?),
+    })
 }
 
 const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the record of a job is kept that has not ended and does not come: it may wait in its queue while the app is paused or
-/// has a backlog. Each time the job comes, or is parked again until its time, the record is kept for as long anew.
+/// How long the record of a job is kept that has not ended and does not come: it may wait in its
+/// queue while the app is paused or has a backlog. Each time the job comes, or is parked again
+/// until its time, the record is kept for as long anew.
 const UNFINISHED_KEPT_FOR: Duration = Duration::from_hours(24 * 90);
 
-/// `state.retention` is for jobs that have ended. A record must outlive any wait of a job that can still come back, whatever
-/// the configuration says.
+/// `state.retention` is for jobs that have ended. A record must outlive any wait of a job that can
+/// still come back, whatever the configuration says.
 fn retention_of(config: &Config) -> Retention {
     let retries = config.apps.values().map(|app| &app.retry);
     let longest = retries.map(|retry| {
@@ -152,11 +168,16 @@ impl Progress {
     /// Takes the store as away until it has answered for the first time.
     pub fn start(store: Arc<dyn Store>) -> Self {
         let health = Health::watch(store.clone());
-        Self(Arc::new(Inner { store, health, claims: Claims::default(), pending: Pending::default() }))
+        Self(Arc::new(Inner {
+            store,
+            health,
+            claims: Claims::default(),
+            pending: Pending::default(),
+        }))
     }
 
-    /// Looks a job up, and makes a record of it if there is none. Waits while another message with its id is worked on, but
-    /// not longer than `patience`.
+    /// Looks a job up, and makes a record of it if there is none. Waits while another message with
+    /// its id is worked on, but not longer than `patience`.
     pub async fn open(
         &self,
         tenure: &Tenure,
@@ -196,9 +217,15 @@ impl Progress {
         fingerprint: String,
         touched: &[(u32, BatchProgress)],
     ) -> Result<Entry, StoreLost> {
-        let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
+        let opening =
+            Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
         let claim = Arc::new(self.0.claims.claim(opening.key.clone()).await);
-        let entry = Entry(Arc::new(Place { inner: self.0.clone(), tenure: tenure.shared(), opening, claim }));
+        let entry = Entry(Arc::new(Place {
+            inner: self.0.clone(),
+            tenure: tenure.shared(),
+            opening,
+            claim,
+        }));
         if touched.is_empty() {
             entry.note(0, &BatchProgress::default()).await?;
         }
@@ -226,7 +253,11 @@ impl Progress {
 }
 
 fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch: i64) -> Opening {
-    let key = Key { app: app.to_owned(), job_id: envelope.job_id.clone(), earlier_deaths: envelope.earlier_deaths };
+    let key = Key {
+        app: app.to_owned(),
+        job_id: envelope.job_id.clone(),
+        earlier_deaths: envelope.earlier_deaths,
+    };
     let head = Head {
         content: fingerprint,
         batch_size: job.cut().batch_size,
@@ -239,8 +270,8 @@ fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch
 }
 
 impl Entry {
-    /// Records how a batch stands. Fails if the record cannot be written; and an intent also if another replica has taken the
-    /// app's jobs over.
+    /// Records how a batch stands. Fails if the record cannot be written; and an intent also if
+    /// another replica has taken the app's jobs over.
     pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
         let is_intent = progress.state == BatchState::Intended;
         let (opening, progress) = (self.0.opening.clone(), progress.clone());
@@ -251,8 +282,13 @@ impl Entry {
         }
     }
 
-    /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so with the entry returned.
-    pub async fn split_again(&self, job: &Job, batches: &[(u32, BatchProgress)]) -> Result<Self, StoreLost> {
+    /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so
+    /// with the entry returned.
+    pub async fn split_again(
+        &self,
+        job: &Job,
+        batches: &[(u32, BatchProgress)],
+    ) -> Result<Self, StoreLost> {
         let Place { inner, tenure, opening, claim } = &*self.0;
         let Opening { key, head, epoch } = (**opening).clone();
         let Cut { batch_size, within } = job.cut();
@@ -286,8 +322,8 @@ impl Entry {
 }
 
 impl Inner {
-    /// Has the store do it, however long the store is away, and says when it was asked. Fails only over a record that cannot be
-    /// read or written, and over a newer epoch.
+    /// Has the store do it, however long the store is away, and says when it was asked. Fails only
+    /// over a record that cannot be read or written, and over a newer epoch.
     async fn insist<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
@@ -298,7 +334,9 @@ impl Inner {
             let asked_at = Moment::now();
             match operation(&*self.store).await {
                 Ok(value) => return Ok((value, asked_at)),
-                Err(error) if error.scope == Scope::Store => self.health.failed(&error, attempt(operation.clone())),
+                Err(error) if error.scope == Scope::Store => {
+                    self.health.failed(&error, attempt(operation.clone()))
+                }
                 Err(error) => return Err(error),
             }
         }

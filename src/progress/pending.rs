@@ -1,5 +1,6 @@
-//! Since when the store has owed an answer. Outcomes that are known and not yet recorded would be lost with the process, so
-//! their number is bounded: no call starts while one has waited for too long.
+//! Since when the store has owed an answer. Outcomes that are known and not yet recorded would be
+//! lost with the process, so their number is bounded: no call starts while one has waited for too
+//! long.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +40,10 @@ impl Pending {
 
     /// Whether what is known now would be recorded soon.
     pub(super) fn is_short(&self) -> bool {
-        self.lock().began.first_key_value().is_none_or(|(_, began)| began.elapsed() < RECORDED_WITHIN)
+        self.lock()
+            .began
+            .first_key_value()
+            .is_none_or(|(_, began)| began.elapsed() < RECORDED_WITHIN)
     }
 
     /// No code panics while it holds the lock.

@@ -1,8 +1,8 @@
-//! What a state store has to do, in the words of both: a record for each job, which says what the job is, how each of its
-//! batches stands, and in the end its result.
+//! What a state store has to do, in the words of both: a record for each job, which says what the
+//! job is, how each of its batches stands, and in the end its result.
 //!
-//! A store decides nothing. What an operation has answered for survives the end of the process; an intent also survives
-//! the end of the machine.
+//! A store decides nothing. What an operation has answered for survives the end of the process; an
+//! intent also survives the end of the machine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,7 +56,8 @@ pub struct Record {
     pub result: Option<String>,
 }
 
-/// Names a job's record and carries its beginning, which each write repeats: a store that has lost its data has it again.
+/// Names a job's record and carries its beginning, which each write repeats: a store that has lost
+/// its data has it again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opening {
     pub key: Key,
@@ -69,9 +70,11 @@ pub struct Opening {
 #[derive(Debug, Clone)]
 pub struct TakeOver {
     pub app: String,
-    /// The epoch is not below the Unix milliseconds of this moment, so it is newer too than one that a store has lost.
+    /// The epoch is not below the Unix milliseconds of this moment, so it is newer too than one
+    /// that a store has lost.
     pub at_least: Timestamp,
-    /// Whether to take nothing from a replica that has [confirmed](Store::confirm) its epoch lately.
+    /// Whether to take nothing from a replica that has [confirmed](Store::confirm) its epoch
+    /// lately.
     pub leave_active: bool,
 }
 
@@ -107,8 +110,8 @@ impl Retention {
 pub struct Completion {
     /// Its result as JSON.
     pub result: String,
-    /// The job waits until its result can be published. Its record is kept like that of a job under way: without it, the job
-    /// would be sent again when it comes back.
+    /// The job waits until its result can be published. Its record is kept like that of a job under
+    /// way: without it, the job would be sent again when it comes back.
     pub owes_result: bool,
 }
 
@@ -148,7 +151,10 @@ impl StoreLost {
     }
 
     pub fn displaced(operation: &'static str) -> Self {
-        Self { scope: Scope::Displaced, ..Self::new(operation, "another replica has taken the app's jobs over") }
+        Self {
+            scope: Scope::Displaced,
+            ..Self::new(operation, "another replica has taken the app's jobs over")
+        }
     }
 }
 
@@ -156,16 +162,22 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 
 /// Each operation ends in bounded time.
 ///
-/// One whose opening has an older epoch than the app fails as displaced. What is known for certain is written all the same:
-/// what came of calls, and a job's result.
+/// One whose opening has an older epoch than the app fails as displaced. What is known for certain
+/// is written all the same: what came of calls, and a job's result.
 pub trait Store: Send + Sync + 'static {
-    /// Makes the record unless it is there, and says what is in it. One that nobody else needs may be made with the first note.
+    /// Makes the record unless it is there, and says what is in it. One that nobody else needs may
+    /// be made with the first note.
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
-    /// Remembers how a batch stands, if the job is still cut as its opening says. One that has ended stays as it ended.
+    /// Remembers how a batch stands, if the job is still cut as its opening says. One that has
+    /// ended stays as it ended.
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;
-    /// Replaces how a job that has not ended is cut, by what its opening says now, and how its batches stand. What others still
-    /// note of the batches before is of no account.
-    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()>;
+    /// Replaces how a job that has not ended is cut, by what its opening says now, and how its
+    /// batches stand. What others still note of the batches before is of no account.
+    fn split_again(
+        &self,
+        opening: Arc<Opening>,
+        batches: Vec<(u32, BatchProgress)>,
+    ) -> Answer<'_, ()>;
     /// Remembers the result, and forgets the batches.
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()>;
     /// The latest record of a job: the one with the most earlier deaths.

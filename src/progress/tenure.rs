@@ -1,13 +1,14 @@
-//! Which replica an app's jobs are with, as the store knows it. A broker can give the same jobs to two replicas at once: when
-//! it is partitioned, or when a replica was frozen and does not know yet what it has lost.
+//! Which replica an app's jobs are with, as the store knows it. A broker can give the same jobs to
+//! two replicas at once: when it is partitioned, or when a replica was frozen and does not know yet
+//! what it has lost.
 //!
-//! A subscription takes an epoch when its first delivery comes, before any call. Each write to the store carries it, and
-//! the store says when there is a newer one: then this replica stops calling and lets its jobs go. No call starts unless the
-//! store has confirmed the epoch within the last second. Writes do that where calls go out; the keeper
-//! asks where they do not.
+//! A subscription takes an epoch when its first delivery comes, before any call. Each write to the
+//! store carries it, and the store says when there is a newer one: then this replica stops calling
+//! and lets its jobs go. No call starts unless the store has confirmed the epoch within the last
+//! second. Writes do that where calls go out; the keeper asks where they do not.
 //!
-//! A replica that was displaced does not take the jobs back from one that makes calls, so two that both get deliveries do
-//! not displace each other in turn.
+//! A replica that was displaced does not take the jobs back from one that makes calls, so two that
+//! both get deliveries do not displace each other in turn.
 
 use std::{
     future::ready,
@@ -62,7 +63,8 @@ enum Stage {
     /// The store is being asked. The number tells one subscription from another.
     Taking(u64),
     Held(i64),
-    /// The subscription has ended: another replica may take the jobs over, and what is known here is still recorded.
+    /// The subscription has ended: another replica may take the jobs over, and what is known here
+    /// is still recorded.
     Ended(i64),
     Displaced,
 }
@@ -76,7 +78,8 @@ struct Confirmed {
     subscriptions: u64,
     /// How often in a row another replica has taken the jobs.
     displaced: u32,
-    /// Whether the last subscription ended so. Only then the jobs are left to a replica that makes calls: otherwise that is this one.
+    /// Whether the last subscription ended so. Only then the jobs are left to a replica that makes
+    /// calls: otherwise that is this one.
     was_displaced: bool,
     /// When the next delivery may be taken.
     pause_ends_at: Instant,
@@ -106,7 +109,8 @@ impl Tenure {
         Self(shared)
     }
 
-    /// The first delivery of a subscription is here: takes the app's jobs over. `taken` is called when that is done.
+    /// The first delivery of a subscription is here: takes the app's jobs over. `taken` is called
+    /// when that is done.
     pub fn begin(&self, taken: impl FnOnce() + Send + 'static) {
         let shared = self.0.clone();
         let (number, leave_active) = {
@@ -116,9 +120,11 @@ impl Tenure {
         };
         shared.stage.send_replace(Stage::Taking(number));
         tokio::spawn(async move {
-            let take_over = TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active };
+            let take_over =
+                TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active };
             let asking = shared.clone();
-            // Not once the subscription has ended: that would take the jobs away from the replica that has them then.
+            // Not once the subscription has ended: that would take the jobs away from the replica
+            // that has them then.
             let asked = shared.inner.insist(move |store| match asking.is_taking(number) {
                 true => store.take_over(take_over.clone()),
                 false => Box::pin(ready(Err(StoreLost::displaced("take the app's jobs over")))),
@@ -211,7 +217,12 @@ impl Shared {
         *self.stage.borrow() == Stage::Taking(number)
     }
 
-    fn took_over(&self, number: u64, asked: Result<(Taken, Moment), StoreLost>, taken: impl FnOnce()) {
+    fn took_over(
+        &self,
+        number: u64,
+        asked: Result<(Taken, Moment), StoreLost>,
+        taken: impl FnOnce(),
+    ) {
         // A later subscription asks for itself.
         if !self.is_taking(number) {
             return;
@@ -234,7 +245,9 @@ impl Shared {
                     is_present
                 });
             }
-            Ok((Taken::LeftToAnother, _)) => self.displaced(Stage::Taking(number), "another replica makes calls"),
+            Ok((Taken::LeftToAnother, _)) => {
+                self.displaced(Stage::Taking(number), "another replica makes calls")
+            }
             Err(error) => self.displaced(Stage::Taking(number), &error.to_string()),
         }
     }
@@ -247,9 +260,13 @@ impl Shared {
         }
     }
 
-    /// Takes note of what the store says about an operation with this epoch. What is recorded with an older one, of a
-    /// subscription before, says nothing about the present.
-    pub(super) fn heed<T>(&self, epoch: i64, answered: Result<(T, Moment), StoreLost>) -> Result<T, StoreLost> {
+    /// Takes note of what the store says about an operation with this epoch. What is recorded with
+    /// an older one, of a subscription before, says nothing about the present.
+    pub(super) fn heed<T>(
+        &self,
+        epoch: i64,
+        answered: Result<(T, Moment), StoreLost>,
+    ) -> Result<T, StoreLost> {
         let present = Stage::Held(epoch);
         let is_present = *self.stage.borrow() == present;
         match answered {
@@ -281,17 +298,20 @@ impl Shared {
             return;
         }
         let mut confirmed = self.lock();
-        let held_for_long = matches!(was, Stage::Held(_)) && confirmed.held_since.elapsed() > TRUSTED_AFTER;
+        let held_for_long =
+            matches!(was, Stage::Held(_)) && confirmed.held_since.elapsed() > TRUSTED_AFTER;
         confirmed.was_displaced = true;
         confirmed.displaced = if held_for_long { 1 } else { confirmed.displaced + 1 };
-        let pause = delay::after_attempt(confirmed.displaced, FIRST_PAUSE, LONGEST_PAUSE, delay::jitter());
+        let pause =
+            delay::after_attempt(confirmed.displaced, FIRST_PAUSE, LONGEST_PAUSE, delay::jitter());
         confirmed.pause_ends_at = Instant::now() + pause;
         drop(confirmed);
         let app = &self.app;
         error!(
             app,
             reason,
-            "another replica has the app's jobs too: this one stops calling and consumes anew in {} s. See whether the broker's nodes \
+            "another replica has the app's jobs too: this one stops calling and consumes anew in \
+                {} s. See whether the broker's nodes \
              are partitioned, or whether this process was frozen",
             pause.as_secs()
         );

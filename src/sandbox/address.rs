@@ -1,11 +1,13 @@
-//! The address of a call: its path, method and query. Decides whether it names this API with all parameters in form;
-//! whether they are the right ones is decided in `credential`. Names and values are case-sensitive.
+//! The address of a call: its path, method and query. Decides whether it names this API with all
+//! parameters in form; whether they are the right ones is decided in `credential`. Names and values
+//! are case-sensitive.
 
 use hyper::Method;
 use url::form_urlencoded;
 
 use super::refusal::{
-    BAD_ACCOUNT, BAD_COMMAND, BAD_SDK_APP_ID, BAD_URL, NO_SUCH_RESOURCE, Refusal, SDK_APP_ID_MISSING, USER_SIG_EMPTY,
+    BAD_ACCOUNT, BAD_COMMAND, BAD_SDK_APP_ID, BAD_URL, NO_SUCH_RESOURCE, Refusal,
+    SDK_APP_ID_MISSING, USER_SIG_EMPTY,
 };
 
 pub const SERVICE: &str = "group_open_http_svc";
@@ -30,7 +32,8 @@ impl Address {
 }
 
 fn check_path(path: &str) -> Result<(), Refusal> {
-    let Some((service, command)) = path.strip_prefix("/v4/").and_then(|rest| rest.split_once('/')) else {
+    let Some((service, command)) = path.strip_prefix("/v4/").and_then(|rest| rest.split_once('/'))
+    else {
         return Err(Refusal::new(BAD_URL, "the path must be /v4/<service>/<command>"));
     };
     match (service, command) {
@@ -70,8 +73,11 @@ impl Parameters {
     }
 
     fn check(self) -> Result<Address, Refusal> {
-        let sdk_app_id = self.sdk_app_id.ok_or(Refusal::new(SDK_APP_ID_MISSING, "sdkappid is required"))?;
-        let sdk_app_id = sdk_app_id.parse().map_err(|_| Refusal::new(BAD_SDK_APP_ID, "sdkappid is not an integer"))?;
+        let sdk_app_id =
+            self.sdk_app_id.ok_or(Refusal::new(SDK_APP_ID_MISSING, "sdkappid is required"))?;
+        let sdk_app_id = sdk_app_id
+            .parse()
+            .map_err(|_| Refusal::new(BAD_SDK_APP_ID, "sdkappid is not an integer"))?;
         let identifier = self.identifier.filter(|name| !name.is_empty());
         let identifier = identifier.ok_or(Refusal::new(BAD_ACCOUNT, "identifier is required"))?;
         let user_sig = self.user_sig.filter(|sig| !sig.is_empty());
@@ -96,7 +102,8 @@ mod tests {
     use super::*;
 
     const PATH: &str = "/v4/group_open_http_svc/send_group_system_notification";
-    const QUERY: &str = "sdkappid=88&identifier=admin&usersig=sig&random=4294967295&contenttype=json";
+    const QUERY: &str =
+        "sdkappid=88&identifier=admin&usersig=sig&random=4294967295&contenttype=json";
 
     fn code(method: Method, path: &str, query: &str) -> i64 {
         Address::read(&method, path, query).map_or_else(|refusal| refusal.code, |_| 0)
@@ -105,7 +112,10 @@ mod tests {
     #[test]
     fn a_complete_address_is_read() {
         let address = Address::read(&Method::POST, PATH, QUERY).unwrap();
-        assert_eq!(address, Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: "sig".into() });
+        assert_eq!(
+            address,
+            Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: "sig".into() }
+        );
     }
 
     #[test]
@@ -118,7 +128,10 @@ mod tests {
     fn a_wrong_path_or_method_is_refused() {
         assert_eq!(code(Method::GET, PATH, QUERY), 60002);
         assert_eq!(code(Method::POST, "/", QUERY), 60002);
-        assert_eq!(code(Method::POST, "/v3/group_open_http_svc/send_group_system_notification", QUERY), 60002);
+        assert_eq!(
+            code(Method::POST, "/v3/group_open_http_svc/send_group_system_notification", QUERY),
+            60002
+        );
         assert_eq!(code(Method::POST, "/v4/openim/sendmsg", QUERY), 60009);
         assert_eq!(code(Method::POST, "/v4/group_open_http_svc/send_group_msg", QUERY), 10003);
         assert_eq!(code(Method::POST, &PATH.to_uppercase().replace("/V4", "/v4"), QUERY), 60009);

@@ -1,10 +1,13 @@
-//! A request as a call: all that can be read from it without the sandbox's state, so that no lock is held meanwhile.
+//! A request as a call: all that can be read from it without the sandbox's state, so that no lock
+//! is held meanwhile.
 
 use hyper::Method;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{address::Address, credential::Credential, notification::Notification, refusal::Refusal};
+use super::{
+    address::Address, credential::Credential, notification::Notification, refusal::Refusal,
+};
 
 pub struct Call<'a> {
     pub credential: Result<Credential, Refusal>,

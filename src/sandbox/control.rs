@@ -1,5 +1,6 @@
-//! The control API under `/_sandbox/`: faults and settings in, received calls and statistics out. It asks nobody for a
-//! credential; that is why the sandbox listens on loopback unless told otherwise.
+//! The control API under `/_sandbox/`: faults and settings in, received calls and statistics out.
+//! It asks nobody for a credential; that is why the sandbox listens on loopback unless told
+//! otherwise.
 
 use hyper::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -53,7 +54,9 @@ fn patch_settings(sandbox: &Shared, body: &[u8]) -> Result<Settings, String> {
 }
 
 fn group_in(query: &str) -> Option<String> {
-    form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "group").map(|(_, group)| group.into_owned())
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "group")
+        .map(|(_, group)| group.into_owned())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
@@ -65,7 +68,10 @@ fn done<T: Serialize>(outcome: Result<T, String>) -> Reply {
 }
 
 fn ok<T: Serialize + ?Sized>(value: &T) -> Reply {
-    reply::json(StatusCode::OK, serde_json::to_string(value).expect("nothing here fails to serialize"))
+    reply::json(
+        StatusCode::OK,
+        serde_json::to_string(value).expect("nothing here fails to serialize"),
+    )
 }
 
 fn refuse(status: StatusCode, reason: &str) -> Reply {

@@ -1,4 +1,5 @@
-//! The credential of a call: a UserSig, opened and compared with the address it came with, the app's key and the clock.
+//! The credential of a call: a UserSig, opened and compared with the address it came with, the
+//! app's key and the clock.
 //!
 //! A UserSig over a `TLS.userbuf` is refused: no REST call needs one.
 
@@ -11,8 +12,8 @@ use serde::Deserialize;
 use super::{
     address::Address,
     refusal::{
-        BAD_SDK_APP_ID, NOT_ADMIN, Refusal, USER_SIG_EXPIRED, USER_SIG_MISMATCH, USER_SIG_OF_OTHER_ACCOUNT,
-        USER_SIG_OF_OTHER_APP, USER_SIG_UNREADABLE,
+        BAD_SDK_APP_ID, NOT_ADMIN, Refusal, USER_SIG_EXPIRED, USER_SIG_MISMATCH,
+        USER_SIG_OF_OTHER_ACCOUNT, USER_SIG_OF_OTHER_APP, USER_SIG_UNREADABLE,
     },
     settings::Settings,
 };
@@ -46,7 +47,8 @@ struct Stated {
 
 impl Credential {
     pub fn read(address: Address) -> Result<Self, Refusal> {
-        let stated = open(&address.user_sig).ok_or(Refusal::new(USER_SIG_UNREADABLE, "usersig cannot be decoded"))?;
+        let stated = open(&address.user_sig)
+            .ok_or(Refusal::new(USER_SIG_UNREADABLE, "usersig cannot be decoded"))?;
         if stated.version != "2.0" {
             return Err(Refusal::new(USER_SIG_UNREADABLE, "usersig is not of version 2.0"));
         }
@@ -60,7 +62,10 @@ impl Credential {
             return Err(Refusal::new(BAD_SDK_APP_ID, "sdkappid is not the one of this app"));
         }
         if stated.identifier != address.identifier {
-            return Err(Refusal::new(USER_SIG_OF_OTHER_ACCOUNT, "identifier is not the one in usersig"));
+            return Err(Refusal::new(
+                USER_SIG_OF_OTHER_ACCOUNT,
+                "identifier is not the one in usersig",
+            ));
         }
         if stated.sdk_app_id != address.sdk_app_id {
             return Err(Refusal::new(USER_SIG_OF_OTHER_APP, "sdkappid is not the one in usersig"));
@@ -80,7 +85,12 @@ impl Credential {
 
 impl Stated {
     fn claims(&self) -> Claims<'_> {
-        Claims { sdk_app_id: self.sdk_app_id, identifier: &self.identifier, time: self.time, expire: self.expire }
+        Claims {
+            sdk_app_id: self.sdk_app_id,
+            identifier: &self.identifier,
+            time: self.time,
+            expire: self.expire,
+        }
     }
 }
 

@@ -26,7 +26,12 @@ fn vectors() -> Vec<Vector> {
 }
 
 fn settings() -> Settings {
-    Settings { sdk_app_id: 88, admins: vec!["admin".into()], secret_key: "key".into(), ..Settings::default() }
+    Settings {
+        sdk_app_id: 88,
+        admins: vec!["admin".into()],
+        secret_key: "key".into(),
+        ..Settings::default()
+    }
 }
 
 fn claims() -> Claims<'static> {
@@ -60,10 +65,19 @@ fn a_user_sig_of_the_vendors_packages_is_accepted_until_it_expires() {
         for user_sig in [&vector.py_usersig, &vector.node_usersig] {
             let at = |now| {
                 let identifier = vector.identifier.clone();
-                code(Address { sdk_app_id: vector.sdkappid, identifier, user_sig: user_sig.clone() }, &settings, now)
+                code(
+                    Address { sdk_app_id: vector.sdkappid, identifier, user_sig: user_sig.clone() },
+                    &settings,
+                    now,
+                )
             };
             let last_second = vector.time + vector.expire;
-            assert_eq!((at(vector.time), at(last_second), at(last_second + 1)), (0, 0, 70001), "{}", vector.name);
+            assert_eq!(
+                (at(vector.time), at(last_second), at(last_second + 1)),
+                (0, 0, 70001),
+                "{}",
+                vector.name
+            );
         }
     }
 }
@@ -71,8 +85,16 @@ fn a_user_sig_of_the_vendors_packages_is_accepted_until_it_expires() {
 #[test]
 fn a_user_sig_over_a_userbuf_is_refused() {
     for vector in vectors().into_iter().filter(|vector| vector.userbuf.is_some()) {
-        let settings = Settings { sdk_app_id: vector.sdkappid, secret_key: vector.key.as_str().into(), ..Settings::default() };
-        let address = Address { sdk_app_id: vector.sdkappid, identifier: vector.identifier, user_sig: vector.node_usersig };
+        let settings = Settings {
+            sdk_app_id: vector.sdkappid,
+            secret_key: vector.key.as_str().into(),
+            ..Settings::default()
+        };
+        let address = Address {
+            sdk_app_id: vector.sdkappid,
+            identifier: vector.identifier,
+            user_sig: vector.node_usersig,
+        };
         assert_eq!(code(address, &settings, vector.time), 70009);
     }
 }
@@ -97,10 +119,12 @@ fn each_mismatch_has_its_code() {
     assert_eq!(code_of(Claims { identifier: "Admin", ..claims() }.sign("key")), 70013);
     assert_eq!(code_of(Claims { sdk_app_id: 89, ..claims() }.sign("key")), 70014);
     assert_eq!(code_of(Claims { time: NOW - 61, ..claims() }.sign("key")), 70001);
-    let other_app = Address { sdk_app_id: 89, identifier: "admin".into(), user_sig: claims().sign("key") };
+    let other_app =
+        Address { sdk_app_id: 89, identifier: "admin".into(), user_sig: claims().sign("key") };
     assert_eq!(code(other_app, &settings(), NOW), 60006);
     let no_admin = Settings { admins: vec!["root".into()], ..settings() };
-    let address = Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: claims().sign("key") };
+    let address =
+        Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: claims().sign("key") };
     assert_eq!(code(address, &no_admin, NOW), 60010);
 }
 

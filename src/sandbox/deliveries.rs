@@ -1,7 +1,9 @@
-//! What reached whom, and what reached somebody twice: the count that shows whether a caller repeats itself.
+//! What reached whom, and what reached somebody twice: the count that shows whether a caller
+//! repeats itself.
 //!
-//! A delivery is a group, a topic, a content and a recipient (or "everyone"). Each is kept as a 64-bit fingerprint;
-//! that two of some millions coincide is less likely than one in a hundred thousand.
+//! A delivery is a group, a topic, a content and a recipient (or "everyone"). Each is kept as a
+//! 64-bit fingerprint; that two of some millions coincide is less likely than one in a hundred
+//! thousand.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -76,14 +78,22 @@ impl Deliveries {
     }
 
     fn note_repeated(&mut self, group: &str, content: &str, recipients: u64) {
-        let DeliveryCounts { repeated_recipients, repeated_batches, repeated, .. } = &mut self.counts;
+        let DeliveryCounts { repeated_recipients, repeated_batches, repeated, .. } =
+            &mut self.counts;
         *repeated_recipients += recipients;
         *repeated_batches += 1;
-        if let Some(known) = repeated.iter_mut().find(|known| known.group == group && known.content == content) {
+        if let Some(known) =
+            repeated.iter_mut().find(|known| known.group == group && known.content == content)
+        {
             known.batches += 1;
             known.recipients += recipients;
         } else if repeated.len() < MAX_REPEATED_LISTED {
-            repeated.push(Repeated { group: group.into(), content: content.into(), batches: 1, recipients });
+            repeated.push(Repeated {
+                group: group.into(),
+                content: content.into(),
+                batches: 1,
+                recipients,
+            });
         }
     }
 }
@@ -108,20 +118,32 @@ mod tests {
     fn different_batches_of_one_notification_repeat_nothing() {
         let to_c = TO_B.replace("\"b\"", "\"d\"");
         let counts = recorded(&[TO_A_AND_B, &to_c, TO_ALL]);
-        assert_eq!((counts.distinct_deliveries, counts.repeated_recipients, counts.repeated_batches), (4, 0, 0));
+        assert_eq!(
+            (counts.distinct_deliveries, counts.repeated_recipients, counts.repeated_batches),
+            (4, 0, 0)
+        );
     }
 
     #[test]
     fn another_group_topic_or_content_is_no_repeat() {
-        let other_topic = r#"{"GroupId":"g","Content":"c","ToMembers_Account":["b"],"TopicId":"t"}"#;
-        let counts = recorded(&[TO_B, &TO_B.replace("\"g\"", "\"h\""), &TO_B.replace("\"c\"", "\"d\""), other_topic]);
+        let other_topic =
+            r#"{"GroupId":"g","Content":"c","ToMembers_Account":["b"],"TopicId":"t"}"#;
+        let counts = recorded(&[
+            TO_B,
+            &TO_B.replace("\"g\"", "\"h\""),
+            &TO_B.replace("\"c\"", "\"d\""),
+            other_topic,
+        ]);
         assert_eq!((counts.distinct_deliveries, counts.repeated_recipients), (4, 0));
     }
 
     #[test]
     fn a_recipient_reached_twice_is_counted_and_its_notification_listed() {
         let counts = recorded(&[TO_A_AND_B, TO_B, TO_A_AND_B]);
-        assert_eq!((counts.distinct_deliveries, counts.repeated_recipients, counts.repeated_batches), (2, 3, 2));
+        assert_eq!(
+            (counts.distinct_deliveries, counts.repeated_recipients, counts.repeated_batches),
+            (2, 3, 2)
+        );
         let listed = Repeated { group: "g".into(), content: "c".into(), batches: 2, recipients: 3 };
         assert_eq!(counts.repeated, [listed]);
     }

@@ -1,7 +1,8 @@
-//! Faults on demand: a short list of rules, each saying which calls it strikes, how often, and what the caller gets.
+//! Faults on demand: a short list of rules, each saying which calls it strikes, how often, and what
+//! the caller gets.
 //!
-//! A rule strikes a call that would be accepted, and one that is `app_wide` every call. Of the rules that match, the
-//! first that is no latency decides the answer; latencies add up.
+//! A rule strikes a call that would be accepted, and one that is `app_wide` every call. Of the
+//! rules that match, the first that is no latency decides the answer; latencies add up.
 
 use std::time::Duration;
 
@@ -75,7 +76,14 @@ pub struct FaultRule {
 impl From<Fault> for FaultRule {
     /// Strikes every call that would be accepted, until cleared.
     fn from(fault: Fault) -> Self {
-        Self { fault, group: None, matching: None, calls: None, after_effect: false, app_wide: false }
+        Self {
+            fault,
+            group: None,
+            matching: None,
+            calls: None,
+            after_effect: false,
+            app_wide: false,
+        }
     }
 }
 
@@ -83,7 +91,9 @@ impl FaultRule {
     /// Why it cannot be a rule, if so.
     fn objection(&self) -> Option<&'static str> {
         match (&self.fault, self.calls) {
-            (Fault::HttpStatus(status), _) if !(200..=599).contains(status) => Some("http_status must be 200 to 599"),
+            (Fault::HttpStatus(status), _) if !(200..=599).contains(status) => {
+                Some("http_status must be 200 to 599")
+            }
             (_, Some(0)) => Some("calls must be 1 or more; leave it out for no end"),
             _ if self.app_wide && (self.group.is_some() || self.matching.is_some()) => {
                 Some("app_wide excludes group and matching")
@@ -95,7 +105,10 @@ impl FaultRule {
     fn strikes(&self, acceptable: Option<&Notification>) -> bool {
         let Some(notification) = acceptable else { return self.app_wide };
         self.group.as_ref().is_none_or(|group| *group == notification.group)
-            && self.matching.as_ref().is_none_or(|id| notification.recipients.iter().any(|recipient| recipient.0 == *id))
+            && self
+                .matching
+                .as_ref()
+                .is_none_or(|id| notification.recipients.iter().any(|recipient| recipient.0 == *id))
     }
 }
 
@@ -136,7 +149,8 @@ impl Faults {
         &self.0
     }
 
-    /// `acceptable`: the notification, if it would be accepted. A rule that struck for the last time is gone.
+    /// `acceptable`: the notification, if it would be accepted. A rule that struck for the last
+    /// time is gone.
     pub fn strike(&mut self, acceptable: Option<&Notification>) -> Strike {
         let mut strike = Strike::default();
         for rule in self.0.iter_mut().filter(|rule| rule.strikes(acceptable)) {
@@ -145,7 +159,8 @@ impl Faults {
                 _ if strike.fault.is_some() => continue,
                 fault => {
                     strike.fault = Some(fault.clone());
-                    strike.effect = if rule.after_effect { Effect::Happens } else { Effect::Prevented };
+                    strike.effect =
+                        if rule.after_effect { Effect::Happens } else { Effect::Prevented };
                 }
             }
             rule.calls = rule.calls.map(|left| left - 1);
@@ -177,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_rule_can_strike_only_the_batch_with_a_recipient() {
-        let mut faults = Faults(vec![FaultRule { matching: Some("b".into()), ..Fault::Hang.into() }]);
+        let mut faults =
+            Faults(vec![FaultRule { matching: Some("b".into()), ..Fault::Hang.into() }]);
         assert_eq!(strike(&mut faults, TO_C), None);
         assert_eq!(strike(&mut faults, TO_OTHERS), None);
         assert_eq!(strike(&mut faults, TO_A_AND_B), Some(Fault::Hang));
@@ -194,25 +210,37 @@ mod tests {
 
     #[test]
     fn latencies_add_up_and_leave_the_answer_to_the_others() {
-        let mut faults = Faults(vec![Fault::LatencyMs(20).into(), Fault::Reset.into(), Fault::LatencyMs(5).into()]);
+        let mut faults = Faults(vec![
+            Fault::LatencyMs(20).into(),
+            Fault::Reset.into(),
+            Fault::LatencyMs(5).into(),
+        ]);
         let struck = faults.strike(Notification::read(TO_C.as_bytes()).ok().as_ref());
         assert_eq!((struck.latency, struck.fault), (Duration::from_millis(25), Some(Fault::Reset)));
     }
 
     #[test]
     fn only_an_app_wide_rule_strikes_a_call_that_would_be_refused() {
-        let mut faults = Faults(vec![Fault::Hang.into(), FaultRule { app_wide: true, ..Fault::Reset.into() }]);
+        let mut faults =
+            Faults(vec![Fault::Hang.into(), FaultRule { app_wide: true, ..Fault::Reset.into() }]);
         assert_eq!(faults.strike(None).fault, Some(Fault::Reset));
     }
 
     #[test]
     fn rules_read_as_documented_and_refuse_misspelling() {
         let read = |rule: &str| serde_json::from_str::<FaultRule>(rule);
-        let rule = read(r#"{"fault":{"error":{"code":10002}},"group":"g","calls":1,"after_effect":true}"#).unwrap();
+        let rule =
+            read(r#"{"fault":{"error":{"code":10002}},"group":"g","calls":1,"after_effect":true}"#)
+                .unwrap();
         assert_eq!(rule.fault, Fault::Error { code: 10002, info: String::new() });
-        for fault in
-            [r#""reset""#, r#""hang""#, r#""not_json""#, r#""redirect""#, r#"{"http_status":502}"#, r#"{"latency_ms":9}"#]
-        {
+        for fault in [
+            r#""reset""#,
+            r#""hang""#,
+            r#""not_json""#,
+            r#""redirect""#,
+            r#"{"http_status":502}"#,
+            r#"{"latency_ms":9}"#,
+        ] {
             assert!(read(&format!(r#"{{"fault":{fault}}}"#)).is_ok(), "{fault}");
         }
         assert!(read(r#"{"fault":"reset","groupe":"g"}"#).is_err());
@@ -224,7 +252,11 @@ mod tests {
         let mut faults = Faults::default();
         assert!(faults.add(Fault::HttpStatus(99).into()).is_err());
         assert!(faults.add(FaultRule { calls: Some(0), ..Fault::Hang.into() }).is_err());
-        assert!(faults.add(FaultRule { app_wide: true, group: Some("g".into()), ..Fault::Hang.into() }).is_err());
+        assert!(
+            faults
+                .add(FaultRule { app_wide: true, group: Some("g".into()), ..Fault::Hang.into() })
+                .is_err()
+        );
         assert!(faults.rules().is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! The sockets: accepts connections, reads requests, and resets a connection when a fault demands it. Dropping the
-//! future of [`serve`] closes the port and every connection at once.
+//! The sockets: accepts connections, reads requests, and resets a connection when a fault demands
+//! it. Dropping the future of [`serve`] closes the port and every connection at once.
 
 use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
 
@@ -70,14 +70,20 @@ async fn converse(stream: TcpStream, sandbox: Arc<Shared>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, sandbox: Arc<Shared>) -> Result<Reply, ResetConnection> {
+async fn answer(
+    request: Request<Incoming>,
+    sandbox: Arc<Shared>,
+) -> Result<Reply, ResetConnection> {
     let (head, body) = request.into_parts();
     let body = read_whole(body).await?;
     let (path, query) = (head.uri.path(), head.uri.query().unwrap_or(""));
     if path.starts_with(control::PREFIX) {
         return Ok(control::answer(&sandbox, &head.method, path, query, &body.unwrap_or_default()));
     }
-    let verdict = judge(&Call::read(&head.method, path, query, body.as_deref().map_err(Refusal::clone)), &sandbox);
+    let verdict = judge(
+        &Call::read(&head.method, path, query, body.as_deref().map_err(Refusal::clone)),
+        &sandbox,
+    );
     drop(body);
     reply::reply(verdict).await
 }

@@ -1,10 +1,13 @@
-//! A stand-in for the Tencent Chat REST API, for tests, benchmarks and first steps without an account. It knows one
-//! command, `send_group_system_notification`, and no groups or members: it judges calls by the documented rules.
+//! A stand-in for the Tencent Chat REST API, for tests, benchmarks and first steps without an
+//! account. It knows one command, `send_group_system_notification`, and no groups or members: it
+//! judges calls by the documented rules.
 //!
-//! A call goes `listener → call (address, credential, notification) → verdict (second, fault, deliveries, received,
-//! stats) → reply`; `control` is the API under `/_sandbox/` that sets the stage and shows what arrived.
+//! A call goes `listener → call (address, credential, notification) → verdict (second, fault,
+//! deliveries, received, stats) → reply`; `control` is the API under `/_sandbox/` that sets the
+//! stage and shows what arrived.
 //!
-//! It speaks HTTP without TLS and its control API asks for no credential: it is no place for a key that matters.
+//! It speaks HTTP without TLS and its control API asks for no credential: it is no place for a key
+//! that matters.
 
 mod address;
 mod call;
@@ -54,7 +57,8 @@ impl Sandbox {
         let listener = TcpListener::bind(settings.listen).await?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared(Mutex::new(State::new(settings))));
-        let server = AbortOnDropHandle::new(tokio::spawn(listener::serve(listener, shared.clone())));
+        let server =
+            AbortOnDropHandle::new(tokio::spawn(listener::serve(listener, shared.clone())));
         Ok(Self { addr, shared, server })
     }
 

@@ -1,12 +1,15 @@
-//! The body of a call: decides whether it is a notification that this API accepts. Fields it does not know are ignored,
-//! as the API does, so a misspelt recipient list is a broadcast here too.
+//! The body of a call: decides whether it is a notification that this API accepts. Fields it does
+//! not know are ignored, as the API does, so a misspelt recipient list is a broadcast here too.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::refusal::{ACCOUNT_NOT_A_STRING, BAD_GROUP_ID, BAD_JSON, BAD_PARAMETER, NO_SUCH_GROUP, Refusal, TOO_MANY_ACCOUNTS};
+use super::refusal::{
+    ACCOUNT_NOT_A_STRING, BAD_GROUP_ID, BAD_JSON, BAD_PARAMETER, NO_SUCH_GROUP, Refusal,
+    TOO_MANY_ACCOUNTS,
+};
 
 /// A custom group id is at most this long; only a community's may be longer.
 const MAX_GROUP_ID_BYTES: usize = 48;
@@ -32,7 +35,9 @@ pub struct Notification<'a> {
 pub struct UserId<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 /// `null` is a wrong type, not an absence.
-fn stated<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
+fn stated<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Cow<'a, str>>, D::Error> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     Text::deserialize(deserializer).map(|text| Some(text.0))
@@ -48,17 +53,26 @@ impl<'a> Notification<'a> {
         self.check_group_id()?;
         self.check_topic_id()?;
         if self.recipients.len() > max_recipients {
-            let info = format!("{} accounts in ToMembers_Account, at most {max_recipients}", self.recipients.len());
+            let info = format!(
+                "{} accounts in ToMembers_Account, at most {max_recipients}",
+                self.recipients.len()
+            );
             return Err(Refusal::new(TOO_MANY_ACCOUNTS, info));
         }
         if self.recipients.iter().any(|UserId(id)| id.is_empty() || id.len() > MAX_USER_ID_BYTES) {
-            return Err(Refusal::new(BAD_PARAMETER, "a UserID in ToMembers_Account is empty or over 32 bytes"));
+            return Err(Refusal::new(
+                BAD_PARAMETER,
+                "a UserID in ToMembers_Account is empty or over 32 bytes",
+            ));
         }
         if self.group.contains("unknown") {
             return Err(Refusal::new(NO_SUCH_GROUP, "the group does not exist or was disbanded"));
         }
         if self.group.contains("avchatroom") && !self.recipients.is_empty() {
-            return Err(Refusal::new(BAD_PARAMETER, "an AVChatRoom can only be notified as a whole"));
+            return Err(Refusal::new(
+                BAD_PARAMETER,
+                "an AVChatRoom can only be notified as a whole",
+            ));
         }
         Ok(())
     }
@@ -75,7 +89,9 @@ impl<'a> Notification<'a> {
     fn check_topic_id(&self) -> Result<(), Refusal> {
         match &self.topic {
             None => Ok(()),
-            Some(_) if !self.is_community() => Err(Refusal::new(BAD_PARAMETER, "TopicId needs a community group")),
+            Some(_) if !self.is_community() => {
+                Err(Refusal::new(BAD_PARAMETER, "TopicId needs a community group"))
+            }
             Some(topic) if topic.is_empty() || topic.len() > MAX_TOPIC_ID_BYTES => {
                 Err(Refusal::new(BAD_PARAMETER, "TopicId is empty or over 96 bytes"))
             }
@@ -88,11 +104,16 @@ impl<'a> Notification<'a> {
     }
 }
 
-/// Reading into a type stops at the first surprise; what kind of fault it was takes a second look at the whole body.
+/// Reading into a type stops at the first surprise; what kind of fault it was takes a second look
+/// at the whole body.
 fn objection(body: &[u8], error: &serde_json::Error) -> Refusal {
     match serde_json::from_slice::<Value>(body) {
         Err(error) => Refusal::new(BAD_JSON, format!("the body is not JSON: {error}")),
-        Ok(body) if body["ToMembers_Account"].as_array().is_some_and(|ids| !ids.iter().all(Value::is_string)) => {
+        Ok(body)
+            if body["ToMembers_Account"]
+                .as_array()
+                .is_some_and(|ids| !ids.iter().all(Value::is_string)) =>
+        {
             Refusal::new(ACCOUNT_NOT_A_STRING, "a UserID in ToMembers_Account is not a string")
         }
         Ok(_) => Refusal::new(BAD_PARAMETER, error.to_string()),
@@ -104,7 +125,8 @@ mod tests {
     use super::*;
 
     fn code(body: &str) -> i64 {
-        let verdict = Notification::read(body.as_bytes()).and_then(|notification| notification.check(500));
+        let verdict =
+            Notification::read(body.as_bytes()).and_then(|notification| notification.check(500));
         verdict.map_or_else(|refusal| refusal.code, |()| 0)
     }
 
@@ -172,7 +194,10 @@ mod tests {
 
     #[test]
     fn the_501st_recipient_is_one_too_many() {
-        assert_eq!((code(&body("g", &recipients(500))), code(&body("g", &recipients(501)))), (0, 10005));
+        assert_eq!(
+            (code(&body("g", &recipients(500))), code(&body("g", &recipients(501)))),
+            (0, 10005)
+        );
     }
 
     #[test]

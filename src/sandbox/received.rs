@@ -1,4 +1,5 @@
-//! What the sandbox delivered, for those who want to look: the newest calls, each with whom it reached.
+//! What the sandbox delivered, for those who want to look: the newest calls, each with whom it
+//! reached.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -33,7 +34,8 @@ pub enum Audience {
     Members,
 }
 
-/// A call as it is kept: the recipients are one text, as 5 million small ones would take several times the memory.
+/// A call as it is kept: the recipients are one text, as 5 million small ones would take several
+/// times the memory.
 #[derive(Debug)]
 pub struct Kept {
     group: Box<str>,
@@ -52,7 +54,8 @@ impl Kept {
             group: Box::from(&**group),
             content: Box::from(&**content),
             topic: topic.as_deref().map(Box::from),
-            recipients_json: kept.then(|| serde_json::to_string(recipients).expect("a list of strings").into()),
+            recipients_json: kept
+                .then(|| serde_json::to_string(recipients).expect("a list of strings").into()),
             recipient_count: recipients.len(),
             at,
         }
@@ -65,7 +68,8 @@ impl Kept {
             content: self.content.to_string(),
             topic: self.topic.as_deref().map(str::to_owned),
             audience: if self.recipient_count == 0 { Audience::All } else { Audience::Members },
-            recipients: recipients.map(|json| serde_json::from_str(json).expect("the list it was made from")),
+            recipients: recipients
+                .map(|json| serde_json::from_str(json).expect("the list it was made from")),
             recipient_count: self.recipient_count,
             at: self.at,
         }
@@ -85,7 +89,11 @@ impl Inbox {
 
     /// Oldest first; of one group, or of all. Shared, so that nobody unfolds them while calls wait.
     pub fn calls(&self, group: Option<&str>) -> Vec<Arc<Kept>> {
-        self.0.iter().filter(|kept| group.is_none_or(|group| *kept.group == *group)).cloned().collect()
+        self.0
+            .iter()
+            .filter(|kept| group.is_none_or(|group| *kept.group == *group))
+            .cloned()
+            .collect()
     }
 }
 
@@ -104,7 +112,10 @@ mod tests {
     #[test]
     fn a_call_is_kept_with_all_it_said() {
         let mut inbox = Inbox::default();
-        record(&mut inbox, r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a","\"b"],"TopicId":"t"}"#);
+        record(
+            &mut inbox,
+            r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a","\"b"],"TopicId":"t"}"#,
+        );
         let expected = Received {
             group: "g".into(),
             content: "c".into(),

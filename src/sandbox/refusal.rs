@@ -1,5 +1,5 @@
-//! What the API says when it refuses: an error code and a text. Decides which code stands for which fault of a call;
-//! the vendor documents the meaning of each, seldom which call gets which.
+//! What the API says when it refuses: an error code and a text. Decides which code stands for which
+//! fault of a call; the vendor documents the meaning of each, seldom which call gets which.
 
 use std::borrow::Cow;
 

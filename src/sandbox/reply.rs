@@ -1,4 +1,5 @@
-//! A verdict as HTTP: waits out the latency, then answers, or does to the connection what the fault demands.
+//! A verdict as HTTP: waits out the latency, then answers, or does to the connection what the fault
+//! demands.
 
 use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes, header};
@@ -33,9 +34,15 @@ async fn faulty(fault: Fault) -> Result<Reply, ResetConnection> {
         Fault::Error { code, info } => Ok(json(StatusCode::OK, Refusal::new(code, info).to_json())),
         Fault::HttpStatus(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-            Ok(with_type(status, "text/html", format!("<html><head><title>{status}</title></head></html>")))
+            Ok(with_type(
+                status,
+                "text/html",
+                format!("<html><head><title>{status}</title></head></html>"),
+            ))
         }
-        Fault::NotJson => Ok(with_type(StatusCode::OK, "text/html", "<html>this is not JSON</html>")),
+        Fault::NotJson => {
+            Ok(with_type(StatusCode::OK, "text/html", "<html>this is not JSON</html>"))
+        }
         Fault::Reset => Err(ResetConnection),
         Fault::Hang => std::future::pending().await,
         Fault::Redirect => Ok(redirect()),
@@ -57,6 +64,8 @@ pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
 fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Full::new(body.into()));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     reply
 }

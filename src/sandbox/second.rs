@@ -1,5 +1,6 @@
-//! The sliding second: how many events lie in the last one, and the most that ever lay in any. Exact, because it keeps
-//! the moment of each event of the last second; so its size is what a second brings.
+//! The sliding second: how many events lie in the last one, and the most that ever lay in any.
+//! Exact, because it keeps the moment of each event of the last second; so its size is what a
+//! second brings.
 
 use std::{collections::VecDeque, time::Duration};
 

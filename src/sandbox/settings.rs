@@ -1,4 +1,5 @@
-//! What the sandbox enforces: the app it plays, its limits and its pace. All but the address can change while it runs.
+//! What the sandbox enforces: the app it plays, its limits and its pace. All but the address can
+//! change while it runs.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,7 +22,8 @@ pub struct Settings {
     pub secret_key: SecretString,
     /// Most calls accepted in any one second; 0: no limit.
     pub calls_per_second: u32,
-    /// The `ErrorCode` of a call over that limit. The vendor documents several and says of none when it comes.
+    /// The `ErrorCode` of a call over that limit. The vendor documents several and says of none
+    /// when it comes.
     pub limit_code: i64,
     /// Most recipients of one call.
     pub max_recipients: usize,
@@ -55,7 +57,11 @@ impl Settings {
     }
 
     pub(super) fn draw_latency(&self) -> Duration {
-        if self.jitter.is_zero() { self.latency } else { self.latency + rand::random_range(Duration::ZERO..=self.jitter) }
+        if self.jitter.is_zero() {
+            self.latency
+        } else {
+            self.latency + rand::random_range(Duration::ZERO..=self.jitter)
+        }
     }
 }
 

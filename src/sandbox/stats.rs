@@ -1,4 +1,5 @@
-//! The statistics of the calls. A call counts once it has arrived whole; `calls` is always `accepted` plus `refused`.
+//! The statistics of the calls. A call counts once it has arrived whole; `calls` is always
+//! `accepted` plus `refused`.
 
 use std::collections::BTreeMap;
 

@@ -21,7 +21,8 @@ async fn started(calls_per_second: u32) -> Sandbox {
 
 fn path() -> String {
     let time = u64::try_from(jiff::Timestamp::now().as_second()).unwrap();
-    let claims = Claims { sdk_app_id: 1_400_000_000, identifier: "administrator", time, expire: 3600 };
+    let claims =
+        Claims { sdk_app_id: 1_400_000_000, identifier: "administrator", time, expire: 3600 };
     let user_sig = claims.sign(PUBLIC_KEY);
     format!(
         "/v4/{}/{}?sdkappid=1400000000&identifier=administrator&usersig={user_sig}&random=1&contenttype=json",
@@ -31,18 +32,29 @@ fn path() -> String {
 }
 
 /// Sends a request and reads what comes until the other side closes.
-async fn exchange(sandbox: &Sandbox, method: &Method, path: &str, body: &Value) -> io::Result<String> {
+async fn exchange(
+    sandbox: &Sandbox,
+    method: &Method,
+    path: &str,
+    body: &Value,
+) -> io::Result<String> {
     let mut stream = TcpStream::connect(sandbox.addr()).await?;
     let body = body.to_string();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-length: {}", body.len());
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\ncontent-length: {}",
+        body.len()
+    );
     stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await?;
     let mut answer = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer or an end")?;
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer))
+        .await
+        .expect("an answer or an end")?;
     Ok(answer)
 }
 
 async fn notify(sandbox: &Sandbox, group: &str) -> io::Result<String> {
-    let body = json!({"GroupId": group, "Content": "hello", "ToMembers_Account": ["user_1", "user_2"]});
+    let body =
+        json!({"GroupId": group, "Content": "hello", "ToMembers_Account": ["user_1", "user_2"]});
     exchange(sandbox, &Method::POST, &path(), &body).await
 }
 
@@ -63,7 +75,10 @@ async fn a_notification_is_answered_and_received() {
     assert_eq!(json_in(&answer), json!({"ActionStatus": "OK", "ErrorInfo": "", "ErrorCode": 0}));
     let received = control(&sandbox, Method::GET, "received?group=g", json!(null)).await;
     assert_eq!(received[0]["recipients"], json!(["user_1", "user_2"]));
-    assert_eq!((&received[0]["audience"], &received[0]["topic"]), (&json!("members"), &json!(null)));
+    assert_eq!(
+        (&received[0]["audience"], &received[0]["topic"]),
+        (&json!("members"), &json!(null))
+    );
     assert_eq!(control(&sandbox, Method::GET, "received?group=h", json!(null)).await, json!([]));
 }
 
@@ -72,7 +87,10 @@ async fn a_refusal_is_a_200_with_its_code() {
     let sandbox = started(200).await;
     let answer = exchange(&sandbox, &Method::GET, "/", &json!(null)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert_eq!((&json_in(&answer)["ActionStatus"], &json_in(&answer)["ErrorCode"]), (&json!("FAIL"), &json!(60002)));
+    assert_eq!(
+        (&json_in(&answer)["ActionStatus"], &json_in(&answer)["ErrorCode"]),
+        (&json!("FAIL"), &json!(60002))
+    );
 }
 
 #[tokio::test]
@@ -80,7 +98,8 @@ async fn over_the_limit_calls_get_the_limits_code() {
     let sandbox = started(1).await;
     sandbox.change_settings(SettingsPatch { limit_code: Some(60011), ..SettingsPatch::default() });
     let (first, second) = tokio::join!(notify(&sandbox, "g"), notify(&sandbox, "g"));
-    let mut codes = [&first, &second].map(|answer| json_in(answer.as_ref().unwrap())["ErrorCode"].as_i64());
+    let mut codes =
+        [&first, &second].map(|answer| json_in(answer.as_ref().unwrap())["ErrorCode"].as_i64());
     codes.sort_unstable();
     assert_eq!(codes, [Some(0), Some(60011)]);
 }
@@ -100,7 +119,10 @@ async fn a_fault_without_effect_delivers_nothing() {
     let sandbox = started(200).await;
     sandbox.add_fault(Fault::HttpStatus(502)).unwrap();
     let answer = notify(&sandbox, "g").await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && answer.contains("text/html"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && answer.contains("text/html"),
+        "{answer}"
+    );
     assert_eq!((sandbox.received(None).len(), sandbox.stats().by_fault["http_status"]), (0, 1));
 }
 
@@ -110,9 +132,15 @@ async fn answers_that_are_not_json_or_lead_elsewhere_come_on_demand() {
     sandbox.add_fault(FaultRule { calls: Some(1), ..Fault::NotJson.into() }).unwrap();
     sandbox.add_fault(FaultRule { calls: Some(1), ..Fault::Redirect.into() }).unwrap();
     let not_json = notify(&sandbox, "g").await.unwrap();
-    assert!(not_json.starts_with("HTTP/1.1 200 OK\r\n") && not_json.ends_with("</html>"), "{not_json}");
+    assert!(
+        not_json.starts_with("HTTP/1.1 200 OK\r\n") && not_json.ends_with("</html>"),
+        "{not_json}"
+    );
     let redirect = notify(&sandbox, "g").await.unwrap();
-    assert!(redirect.starts_with("HTTP/1.1 302 Found\r\n") && redirect.contains("location: http://"), "{redirect}");
+    assert!(
+        redirect.starts_with("HTTP/1.1 302 Found\r\n") && redirect.contains("location: http://"),
+        "{redirect}"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +149,11 @@ async fn a_call_that_hangs_ends_with_the_sandbox() {
     sandbox.add_fault(FaultRule { group: Some("g".into()), ..Fault::Hang.into() }).unwrap();
     let mut stream = TcpStream::connect(sandbox.addr()).await.unwrap();
     let body = r#"{"GroupId":"g","Content":"hello"}"#;
-    let request = format!("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", path(), body.len());
+    let request = format!(
+        "POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        path(),
+        body.len()
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let struck = async {
         while sandbox.stats().by_fault.is_empty() {
@@ -132,7 +164,9 @@ async fn a_call_that_hangs_ends_with_the_sandbox() {
     assert!(notify(&sandbox, "another").await.unwrap().contains("OK"));
     sandbox.stop().await;
     let mut rest = Vec::new();
-    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("the end of the connection");
+    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest))
+        .await
+        .expect("the end of the connection");
     assert!(rest.is_empty(), "nothing was answered, then {end:?}");
 }
 
@@ -149,7 +183,8 @@ async fn latency_delays_the_answer_by_at_least_that_much() {
 #[tokio::test]
 async fn settings_change_while_it_runs_and_never_show_the_key() {
     let sandbox = started(200).await;
-    let patch = json!({"secret_key": "rotated", "calls_per_second": 5, "admins": ["administrator"]});
+    let patch =
+        json!({"secret_key": "rotated", "calls_per_second": 5, "admins": ["administrator"]});
     let settings = control(&sandbox, Method::PATCH, "settings", patch).await;
     assert_eq!(settings["calls_per_second"], 5);
     assert!(!settings.to_string().contains("rotated"));
@@ -160,10 +195,17 @@ async fn settings_change_while_it_runs_and_never_show_the_key() {
 async fn the_control_api_refuses_what_it_does_not_know() {
     let sandbox = started(200).await;
     let misspelt = json!({"fault": "reset", "cals": 1});
-    assert!(control(&sandbox, Method::POST, "faults", misspelt).await["error"].as_str().unwrap().contains("cals"));
-    let not_a_command = exchange(&sandbox, &Method::GET, "/_sandbox/x", &json!(null)).await.unwrap();
+    assert!(
+        control(&sandbox, Method::POST, "faults", misspelt).await["error"]
+            .as_str()
+            .unwrap()
+            .contains("cals")
+    );
+    let not_a_command =
+        exchange(&sandbox, &Method::GET, "/_sandbox/x", &json!(null)).await.unwrap();
     assert!(not_a_command.starts_with("HTTP/1.1 404 "), "{not_a_command}");
-    let wrong_method = exchange(&sandbox, &Method::PUT, "/_sandbox/stats", &json!(null)).await.unwrap();
+    let wrong_method =
+        exchange(&sandbox, &Method::PUT, "/_sandbox/stats", &json!(null)).await.unwrap();
     assert!(wrong_method.starts_with("HTTP/1.1 405 "), "{wrong_method}");
 }
 
@@ -184,10 +226,15 @@ async fn a_body_far_too_long_is_refused() {
     let sandbox = started(200).await;
     let body = json!({"GroupId": "g", "Content": "x".repeat(5 << 20)});
     let mut stream = TcpStream::connect(sandbox.addr()).await.unwrap();
-    let head = format!("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", path(), body.to_string().len());
+    let head = format!(
+        "POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        path(),
+        body.to_string().len()
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 2048];
-    let length = tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.expect("an answer").unwrap();
+    let length =
+        tokio::time::timeout(PATIENCE, stream.read(&mut answer)).await.expect("an answer").unwrap();
     assert!(String::from_utf8_lossy(&answer[..length]).contains("80002"));
 }
 

@@ -1,5 +1,5 @@
-//! The journey of a call: examine it, let a fault strike it, deliver it, count it. One lock holds everything that this
-//! touches, so the limit, the statistics and the deliveries never disagree.
+//! The journey of a call: examine it, let a fault strike it, deliver it, count it. One lock holds
+//! everything that this touches, so the limit, the statistics and the deliveries never disagree.
 
 use std::time::Duration;
 
@@ -36,7 +36,12 @@ impl Answer {
             Self::Refused(refusal) => Some(refusal.code),
             Self::Faulty(Fault::Error { code, .. }) => Some(*code),
             Self::Faulty(
-                Fault::LatencyMs(_) | Fault::HttpStatus(_) | Fault::NotJson | Fault::Reset | Fault::Hang | Fault::Redirect,
+                Fault::LatencyMs(_)
+                | Fault::HttpStatus(_)
+                | Fault::NotJson
+                | Fault::Reset
+                | Fault::Hang
+                | Fault::Redirect,
             ) => None,
         }
     }

@@ -15,9 +15,16 @@ const UNKNOWN_GROUP: &str = r#"{"GroupId":"unknown","Content":"c"}"#;
 
 fn query() -> String {
     let wall_clock = Moment::now().unix_seconds();
-    let claims = Claims { sdk_app_id: 1_400_000_000, identifier: "administrator", time: wall_clock, expire: 3600 };
+    let claims = Claims {
+        sdk_app_id: 1_400_000_000,
+        identifier: "administrator",
+        time: wall_clock,
+        expire: 3600,
+    };
     let user_sig = claims.sign(PUBLIC_KEY);
-    format!("sdkappid=1400000000&identifier=administrator&usersig={user_sig}&random=1&contenttype=json")
+    format!(
+        "sdkappid=1400000000&identifier=administrator&usersig={user_sig}&random=1&contenttype=json"
+    )
 }
 
 fn call(body: &str) -> Call<'_> {
@@ -42,14 +49,18 @@ fn a_good_call_is_accepted_and_received() {
     assert_eq!(code(&mut state, BODY), Some(0));
     assert_eq!(state.inbox.calls(Some("g")).len(), 1);
     let stats = state.stats();
-    assert_eq!((stats.calls, stats.accepted, stats.refused, stats.deliveries.distinct_deliveries), (1, 1, 0, 1));
+    assert_eq!(
+        (stats.calls, stats.accepted, stats.refused, stats.deliveries.distinct_deliveries),
+        (1, 1, 0, 1)
+    );
 }
 
 #[test]
 fn the_caller_is_checked_before_the_body() {
     let mut state = state(200);
     let query = query().replace("contenttype=json", "");
-    let verdict = state.judge(&Call::read(&Method::POST, PATH, &query, Ok(b"no JSON")), Moment::now());
+    let verdict =
+        state.judge(&Call::read(&Method::POST, PATH, &query, Ok(b"no JSON")), Moment::now());
     assert_eq!(verdict.answer.code(), Some(60002));
     assert_eq!(code(&mut state, "no JSON"), Some(60003));
     assert_eq!(code(&mut state, UNKNOWN_GROUP), Some(10010));
@@ -85,7 +96,10 @@ fn without_a_limit_everything_is_accepted() {
 fn a_fault_prevents_the_delivery_unless_it_comes_after_the_effect() {
     let mut state = state(200);
     state.faults.add(FaultRule { calls: Some(1), ..error(10002).into() }).unwrap();
-    state.faults.add(FaultRule { calls: Some(1), after_effect: true, ..Fault::Reset.into() }).unwrap();
+    state
+        .faults
+        .add(FaultRule { calls: Some(1), after_effect: true, ..Fault::Reset.into() })
+        .unwrap();
     assert_eq!((code(&mut state, BODY), state.stats().accepted), (Some(10002), 0));
     assert_eq!((code(&mut state, BODY), state.stats().accepted), (None, 1));
     assert_eq!((code(&mut state, BODY), state.stats().accepted), (Some(0), 2));
@@ -107,7 +121,10 @@ fn a_reset_forgets_calls_and_faults_but_not_the_settings() {
     state.faults.add(Fault::Hang.into()).unwrap();
     code(&mut state, BODY);
     state.reset();
-    assert_eq!((state.stats().calls, state.stats().max_in_1s, state.faults.rules().len()), (0, 0, 0));
+    assert_eq!(
+        (state.stats().calls, state.stats().max_in_1s, state.faults.rules().len()),
+        (0, 0, 0)
+    );
     assert_eq!(state.settings.calls_per_second, 7);
 }
 

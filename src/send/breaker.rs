@@ -1,5 +1,5 @@
-//! Whose fault a failed call is, as far as the whole app is concerned, and what may be called while something is wrong. Pure:
-//! verdicts and moments in, decisions out.
+//! Whose fault a failed call is, as far as the whole app is concerned, and what may be called while
+//! something is wrong. Pure: verdicts and moments in, decisions out.
 //!
 //! ```text
 //!             fault of the account, or the same doubtful refusal of five groups in a row and of those tried after them
@@ -10,13 +10,15 @@
 //!      └───────────────────────────────────────┴──────────────────────────────────────────────┘
 //! ```
 //!
-//! A probe is a call that notifies no user, so no job's attempt is spent on finding out. Until a job's call has proven that
-//! calls are accepted (after a start, a minute without one, a new UserSig, a pause, an outage), calls go one at a time: a
-//! revoked key costs two calls and not as many as may be in flight.
+//! A probe is a call that notifies no user, so no job's attempt is spent on finding out. Until a
+//! job's call has proven that calls are accepted (after a start, a minute without one, a new
+//! UserSig, a pause, an outage), calls go one at a time: a revoked key costs two calls and not as
+//! many as may be in flight.
 //!
-//! A job can be the only one that meets a fault of the account: something on the way refuses its group. After a pause, jobs of
-//! other groups go first. If one of them is accepted, a group that is refused again is refused for itself, and no pause follows.
-//! The same holds before a pause: five groups with the same doubtful refusal may be one producer's mistake, so others are tried.
+//! A job can be the only one that meets a fault of the account: something on the way refuses its
+//! group. After a pause, jobs of other groups go first. If one of them is accepted, a group that is
+//! refused again is refused for itself, and no pause follows. The same holds before a pause: five
+//! groups with the same doubtful refusal may be one producer's mistake, so others are tried.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -36,12 +38,13 @@ use crate::{
     job::outcome::Fault,
 };
 
-/// So many transport failures in a row are an outage: fewer come with a restart of something on the way.
+/// So many transport failures in a row are an outage: fewer come with a restart of something on the
+/// way.
 const FAILURES_OF_AN_OUTAGE: u32 = 5;
 /// So many groups in a row that are refused alike are not to blame, each for itself.
 const GROUPS_OF_A_BREAK: usize = 5;
-/// Jobs of other groups that are tried, one after the other, before five groups pause the app. After each probe that passes,
-/// twice as many, or a run of bad jobs would cost a pause each.
+/// Jobs of other groups that are tried, one after the other, before five groups pause the app.
+/// After each probe that passes, twice as many, or a run of bad jobs would cost a pause each.
 const TRIALS: u32 = 2;
 const MOST_TRIALS: u32 = 64;
 /// How long a job of another group is waited for.
@@ -64,7 +67,10 @@ pub(super) struct Waits {
 
 impl Waits {
     pub fn of(Tuning { retry, pause, .. }: &Tuning) -> Self {
-        Self { outage: (retry.first_delay, retry.max_delay), pause: (pause.probe_first, pause.probe_max) }
+        Self {
+            outage: (retry.first_delay, retry.max_delay),
+            pause: (pause.probe_first, pause.probe_max),
+        }
     }
 }
 
@@ -84,7 +90,8 @@ pub(super) struct Breaker {
     refused_alike: Option<RefusedAlike>,
     /// Probes that passed, and no call was accepted since.
     passes: u32,
-    /// What the probes get while calls are accepted, as far as it is a refusal that might be the app's.
+    /// What the probes get while calls are accepted, as far as it is a refusal that might be the
+    /// app's.
     usual_answer: Option<Cause>,
     last_answer: Option<Cause>,
     /// Groups that met a fault of the account, the last at the end.
@@ -207,10 +214,16 @@ impl Breaker {
 
     pub fn allowed(&self, most_in_flight: usize, now: Instant) -> Allowed {
         match (&self.condition, self.probe) {
-            (Condition::Working, _) if self.is_proven(now) => Allowed::Calls { in_flight: most_in_flight },
+            (Condition::Working, _) if self.is_proven(now) => {
+                Allowed::Calls { in_flight: most_in_flight }
+            }
             (Condition::Working, _) => Allowed::Calls { in_flight: 1 },
-            (Condition::Outage(_) | Condition::Paused(_), Probe::UnderWay | Probe::Outdated) => Allowed::Nothing,
-            (Condition::Outage(_) | Condition::Paused(_), Probe::At(at)) if at <= now => Allowed::Probe,
+            (Condition::Outage(_) | Condition::Paused(_), Probe::UnderWay | Probe::Outdated) => {
+                Allowed::Nothing
+            }
+            (Condition::Outage(_) | Condition::Paused(_), Probe::At(at)) if at <= now => {
+                Allowed::Probe
+            }
             (Condition::Outage(_) | Condition::Paused(_), Probe::At(at)) => Allowed::ProbeAt(at),
         }
     }
@@ -220,7 +233,13 @@ impl Breaker {
     }
 
     /// Judges a job's call that left at `started` for `group`.
-    pub fn judge(&mut self, verdict: &Verdict, group: &str, started: Instant, now: Instant) -> Blame {
+    pub fn judge(
+        &mut self,
+        verdict: &Verdict,
+        group: &str,
+        started: Instant,
+        now: Instant,
+    ) -> Blame {
         let Verdict::Failed { class, fault } = verdict else {
             self.prove(group, started, now);
             return Blame::Batch;
@@ -238,19 +257,24 @@ impl Breaker {
                 self.reach(now);
                 Blame::Batch
             }
-            Class::Credential if self.is_alone(group, fault) => self.blame_refused_group(*class, fault, group, now),
-            Class::Credential => {
-                self.blame_user_sig(started, now).unwrap_or_else(|| self.blame_refused_group(*class, fault, group, now))
+            Class::Credential if self.is_alone(group, fault) => {
+                self.blame_refused_group(*class, fault, group, now)
             }
-            Class::CredentialOrJob => {
-                self.blame_user_sig(started, now).unwrap_or_else(|| self.blame_group(*class, fault, group, started, now))
+            Class::Credential => self
+                .blame_user_sig(started, now)
+                .unwrap_or_else(|| self.blame_refused_group(*class, fault, group, now)),
+            Class::CredentialOrJob => self
+                .blame_user_sig(started, now)
+                .unwrap_or_else(|| self.blame_group(*class, fault, group, started, now)),
+            Class::JobOrConfiguration | Class::TransientOrJob => {
+                self.blame_group(*class, fault, group, started, now)
             }
-            Class::JobOrConfiguration | Class::TransientOrJob => self.blame_group(*class, fault, group, started, now),
             Class::Account => self.blame_refused_group(*class, fault, group, now),
         }
     }
 
-    /// Whether a call for a group that was not refused should go first: until one is accepted, it is not known whose fault it is.
+    /// Whether a call for a group that was not refused should go first: until one is accepted, it
+    /// is not known whose fault it is.
     pub fn prefers_other_groups(&self) -> bool {
         let trial = self.refused_alike.as_ref().is_some_and(|alike| alike.trial.is_some());
         self.proven_at.is_none() && (trial || self.paused_for.is_some())
@@ -264,10 +288,14 @@ impl Breaker {
 
     /// Since when this group meets a fault of the account and has not been accepted.
     pub fn refused_since(&self, group: &str) -> Option<Instant> {
-        self.refused_groups.iter().find(|refused| refused.group == group).map(|refused| refused.since)
+        self.refused_groups
+            .iter()
+            .find(|refused| refused.group == group)
+            .map(|refused| refused.since)
     }
 
-    /// Five groups were refused alike: until when to wait for a job of another one, which shows whether the app is to blame.
+    /// Five groups were refused alike: until when to wait for a job of another one, which shows
+    /// whether the app is to blame.
     pub fn waits_for_another_group(&self) -> Option<Instant> {
         let trial = self.refused_alike.as_ref()?.trial.filter(|trial| !trial.after_a_pause)?;
         (self.condition == Condition::Working).then_some(trial.since + TRIED_WITHIN)
@@ -305,8 +333,10 @@ impl Breaker {
             Class::Account | Class::Credential | Class::CredentialOrJob => {
                 self.pause(*class, fault, now);
             }
-            // The refusal that paused the app, unless the probe's group, which does not exist, always gets it.
-            Class::JobOrConfiguration | Class::TransientOrJob if is_paused && self.says_something(fault) => {}
+            // The refusal that paused the app, unless the probe's group, which does not exist,
+            // always gets it.
+            Class::JobOrConfiguration | Class::TransientOrJob
+                if is_paused && self.says_something(fault) => {}
             Class::JobOrConfiguration | Class::TransientOrJob => self.pass(now),
             Class::Transient(_) if fault.code.is_none() => {}
             // It is reached; whether the account is in order again is not said.
@@ -327,7 +357,10 @@ impl Breaker {
         self.refused_alike = None;
         self.paused_for = None;
         self.refused_groups.retain(|refused| refused.group != group);
-        self.refused_groups.iter_mut().filter(|refused| refused.at <= started).for_each(|refused| refused.is_alone = true);
+        self.refused_groups
+            .iter_mut()
+            .filter(|refused| refused.at <= started)
+            .for_each(|refused| refused.is_alone = true);
     }
 
     /// A probe was not refused for a fault of the app.
@@ -342,9 +375,11 @@ impl Breaker {
 
     /// Whether this answer to a probe says that the fault is still there.
     fn says_something(&self, fault: &Fault) -> bool {
-        // What a probe gets while all is well is known once a call was accepted after one. Until then jobs are tried all the
-        // same, after every other probe.
-        let is_usual = self.usual_answer.map_or(!self.probes.is_multiple_of(2), |usual| usual == fault.cause());
+        // What a probe gets while all is well is known once a call was accepted after one. Until
+        // then jobs are tried all the same, after every other probe.
+        let is_usual = self
+            .usual_answer
+            .map_or(!self.probes.is_multiple_of(2), |usual| usual == fault.cause());
         self.is_refused_alike(fault) && !is_usual
     }
 
@@ -356,7 +391,8 @@ impl Breaker {
         }
     }
 
-    /// Back to work, one call at a time. What went wrong before does so again at the first sign of it.
+    /// Back to work, one call at a time. What went wrong before does so again at the first sign of
+    /// it.
     pub fn resume(&mut self, now: Instant) {
         if self.condition != Condition::Working {
             self.condition = Condition::Working;
@@ -372,7 +408,8 @@ impl Breaker {
 
     fn count_transport_failure(&mut self, class: Class, fault: &Fault, now: Instant) {
         self.transport_failures += 1;
-        let is_outage = self.transport_failures >= FAILURES_OF_AN_OUTAGE && self.condition == Condition::Working;
+        let is_outage = self.transport_failures >= FAILURES_OF_AN_OUTAGE
+            && self.condition == Condition::Working;
         if is_outage && self.supervision == Supervision::Unattended {
             self.condition = Condition::Outage(trouble(class, fault));
             self.begin(now);
@@ -396,7 +433,8 @@ impl Breaker {
             (Supervision::Attended, _) => return Blame::Batch,
             (Supervision::Unattended, Condition::Paused(_)) if is_known => return Blame::App,
             (Supervision::Unattended, Condition::Paused(before)) => {
-                self.condition = Condition::Paused(Trouble { since: before.since, ..trouble(class, fault) });
+                self.condition =
+                    Condition::Paused(Trouble { since: before.since, ..trouble(class, fault) });
                 if let Probe::At(at) = self.probe {
                     self.probe = Probe::At(self.not_in_silence(at));
                 }
@@ -407,7 +445,8 @@ impl Breaker {
             }
         }
         self.paused_for = Some(fault.clone());
-        // A probe has passed since, and no call of a job: this job may be the only one that is refused so.
+        // A probe has passed since, and no call of a job: this job may be the only one that is
+        // refused so.
         if is_known { Blame::AppOrBatch } else { Blame::App }
     }
 
@@ -422,7 +461,8 @@ impl Breaker {
         self.probe = Probe::At(self.not_in_silence(now + self.wait()));
     }
 
-    /// Never shorter than what is configured, and longer by up to a quarter, so that replicas spread.
+    /// Never shorter than what is configured, and longer by up to a quarter, so that replicas
+    /// spread.
     fn wait(&self) -> Duration {
         let (first, longest) = match self.condition {
             Condition::Paused(_) => self.waits.pause,
@@ -443,7 +483,14 @@ impl Breaker {
         }
     }
 
-    fn blame_group(&mut self, class: Class, fault: &Fault, group: &str, started: Instant, now: Instant) -> Blame {
+    fn blame_group(
+        &mut self,
+        class: Class,
+        fault: &Fault,
+        group: &str,
+        started: Instant,
+        now: Instant,
+    ) -> Blame {
         self.reach(now);
         if self.supervision == Supervision::Attended {
             return Blame::Batch;
@@ -480,15 +527,31 @@ impl Breaker {
     }
 
     /// A fault of the account pauses the app, unless only this group meets it.
-    fn blame_refused_group(&mut self, class: Class, fault: &Fault, group: &str, now: Instant) -> Blame {
+    fn blame_refused_group(
+        &mut self,
+        class: Class,
+        fault: &Fault,
+        group: &str,
+        now: Instant,
+    ) -> Blame {
         if self.is_alone(group, fault) {
             self.reach(now);
             return Blame::Group;
         }
-        let is_first = !self.refused_groups.iter().any(|refused| refused.group == group && refused.cause == fault.cause());
-        let is_of_groups = self.refused_groups.iter().any(|refused| refused.is_alone && refused.cause == fault.cause());
-        let blame = if is_of_groups && self.paused_for.is_none() && self.supervision == Supervision::Unattended {
-            // Other groups were refused so, each for itself. If the next call is too, the app pauses.
+        let is_first = !self
+            .refused_groups
+            .iter()
+            .any(|refused| refused.group == group && refused.cause == fault.cause());
+        let is_of_groups = self
+            .refused_groups
+            .iter()
+            .any(|refused| refused.is_alone && refused.cause == fault.cause());
+        let blame = if is_of_groups
+            && self.paused_for.is_none()
+            && self.supervision == Supervision::Unattended
+        {
+            // Other groups were refused so, each for itself. If the next call is too, the app
+            // pauses.
             self.reach(now);
             self.proven_at = None;
             self.paused_for = Some(fault.clone());
@@ -499,7 +562,13 @@ impl Breaker {
         if self.supervision == Supervision::Unattended {
             let since = self.refused_since(group).filter(|_| !is_first).unwrap_or(now);
             self.refused_groups.retain(|refused| refused.group != group);
-            let refused = RefusedGroup { group: group.to_owned(), cause: fault.cause(), since, at: now, is_alone: false };
+            let refused = RefusedGroup {
+                group: group.to_owned(),
+                cause: fault.cause(),
+                since,
+                at: now,
+                is_alone: false,
+            };
             self.refused_groups.push_back(refused);
             if self.refused_groups.len() > REMEMBERED_GROUPS {
                 self.refused_groups.pop_front();
@@ -509,7 +578,8 @@ impl Breaker {
     }
 
     fn is_alone(&self, group: &str, fault: &Fault) -> bool {
-        let same = |refused: &RefusedGroup| refused.group == group && refused.cause == fault.cause();
+        let same =
+            |refused: &RefusedGroup| refused.group == group && refused.cause == fault.cause();
         self.refused_groups.iter().any(|refused| refused.is_alone && same(refused))
     }
 }
@@ -517,7 +587,9 @@ impl Breaker {
 fn trouble(class: Class, fault: &Fault) -> Trouble {
     let Explanation { meaning, advice, .. } = explain(class, fault);
     let Fault { code, http_status, info } = fault.clone();
-    let number = code.map(|code| format!(" ({code})")).or(http_status.map(|status| format!(" (HTTP {status})")));
+    let number = code
+        .map(|code| format!(" ({code})"))
+        .or(http_status.map(|status| format!(" (HTTP {status})")));
     let reason = format!("{meaning}{}", number.unwrap_or_default());
     Trouble { since: clock::now(), code, http_status, reason, info, advice }
 }

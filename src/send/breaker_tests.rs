@@ -11,7 +11,10 @@ fn breaker(supervision: Supervision) -> Breaker {
 }
 
 fn waits() -> Waits {
-    Waits { outage: (Duration::from_millis(500), Duration::from_secs(30)), pause: (PROBE_FIRST, Duration::from_secs(300)) }
+    Waits {
+        outage: (Duration::from_millis(500), Duration::from_secs(30)),
+        pause: (PROBE_FIRST, Duration::from_secs(300)),
+    }
 }
 
 fn failed(class: Class, code: Option<i64>) -> Verdict {
@@ -52,13 +55,21 @@ async fn until_a_call_is_accepted_they_go_one_at_a_time_and_again_after_a_quiet_
     let mut breaker = breaker(Supervision::Unattended);
     assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 1 });
     judge(&mut breaker, &failed(Class::RateLimited, Some(60007)), "g");
-    assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 1 }, "a gateway may say that of anybody");
+    assert_eq!(
+        allowed(&breaker),
+        Allowed::Calls { in_flight: 1 },
+        "a gateway may say that of anybody"
+    );
     judge(&mut breaker, &Verdict::Sent, "g");
     assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 256 });
     tokio::time::advance(PROVEN_FOR).await;
     assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 1 });
     judge(&mut breaker, &failed(Class::Job, Some(10010)), "g");
-    assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 256 }, "whose job is refused is known");
+    assert_eq!(
+        allowed(&breaker),
+        Allowed::Calls { in_flight: 256 },
+        "whose job is refused is known"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,7 +84,10 @@ async fn a_fault_of_the_account_pauses_the_app_until_a_probe_is_not_refused() {
     }
     assert!(waits[0] >= PROBE_FIRST && waits[0] <= PROBE_FIRST * 5 / 4, "{waits:?}");
     assert!(waits.windows(2).take(5).all(|pair| pair[1] > pair[0] * 3 / 2), "they grow: {waits:?}");
-    assert!(waits[8] >= Duration::from_secs(300) && waits[8] <= Duration::from_secs(375), "up to a limit: {waits:?}");
+    assert!(
+        waits[8] >= Duration::from_secs(300) && waits[8] <= Duration::from_secs(375),
+        "up to a limit: {waits:?}"
+    );
     probe(&mut breaker, &unreachable()).await;
     probe(&mut breaker, &failed(Class::RateLimited, Some(60007))).await;
     assert!(breaker.condition().is_paused(), "neither says that the account is in order");
@@ -93,7 +107,12 @@ async fn a_refused_user_sig_is_made_anew_once_and_then_the_app_pauses() {
     assert_eq!(breaker.judge(&no_key(), "h", started_before, Instant::now()), Blame::OldUserSig);
     assert_eq!(judge(&mut breaker, &no_key(), "g"), Blame::App);
     let Condition::Paused(why) = breaker.condition() else { panic!("{:?}", breaker.condition()) };
-    assert!(why.code == Some(70009) && why.reason.contains("another key") && why.advice.contains("secret_key"), "{why:?}");
+    assert!(
+        why.code == Some(70009)
+            && why.reason.contains("another key")
+            && why.advice.contains("secret_key"),
+        "{why:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,7 +160,9 @@ async fn a_probe_that_left_before_the_configuration_changed_is_followed_by_anoth
     assert_eq!(allowed(&breaker), Allowed::Probe);
     breaker.probe_leaves();
     breaker.judge_probe(&expired, Instant::now());
-    assert!(matches!(allowed(&breaker), Allowed::ProbeAt(at) if at >= Instant::now() + PROBE_FIRST));
+    assert!(
+        matches!(allowed(&breaker), Allowed::ProbeAt(at) if at >= Instant::now() + PROBE_FIRST)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,15 +174,25 @@ async fn five_groups_in_a_row_with_the_same_refusal_are_not_to_blame() {
     }
     judge(&mut breaker, &Verdict::Sent, "e");
     for group in ["a", "b", "c", "d"] {
-        assert_eq!(judge(&mut breaker, &refused, group), Blame::Batch, "what is sent in between breaks the row");
+        assert_eq!(
+            judge(&mut breaker, &refused, group),
+            Blame::Batch,
+            "what is sent in between breaks the row"
+        );
     }
     judge(&mut breaker, &failed(Class::JobOrConfiguration, Some(11000)), "x");
     for group in ["a", "b", "c", "d"] {
         assert_eq!(judge(&mut breaker, &refused, group), Blame::Batch, "another code does too");
     }
     assert_eq!(judge(&mut breaker, &refused, "e"), Blame::AppOrBatch);
-    assert_eq!(allowed(&breaker), Allowed::Calls { in_flight: 1 }, "others are tried before the app pauses");
-    assert!(breaker.prefers_other_groups() && breaker.has_refused("e") && !breaker.has_refused("f"));
+    assert_eq!(
+        allowed(&breaker),
+        Allowed::Calls { in_flight: 1 },
+        "others are tried before the app pauses"
+    );
+    assert!(
+        breaker.prefers_other_groups() && breaker.has_refused("e") && !breaker.has_refused("f")
+    );
     for group in ["f", "g"] {
         assert_eq!(*breaker.condition(), Condition::Working);
         assert_eq!(judge(&mut breaker, &refused, group), Blame::AppOrBatch);
@@ -187,7 +218,10 @@ async fn five_groups_are_one_producers_mistake_if_another_one_is_accepted_after_
         }
         assert!(breaker.waits_for_another_group().is_some());
         judge(&mut breaker, &Verdict::Sent, "good");
-        assert_eq!((breaker.waits_for_another_group(), breaker.condition()), (None, &Condition::Working));
+        assert_eq!(
+            (breaker.waits_for_another_group(), breaker.condition()),
+            (None, &Condition::Working)
+        );
     }
     let started = Instant::now();
     tokio::time::advance(Duration::from_millis(1)).await;
@@ -195,9 +229,16 @@ async fn five_groups_are_one_producers_mistake_if_another_one_is_accepted_after_
         judge(&mut breaker, &refused, &group.to_string());
     }
     for group in 5..50 {
-        assert_eq!(breaker.judge(&refused, &group.to_string(), started, Instant::now()), Blame::AppOrBatch);
+        assert_eq!(
+            breaker.judge(&refused, &group.to_string(), started, Instant::now()),
+            Blame::AppOrBatch
+        );
     }
-    assert_eq!(*breaker.condition(), Condition::Working, "what left together with the five is no trial");
+    assert_eq!(
+        *breaker.condition(),
+        Condition::Working,
+        "what left together with the five is no trial"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +275,11 @@ async fn what_a_probe_gets_while_all_is_well_is_no_evidence() {
     let refused = failed(Class::JobOrConfiguration, Some(10007));
     pause_over(&mut breaker, &refused);
     probe(&mut breaker, &refused).await;
-    assert_eq!(*breaker.condition(), Condition::Working, "nobody knows yet what it gets: a job is tried");
+    assert_eq!(
+        *breaker.condition(),
+        Condition::Working,
+        "nobody knows yet what it gets: a job is tried"
+    );
     for group in ["u", "v", "w", "x"] {
         judge(&mut breaker, &refused, group);
     }
@@ -269,7 +314,10 @@ async fn a_probe_that_gets_another_answer_than_usual_keeps_the_app_paused() {
 async fn a_group_that_alone_meets_a_fault_of_the_account_pauses_the_app_once() {
     for class in [Class::Account, Class::Credential] {
         let mut breaker = breaker(Supervision::Unattended);
-        let filtered = Verdict::Failed { class, fault: Fault { code: None, http_status: Some(403), info: String::new() } };
+        let filtered = Verdict::Failed {
+            class,
+            fault: Fault { code: None, http_status: Some(403), info: String::new() },
+        };
         judge(&mut breaker, &Verdict::Sent, "good");
         let early = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
@@ -279,7 +327,11 @@ async fn a_group_that_alone_meets_a_fault_of_the_account_pauses_the_app_once() {
         assert_eq!(judge(&mut breaker, &filtered, "bad"), Blame::App);
         breaker.judge(&Verdict::Sent, "good", early, Instant::now());
         probe(&mut breaker, &failed(Class::Job, Some(10010))).await;
-        assert_eq!(judge(&mut breaker, &filtered, "bad"), Blame::App, "what left before it says nothing");
+        assert_eq!(
+            judge(&mut breaker, &filtered, "bad"),
+            Blame::App,
+            "what left before it says nothing"
+        );
         probe(&mut breaker, &failed(Class::Job, Some(10010))).await;
         judge(&mut breaker, &Verdict::Sent, "good");
         for _ in 0..9 {
@@ -288,7 +340,11 @@ async fn a_group_that_alone_meets_a_fault_of_the_account_pauses_the_app_once() {
             assert_eq!(*breaker.condition(), Condition::Working);
         }
         if class == Class::Account {
-            assert_eq!(judge(&mut breaker, &filtered, "worse"), Blame::AppOrBatch, "another group may be alone too");
+            assert_eq!(
+                judge(&mut breaker, &filtered, "worse"),
+                Blame::AppOrBatch,
+                "another group may be alone too"
+            );
             assert_eq!(*breaker.condition(), Condition::Working);
             assert_eq!(judge(&mut breaker, &filtered, "good"), Blame::AppOrBatch);
             assert!(breaker.condition().is_paused(), "but not the next one");
@@ -319,7 +375,11 @@ async fn five_transport_failures_in_a_row_are_an_outage_and_any_answer_ends_it()
     (0..4).for_each(|_| assert_eq!(judge(&mut breaker, &unreachable(), "g"), Blame::Batch));
     judge(&mut breaker, &failed(Class::Transient(Effect::Unknown), Some(10002)), "g");
     (0..4).for_each(|_| assert_eq!(judge(&mut breaker, &unreachable(), "g"), Blame::Batch));
-    assert_eq!(*breaker.condition(), Condition::Working, "an answer of the API is no transport failure");
+    assert_eq!(
+        *breaker.condition(),
+        Condition::Working,
+        "an answer of the API is no transport failure"
+    );
     judge(&mut breaker, &unreachable(), "g");
     assert!(matches!(breaker.condition(), Condition::Outage(_)));
     let first = probe(&mut breaker, &unreachable()).await;
@@ -346,7 +406,10 @@ async fn a_fault_of_the_account_behind_an_outage_pauses_the_app() {
     probe(&mut breaker, &expired).await;
     assert!(breaker.condition().is_paused());
     let first = probe(&mut breaker, &expired).await;
-    assert!(first <= PROBE_FIRST * 5 / 4, "the waits of the outage are no measure for the pause: {first:?}");
+    assert!(
+        first <= PROBE_FIRST * 5 / 4,
+        "the waits of the outage are no measure for the pause: {first:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

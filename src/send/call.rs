@@ -1,5 +1,5 @@
-//! One attempt of one batch: its intent if it needs one, then the call, which at the moment of its writing asks once more whether
-//! it may be made.
+//! One attempt of one batch: its intent if it needs one, then the call, which at the moment of its
+//! writing asks once more whether it may be made.
 
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub(super) async fn call<A: Api>(
     Ok(api.call(body, move || permission.use_up(Instant::now())).await)
 }
 
-/// What a call needs at the moment of its writing, which may be a connection's handshake after it was started.
+/// What a call needs at the moment of its writing, which may be a connection's handshake after it
+/// was started.
 pub(super) struct Permission {
     pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
     pub lease: Lease,

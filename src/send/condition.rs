@@ -9,7 +9,8 @@ pub enum Condition {
     Working,
     /// The API cannot be reached: jobs wait, single probes look whether it can.
     Outage(Trouble),
-    /// A fault of the account or the configuration: no jobs are taken, single probes look whether it is mended.
+    /// A fault of the account or the configuration: no jobs are taken, single probes look whether
+    /// it is mended.
     Paused(Trouble),
 }
 

@@ -1,4 +1,5 @@
-//! How many pieces of work are under way: as many as there are guards. Nobody counts down, so nobody can forget to.
+//! How many pieces of work are under way: as many as there are guards. Nobody counts down, so
+//! nobody can forget to.
 
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ impl Count {
     }
 }
 
-/// Work on a batch: it keeps its job from ending, and a call counts among those in flight, until what came of it is recorded.
+/// Work on a batch: it keeps its job from ending, and a call counts among those in flight, until
+/// what came of it is recorded.
 #[derive(Debug)]
 pub struct Work {
     _of_job: Guard,

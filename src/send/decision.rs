@@ -1,4 +1,5 @@
-//! What follows for a batch from the answer to its call. Pure: the verdict and the circumstances in, a decision out.
+//! What follows for a batch from the answer to its call. Pure: the verdict and the circumstances
+//! in, a decision out.
 
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use crate::{
 const AFTER_RATE_LIMIT: Duration = Duration::from_secs(1);
 /// What nobody documented passes within so many attempts, or not at all.
 const ATTEMPTS_AT_UNDOCUMENTED: u32 = 5;
-/// A group that alone meets a fault of the account has so many attempts, with the waits of parked jobs in between.
+/// A group that alone meets a fault of the account has so many attempts, with the waits of parked
+/// jobs in between.
 const ATTEMPTS_OF_A_GROUP: u32 = 5;
 
 /// Where a batch stands in its attempts.
@@ -28,7 +30,8 @@ const ATTEMPTS_OF_A_GROUP: u32 = 5;
 pub struct Attempts {
     /// Attempts that counted, this one included; answers that only said "slow down" do not.
     pub count: u32,
-    /// Time since the first of them. Faults of the account do not count, and no wait that the API asked for.
+    /// Time since the first of them. Faults of the account do not count, and no wait that the API
+    /// asked for.
     pub since_first: Duration,
     /// Time that the batch has been failing since the job was taken up.
     pub held: Duration,
@@ -37,9 +40,11 @@ pub struct Attempts {
 /// Whether somebody waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supervision {
-    /// The daemon: long waits are no harm, and a fault of the account pauses the app, and ends no job.
+    /// The daemon: long waits are no harm, and a fault of the account pauses the app, and ends no
+    /// job.
     Unattended,
-    /// Somebody at a terminal: neither a long wait nor a fault that somebody has to mend is waited for.
+    /// Somebody at a terminal: neither a long wait nor a fault that somebody has to mend is waited
+    /// for.
     Attended,
 }
 
@@ -65,7 +70,11 @@ impl Decision {
     pub fn state(&self) -> BatchState {
         match self {
             Self::Ended(outcome) => BatchState::Ended(outcome.clone()),
-            Self::Again { .. } | Self::AgainAtOnce | Self::WhenTheAppGoesOn | Self::Park | Self::Split => BatchState::Open,
+            Self::Again { .. }
+            | Self::AgainAtOnce
+            | Self::WhenTheAppGoesOn
+            | Self::Park
+            | Self::Split => BatchState::Open,
         }
     }
 }
@@ -92,9 +101,14 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
         Blame::OldUserSig | Blame::UserSig => Decision::AgainAtOnce,
         Blame::App => Decision::WhenTheAppGoesOn,
         Blame::Group if attempts.count < ATTEMPTS_OF_A_GROUP && !waited_enough => Decision::Park,
-        // A call that may have had its effect is not made again, whoever is to blame. Otherwise the batch should not be the first
-        // to be tried when the app goes on, but it is not tried for ever.
-        Blame::AppOrBatch if !is_in_doubt(&verdict, *promise) && !waited_enough && *group_refused_for <= policy.give_up_after => {
+        // A call that may have had its effect is not made again, whoever is to blame. Otherwise the
+        // batch should not be the first to be tried when the app goes on, but it is not tried for
+        // ever.
+        Blame::AppOrBatch
+            if !is_in_doubt(&verdict, *promise)
+                && !waited_enough
+                && *group_refused_for <= policy.give_up_after =>
+        {
             Decision::Park
         }
         Blame::Batch | Blame::Group | Blame::AppOrBatch => of_the_batch(verdict, circumstances),
@@ -110,26 +124,40 @@ fn is_in_doubt(verdict: &Verdict, promise: DeliveryPromise) -> bool {
 fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let Circumstances { promise, attempts, policy, supervision, jitter, .. } = circumstances;
     let is_in_doubt = is_in_doubt(&verdict, *promise);
-    let Verdict::Failed { class, fault } = verdict else { return Decision::Ended(BatchOutcome::Sent) };
-    let failed = |kind, fault: Fault| Decision::Ended(BatchOutcome::Failed { kind, fault, attempts: attempts.count });
-    let backoff = delay::after_attempt(attempts.count, policy.first_delay, policy.max_delay, *jitter);
+    let Verdict::Failed { class, fault } = verdict else {
+        return Decision::Ended(BatchOutcome::Sent);
+    };
+    let failed = |kind, fault: Fault| {
+        Decision::Ended(BatchOutcome::Failed { kind, fault, attempts: attempts.count })
+    };
+    let backoff =
+        delay::after_attempt(attempts.count, policy.first_delay, policy.max_delay, *jitter);
     let later = |after: Duration, fault: Fault| match supervision {
         _ if attempts.held + after <= policy.hold => Decision::Again { after },
         Supervision::Unattended => Decision::Park,
         Supervision::Attended => failed(FailureKind::Transient, fault),
     };
-    let for_a_while = |after: Duration, fault: Fault| match attempts.since_first + after > policy.give_up_after {
-        true => failed(FailureKind::Transient, fault),
-        false => later(after, fault),
-    };
+    let for_a_while =
+        |after: Duration, fault: Fault| match attempts.since_first + after > policy.give_up_after {
+            true => failed(FailureKind::Transient, fault),
+            false => later(after, fault),
+        };
     match class {
-        _ if is_in_doubt => Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count }),
+        _ if is_in_doubt => {
+            Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count })
+        }
         Class::RateLimited => later(AFTER_RATE_LIMIT, fault),
         Class::Transient(Effect::None | Effect::Unknown) => for_a_while(backoff, fault),
-        Class::TransientOrJob if attempts.count < ATTEMPTS_AT_UNDOCUMENTED => for_a_while(backoff, fault),
-        Class::TransientOrJob | Class::Job | Class::JobOrConfiguration => failed(FailureKind::Job, fault),
+        Class::TransientOrJob if attempts.count < ATTEMPTS_AT_UNDOCUMENTED => {
+            for_a_while(backoff, fault)
+        }
+        Class::TransientOrJob | Class::Job | Class::JobOrConfiguration => {
+            failed(FailureKind::Job, fault)
+        }
         // Only where somebody waits: the daemon pauses the app.
-        Class::Credential | Class::CredentialOrJob | Class::Account => failed(FailureKind::Job, fault),
+        Class::Credential | Class::CredentialOrJob | Class::Account => {
+            failed(FailureKind::Job, fault)
+        }
         Class::TooManyRecipients => Decision::Split,
     }
 }
@@ -151,7 +179,10 @@ mod tests {
     }
 
     fn failed(class: Class) -> Verdict {
-        Verdict::Failed { class, fault: Fault { code: None, http_status: None, info: String::new() } }
+        Verdict::Failed {
+            class,
+            fault: Fault { code: None, http_status: None, info: String::new() },
+        }
     }
 
     fn attempts(count: u32, since_first_seconds: u64) -> Attempts {
@@ -178,7 +209,10 @@ mod tests {
     }
 
     fn next(class: Class, promise: DeliveryPromise, since_first_seconds: u64) -> Decision {
-        decide(failed(class), &in_these(Blame::Batch, promise, attempts(3, since_first_seconds), |same| same))
+        decide(
+            failed(class),
+            &in_these(Blame::Batch, promise, attempts(3, since_first_seconds), |same| same),
+        )
     }
 
     fn is_failed(decision: &Decision, expected: FailureKind) -> bool {
@@ -200,14 +234,19 @@ mod tests {
         }
         assert_eq!(next(Class::TooManyRecipients, AtMostOnce, 24 * 3600), Decision::Split);
         assert_eq!(next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600 - 3), after(2));
-        assert!(is_failed(&next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600), FailureKind::Transient));
+        assert!(is_failed(
+            &next(Class::Transient(Effect::None), AtLeastOnce, 24 * 3600),
+            FailureKind::Transient
+        ));
     }
 
     #[test]
-    fn what_may_have_had_its_effect_is_not_sent_again_where_that_is_forbidden_whoever_is_to_blame() {
+    fn what_may_have_had_its_effect_is_not_sent_again_where_that_is_forbidden_whoever_is_to_blame()
+    {
         for class in [Class::Transient(Effect::Unknown), Class::TransientOrJob] {
             assert!(is_unknown(&next(class, AtMostOnce, 1)));
-            let perhaps_the_app = in_these(Blame::AppOrBatch, AtMostOnce, attempts(1, 1), |same| same);
+            let perhaps_the_app =
+                in_these(Blame::AppOrBatch, AtMostOnce, attempts(1, 1), |same| same);
             assert!(is_unknown(&decide(failed(class), &perhaps_the_app)));
         }
     }
@@ -215,16 +254,34 @@ mod tests {
     #[test]
     fn a_batch_waits_while_the_app_may_be_to_blame_and_not_for_ever() {
         let refused = |blame, attempts, group_refused_for| {
-            let change = |same| Circumstances { group_refused_for: Duration::from_secs(group_refused_for), ..same };
-            decide(failed(Class::JobOrConfiguration), &in_these(blame, AtLeastOnce, attempts, change))
+            let change = |same| Circumstances {
+                group_refused_for: Duration::from_secs(group_refused_for),
+                ..same
+            };
+            decide(
+                failed(Class::JobOrConfiguration),
+                &in_these(blame, AtLeastOnce, attempts, change),
+            )
         };
         assert_eq!(refused(Blame::App, attempts(9, 1_000_000), 0), Decision::WhenTheAppGoesOn);
         assert_eq!(refused(Blame::UserSig, attempts(9, 1_000_000), 0), Decision::AgainAtOnce);
         assert_eq!(refused(Blame::AppOrBatch, attempts(9, 24 * 3600), 24 * 3600), Decision::Park);
-        assert!(is_failed(&refused(Blame::AppOrBatch, attempts(1, 24 * 3600 + 1), 0), FailureKind::Job));
-        assert!(is_failed(&refused(Blame::AppOrBatch, attempts(1, 0), 24 * 3600 + 1), FailureKind::Job));
-        assert_eq!(refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP - 1, 24 * 3600), 0), Decision::Park);
-        assert!(is_failed(&refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP, 0), 0), FailureKind::Job));
+        assert!(is_failed(
+            &refused(Blame::AppOrBatch, attempts(1, 24 * 3600 + 1), 0),
+            FailureKind::Job
+        ));
+        assert!(is_failed(
+            &refused(Blame::AppOrBatch, attempts(1, 0), 24 * 3600 + 1),
+            FailureKind::Job
+        ));
+        assert_eq!(
+            refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP - 1, 24 * 3600), 0),
+            Decision::Park
+        );
+        assert!(is_failed(
+            &refused(Blame::Group, attempts(ATTEMPTS_OF_A_GROUP, 0), 0),
+            FailureKind::Job
+        ));
     }
 
     #[test]
@@ -232,7 +289,13 @@ mod tests {
         let next = |class, held, supervision| {
             let held = Duration::from_secs(held);
             let attempts = Attempts { count: 3, since_first: held, held };
-            decide(failed(class), &in_these(Blame::Batch, AtLeastOnce, attempts, |same| Circumstances { supervision, ..same }))
+            decide(
+                failed(class),
+                &in_these(Blame::Batch, AtLeastOnce, attempts, |same| Circumstances {
+                    supervision,
+                    ..same
+                }),
+            )
         };
         let class = Class::Transient(Effect::None);
         assert!(matches!(next(class, 58, Supervision::Unattended), Decision::Again { .. }));
@@ -248,8 +311,12 @@ mod tests {
 
     #[test]
     fn what_nobody_documented_is_tried_a_few_times_and_then_the_jobs_fault() {
-        let after =
-            |count| decide(failed(Class::TransientOrJob), &in_these(Blame::Batch, AtLeastOnce, attempts(count, 0), |same| same));
+        let after = |count| {
+            decide(
+                failed(Class::TransientOrJob),
+                &in_these(Blame::Batch, AtLeastOnce, attempts(count, 0), |same| same),
+            )
+        };
         assert!(matches!(after(ATTEMPTS_AT_UNDOCUMENTED - 1), Decision::Again { .. }));
         assert!(is_failed(&after(ATTEMPTS_AT_UNDOCUMENTED), FailureKind::Job));
     }

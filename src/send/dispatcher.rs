@@ -1,4 +1,5 @@
-//! What the rest of the crate has of an app's dispatcher: it starts one, hands it jobs, and sees how its calls fare.
+//! What the rest of the crate has of an app's dispatcher: it starts one, hands it jobs, and sees
+//! how its calls fare.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -15,7 +16,8 @@ use crate::{
 
 /// Jobs handed over and not yet taken up.
 const INBOX: usize = 64;
-/// A third of the time after which brokers commonly take deliveries back. A job that is split again is taken up twice.
+/// A third of the time after which brokers commonly take deliveries back. A job that is split again
+/// is taken up twice.
 const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 /// Hands jobs to an app's dispatcher.
@@ -86,7 +88,8 @@ impl Tuning {
 }
 
 impl Dispatcher {
-    /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the dispatcher.
+    /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the
+    /// dispatcher.
     pub fn start<A: Api>(settings: Settings<A>, tuning: Tuning) -> Self {
         let (sender, mut inbox) = mpsc::channel(INBOX);
         let settings = Arc::new(settings);
@@ -154,7 +157,10 @@ mod tests {
     #[tokio::test]
     async fn a_shorter_hold_outlives_a_new_configuration() {
         let app = |hold: &str| {
-            let text = format!("[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold = \"{hold}\"");
+            let text = format!(
+                "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold \
+                    = \"{hold}\""
+            );
             let file = crate::config::ConfigFile { path: "groupcast.toml".into(), text };
             Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap()
         };

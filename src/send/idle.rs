@@ -1,11 +1,12 @@
-//! When an app was not at work: paused, without deliveries, not yet started. A batch is not failing in that time, so it does not
-//! count towards giving the batch up. Pure.
+//! When an app was not at work: paused, without deliveries, not yet started. A batch is not failing
+//! in that time, so it does not count towards giving the batch up. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
 use jiff::Timestamp;
 
-/// As many are remembered. A subscription that is lost every ten seconds makes them for three hours.
+/// As many are remembered. A subscription that is lost every ten seconds makes them for three
+/// hours.
 const MOST: usize = 1000;
 
 pub(super) struct IdleTimes {
@@ -59,13 +60,19 @@ mod tests {
         let mut idle = IdleTimes::new();
         assert_eq!(idle.since(at(10), at(30)).as_secs(), 20);
         idle.end(at(100));
-        assert_eq!((idle.since(at(10), at(300)).as_secs(), idle.since(at(150), at(300)).as_secs()), (90, 0));
+        assert_eq!(
+            (idle.since(at(10), at(300)).as_secs(), idle.since(at(150), at(300)).as_secs()),
+            (90, 0)
+        );
         idle.begin(at(200));
         idle.begin(at(210));
         assert_eq!(idle.since(at(150), at(300)).as_secs(), 100, "it goes on, since it began");
         idle.end(at(300));
         idle.end(at(310));
-        assert_eq!([50, 150, 250, 350].map(|from| idle.since(at(from), at(400)).as_secs()), [150, 100, 50, 0]);
+        assert_eq!(
+            [50, 150, 250, 350].map(|from| idle.since(at(from), at(400)).as_secs()),
+            [150, 100, 50, 0]
+        );
     }
 
     #[test]

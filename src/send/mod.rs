@@ -1,8 +1,9 @@
 //! Sends the batches of one app's jobs: the only caller of the API.
 //!
-//! One task owns the queue, the retries and the calls in flight, so nothing here is locked and no crowd of waiters is woken.
-//! The order of a turn is: room in flight, then a token, then the choice of the batch, then the send; so the batch that is
-//! due at the moment of sending is the one that goes. What came of a call is recorded before anything follows from it.
+//! One task owns the queue, the retries and the calls in flight, so nothing here is locked and no
+//! crowd of waiters is woken. The order of a turn is: room in flight, then a token, then the choice
+//! of the batch, then the send; so the batch that is due at the moment of sending is the one that
+//! goes. What came of a call is recorded before anything follows from it.
 
 mod breaker;
 mod call;
@@ -61,8 +62,9 @@ use crate::{
 
 /// When calls may not start, how soon to look whether they may now.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// When an app pauses, its jobs go back to the queue. One that went back so often is parked instead, because the broker gives
-/// up on a message that it has delivered 50 times; so is one without a record that would be sent anew.
+/// When an app pauses, its jobs go back to the queue. One that went back so often is parked
+/// instead, because the broker gives up on a message that it has delivered 50 times; so is one
+/// without a record that would be sent anew.
 pub const RETURNED_AT_MOST: u32 = 10;
 
 struct Dispatch<A> {
@@ -106,7 +108,11 @@ enum Done {
 }
 
 impl<A: Api> Dispatch<A> {
-    fn new(settings: Arc<Settings<A>>, tuning: watch::Receiver<Tuning>, condition: Arc<watch::Sender<Condition>>) -> Self {
+    fn new(
+        settings: Arc<Settings<A>>,
+        tuning: watch::Receiver<Tuning>,
+        condition: Arc<watch::Sender<Condition>>,
+    ) -> Self {
         condition.send_replace(Condition::Working);
         let waits = Waits::of(&tuning.borrow());
         Self {
@@ -158,8 +164,12 @@ impl<A: Api> Dispatch<A> {
     fn go_on(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Called { key, batch, started, answer, work } => self.judge(key, batch, started, answer, work, now),
-            Done::Recorded { key, batch, recorded, decision, work } => self.follow(key, batch, recorded, decision, work, now),
+            Done::Called { key, batch, started, answer, work } => {
+                self.judge(key, batch, started, answer, work, now)
+            }
+            Done::Recorded { key, batch, recorded, decision, work } => {
+                self.follow(key, batch, recorded, decision, work, now)
+            }
             Done::Probed(answer) => self.judge_probe(answer, now),
         }
     }
@@ -178,10 +188,16 @@ impl<A: Api> Dispatch<A> {
         }
     }
 
-    fn take_up(&mut self, submission: Submission, done: oneshot::Sender<Result<Ending, Unfinished>>, now: Instant) {
+    fn take_up(
+        &mut self,
+        submission: Submission,
+        done: oneshot::Sender<Result<Ending, Unfinished>>,
+        now: Instant,
+    ) {
         let key = self.next_key;
         self.next_key += 1;
-        let not_before = submission.envelope.not_before.map(|at| instant_of(at, now)).filter(|at| *at > now);
+        let not_before =
+            submission.envelope.not_before.map(|at| instant_of(at, now)).filter(|at| *at > now);
         let job = Sending::new(submission, done, now);
         let may_call = job.submission.lease.allows_calls();
         if may_call {
@@ -198,7 +214,8 @@ impl<A: Api> Dispatch<A> {
         self.finish_if_done(key);
     }
 
-    /// Starts as many calls as may leave now. Says when to look again, if time alone can change the answer.
+    /// Starts as many calls as may leave now. Says when to look again, if time alone can change the
+    /// answer.
     fn start_calls(&mut self, now: Instant) -> Option<Instant> {
         let most_in_flight = self.tuning.borrow().max_in_flight;
         let most_in_flight = match self.breaker.allowed(most_in_flight, now) {
@@ -237,7 +254,12 @@ impl<A: Api> Dispatch<A> {
             } else {
                 let work = Work::call(&job.under_way, &self.calls_in_flight);
                 let may_start = self.settings.may_start.clone();
-                let permission = Permission { may_start, lease: job.submission.lease.clone(), deadline: job.deadline, slot };
+                let permission = Permission {
+                    may_start,
+                    lease: job.submission.lease.clone(),
+                    deadline: job.deadline,
+                    slot,
+                };
                 let body = job.submission.job.request_body(batch);
                 let intent = job.intend(batch);
                 let span = job.span_of_call(batch);
@@ -262,10 +284,13 @@ impl<A: Api> Dispatch<A> {
         }
     }
 
-    /// The job that came last of a group that was not refused: those before it may be one producer's mistake.
+    /// The job that came last of a group that was not refused: those before it may be one
+    /// producer's mistake.
     fn of_another_group(&self) -> Option<JobKey> {
         let may_be_tried = |(key, job): &(&JobKey, &Sending)| {
-            job.is_sending() && self.queue.has(**key) && !self.breaker.has_refused(&job.submission.job.group_id)
+            job.is_sending()
+                && self.queue.has(**key)
+                && !self.breaker.has_refused(&job.submission.job.group_id)
         };
         self.jobs.iter().rev().find(may_be_tried).map(|(key, _)| *key)
     }
@@ -280,7 +305,15 @@ impl<A: Api> Dispatch<A> {
     }
 
     /// Decides what follows from a call, and records it.
-    fn judge(&mut self, key: JobKey, batch: u32, started: Instant, answer: Result<Answer, StoreLost>, work: Work, now: Instant) {
+    fn judge(
+        &mut self,
+        key: JobKey,
+        batch: u32,
+        started: Instant,
+        answer: Result<Answer, StoreLost>,
+        work: Work,
+        now: Instant,
+    ) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         match answer {
             Err(error) => self.follow(key, batch, Err(error), Decision::AgainAtOnce, work, now),
@@ -295,20 +328,36 @@ impl<A: Api> Dispatch<A> {
         }
     }
 
-    fn decide(&mut self, key: JobKey, batch: u32, started: Instant, answer: Answer, now: Instant) -> Decision {
+    fn decide(
+        &mut self,
+        key: JobKey,
+        batch: u32,
+        started: Instant,
+        answer: Answer,
+        now: Instant,
+    ) -> Decision {
         let job = self.jobs.get_mut(&key).expect("the caller has seen it");
-        let request = if matches!(answer, Answer::NotSent { .. }) { Request::NotSent } else { Request::Sent };
+        let request =
+            if matches!(answer, Answer::NotSent { .. }) { Request::NotSent } else { Request::Sent };
         let verdict = classify(answer).on_batch_of(job.submission.job.recipients_in(batch));
         let attempts = job.count(batch, request, &verdict, &self.idle);
         let promise = job.submission.envelope.delivery;
         let group = &job.submission.job.group_id;
         let blame = self.breaker.judge(&verdict, group, started, now);
-        let group_refused_for = self.breaker.refused_since(group).map_or(Duration::ZERO, |since| now - since);
+        let group_refused_for =
+            self.breaker.refused_since(group).map_or(Duration::ZERO, |since| now - since);
         if let Verdict::Failed { class, fault } = &verdict {
             if *class == Class::RateLimited {
                 self.settings.pacer.slow_down(now);
             }
-            debug!(job_id = job.submission.envelope.job_id, batch, ?class, code = fault.code, info = fault.info, "a call failed");
+            debug!(
+                job_id = job.submission.envelope.job_id,
+                batch,
+                ?class,
+                code = fault.code,
+                info = fault.info,
+                "a call failed"
+            );
         }
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();
@@ -316,7 +365,15 @@ impl<A: Api> Dispatch<A> {
         let decision = {
             let policy = &self.tuning.borrow().retry;
             let (supervision, jitter) = (self.settings.supervision, delay::jitter());
-            let circumstances = Circumstances { blame, promise, attempts, group_refused_for, policy, supervision, jitter };
+            let circumstances = Circumstances {
+                blame,
+                promise,
+                attempts,
+                group_refused_for,
+                policy,
+                supervision,
+                jitter,
+            };
             decide(verdict, &circumstances)
         };
         job.set_state(batch, decision.state());
@@ -339,19 +396,35 @@ impl<A: Api> Dispatch<A> {
         }
     }
 
-    fn follow(&mut self, key: JobKey, batch: u32, recorded: Result<(), StoreLost>, decision: Decision, work: Work, now: Instant) {
+    fn follow(
+        &mut self,
+        key: JobKey,
+        batch: u32,
+        recorded: Result<(), StoreLost>,
+        decision: Decision,
+        work: Work,
+        now: Instant,
+    ) {
         drop(work);
         let Some(job) = self.jobs.get_mut(&key) else { return };
         match (recorded, decision) {
             (Err(error), _) => return self.abandon(key, error.into()),
             (Ok(()), Decision::Ended(_)) => job.ended(),
             (Ok(()), Decision::Again { after }) => {
-                self.later.push(Reverse((sooner(now + after, job.deadline), key, Later::Again(batch))));
+                self.later.push(Reverse((
+                    sooner(now + after, job.deadline),
+                    key,
+                    Later::Again(batch),
+                )));
             }
             (Ok(()), Decision::AgainAtOnce) if job.is_sending() => self.queue.put_back(key, batch),
             (Ok(()), Decision::AgainAtOnce) => {}
-            (Ok(()), Decision::WhenTheAppGoesOn) if self.breaker.condition().is_paused() => self.withheld.push((key, batch)),
-            (Ok(()), Decision::WhenTheAppGoesOn) if job.is_sending() => self.queue.put_back(key, batch),
+            (Ok(()), Decision::WhenTheAppGoesOn) if self.breaker.condition().is_paused() => {
+                self.withheld.push((key, batch))
+            }
+            (Ok(()), Decision::WhenTheAppGoesOn) if job.is_sending() => {
+                self.queue.put_back(key, batch)
+            }
             (Ok(()), Decision::WhenTheAppGoesOn) => {}
             (Ok(()), Decision::Park) => self.park(key),
             (Ok(()), Decision::Split) => self.split(key),
@@ -378,7 +451,8 @@ impl<A: Api> Dispatch<A> {
         self.withheld.retain(|(key, _)| self.jobs.contains_key(key));
     }
 
-    /// Mostly the job goes back to the queue. One that would begin anew, or has gone back too often, waits elsewhere if it can.
+    /// Mostly the job goes back to the queue. One that would begin anew, or has gone back too
+    /// often, waits elsewhere if it can.
     fn let_go_of(&mut self, key: JobKey) {
         let Some(job) = self.jobs.get(&key) else { return };
         let would_repeat = job.submission.entry.is_none() && job.has_begun();

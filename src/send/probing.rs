@@ -1,4 +1,5 @@
-//! What concerns the whole app: probes while it is paused or the API away, and the condition that everybody sees.
+//! What concerns the whole app: probes while it is paused or the API away, and the condition that
+//! everybody sees.
 
 use std::time::Duration;
 
@@ -81,11 +82,26 @@ impl<A: Api> Dispatch<A> {
         let app = &self.settings.app;
         match (&before, &present) {
             (_, Condition::Paused(why)) => {
-                let (code, http_status, info, advice) = (why.code, why.http_status, &why.info, why.advice);
-                error!(app, code, http_status, info, advice, "app paused: {}; its jobs stay in the queue", why.reason);
+                let (code, http_status, info, advice) =
+                    (why.code, why.http_status, &why.info, why.advice);
+                error!(
+                    app,
+                    code,
+                    http_status,
+                    info,
+                    advice,
+                    "app paused: {}; its jobs stay in the queue",
+                    why.reason
+                );
             }
             (_, Condition::Outage(why)) => {
-                warn!(app, info = why.info, advice = why.advice, "{}; single probes until it answers", why.reason);
+                warn!(
+                    app,
+                    info = why.info,
+                    advice = why.advice,
+                    "{}; single probes until it answers",
+                    why.reason
+                );
             }
             (Condition::Outage(why), Condition::Working) => {
                 info!(app, "the API can be reached again");
@@ -108,7 +124,8 @@ impl<A: Api> Dispatch<A> {
     }
 }
 
-/// With which share of the rate calls begin after an outage: the longer it was, the more others wait for its end too.
+/// With which share of the rate calls begin after an outage: the longer it was, the more others
+/// wait for its end too.
 fn rate_after(outage_since: Timestamp) -> f64 {
     let lasted = clock::now().duration_since(outage_since).as_secs_f64();
     (1.0 - lasted / LONG_OUTAGE.as_secs_f64()).max(0.1)

@@ -6,13 +6,18 @@ use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
-use super::{Advance, Attempts, Ending, HeldJob, Submission, Unfinished, counted::Count, idle::IdleTimes, waiting::instant_of};
+use super::{
+    Advance, Attempts, Ending, HeldJob, Submission, Unfinished, counted::Count, idle::IdleTimes,
+    waiting::instant_of,
+};
 use crate::{
     api::{classify::Verdict, codes::Class},
     clock,
     job::{
         DeliveryPromise,
-        outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report},
+        outcome::{
+            BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
+        },
     },
     progress::Entry,
     telemetry::spans,
@@ -55,7 +60,11 @@ pub(super) enum Request {
 }
 
 impl Sending {
-    pub fn new(mut submission: Submission, done: oneshot::Sender<Result<Ending, Unfinished>>, now: Instant) -> Self {
+    pub fn new(
+        mut submission: Submission,
+        done: oneshot::Sender<Result<Ending, Unfinished>>,
+        now: Instant,
+    ) -> Self {
         let mut batches = vec![BatchProgress::default(); submission.job.batch_count() as usize];
         for (batch, progress) in std::mem::take(&mut submission.batches) {
             if let Some(known) = batches.get_mut(batch as usize) {
@@ -84,12 +93,20 @@ impl Sending {
     pub fn held(&self) -> HeldJob {
         let Submission { job, envelope, .. } = &self.submission;
         let batches = self.batches.len() as u32;
-        HeldJob { job_id: envelope.job_id.clone(), group_id: job.group_id.clone(), batches, batches_ended: batches - self.open }
+        HeldJob {
+            job_id: envelope.job_id.clone(),
+            group_id: job.group_id.clone(),
+            batches,
+            batches_ended: batches - self.open,
+        }
     }
 
     /// The batches that are to be sent.
     pub fn unsent(&self) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.batches).filter(|(_, batch)| batch.outcome().is_none()).map(|(index, _)| index)
+        (0..)
+            .zip(&self.batches)
+            .filter(|(_, batch)| batch.outcome().is_none())
+            .map(|(index, _)| index)
     }
 
     pub fn batch(&self, batch: u32) -> &BatchProgress {
@@ -111,7 +128,10 @@ impl Sending {
             return Span::none();
         }
         let attempt = self.batches[batch as usize].calls + 1;
-        let of_batch = self.spans.entry(batch).or_insert_with(|| spans::of_batch(span, batch, job.recipients_in(batch)));
+        let of_batch = self
+            .spans
+            .entry(batch)
+            .or_insert_with(|| spans::of_batch(span, batch, job.recipients_in(batch)));
         spans::of_call(of_batch, attempt)
     }
 
@@ -119,7 +139,8 @@ impl Sending {
     pub fn intend(&self, batch: u32) -> Option<(Entry, BatchProgress)> {
         match (self.submission.envelope.delivery, &self.submission.entry) {
             (DeliveryPromise::AtMostOnce, Some(entry)) => {
-                let progress = BatchProgress { state: BatchState::Intended, ..self.batch(batch).clone() };
+                let progress =
+                    BatchProgress { state: BatchState::Intended, ..self.batch(batch).clone() };
                 Some((entry.clone(), progress))
             }
             (DeliveryPromise::AtLeastOnce, _) | (_, None) => None,
@@ -131,7 +152,8 @@ impl Sending {
     }
 
     pub fn has_begun(&self) -> bool {
-        self.under_way.present() > 0 || self.batches.iter().any(|batch| *batch != BatchProgress::default())
+        self.under_way.present() > 0
+            || self.batches.iter().any(|batch| *batch != BatchProgress::default())
     }
 
     pub fn is_overdue(&self, now: Instant) -> bool {
@@ -139,7 +161,13 @@ impl Sending {
     }
 
     /// Counts a call that came back, and says where its batch stands.
-    pub fn count(&mut self, batch: u32, request: Request, verdict: &Verdict, idle: &IdleTimes) -> Attempts {
+    pub fn count(
+        &mut self,
+        batch: u32,
+        request: Request,
+        verdict: &Verdict,
+        idle: &IdleTimes,
+    ) -> Attempts {
         let (now, wall) = (Instant::now(), clock::now());
         let progress = &mut self.batches[batch as usize];
         let failing_since = *self.failing.entry(batch).or_insert(now);
@@ -158,7 +186,11 @@ impl Sending {
             }
         }
         progress.last_attempt_at = progress.first_attempt_at.and(Some(wall));
-        Attempts { count: progress.attempts, since_first: since_first.unwrap_or_default(), held: now - failing_since }
+        Attempts {
+            count: progress.attempts,
+            since_first: since_first.unwrap_or_default(),
+            held: now - failing_since,
+        }
     }
 
     /// A batch counts as ended from now on.
@@ -173,7 +205,11 @@ impl Sending {
             if batch.outcome().is_none() {
                 let fault = Fault { code: None, http_status: None, info: DEADLINE_PASSED.into() };
                 let kind = FailureKind::Expired;
-                batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
+                batch.state = BatchState::Ended(BatchOutcome::Failed {
+                    kind,
+                    fault,
+                    attempts: batch.attempts,
+                });
             }
         }
         self.open = 0;
@@ -187,7 +223,10 @@ impl Sending {
     /// Hands over how it ended. Nobody listens if the work on the delivery was given up.
     pub fn finish(self) {
         let touched = |batches: Vec<BatchProgress>| {
-            (0..).zip(batches).filter(|(_, progress)| *progress != BatchProgress::default()).collect()
+            (0..)
+                .zip(batches)
+                .filter(|(_, progress)| *progress != BatchProgress::default())
+                .collect()
         };
         let _ = self.done.send(match self.course {
             _ if self.open == 0 => Ok(Ending::Finished(Report::of(self.batches))),
@@ -230,8 +269,19 @@ pub(super) mod tests {
     };
 
     pub fn sending() -> Sending {
-        let job = Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience: Audience::All };
-        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, &Replies::anywhere(), clock::now());
+        let job = Job {
+            group_id: "g".into(),
+            topic_id: None,
+            opening: b"{".to_vec(),
+            audience: Audience::All,
+        };
+        let (envelope, _) = envelope::read(
+            &BasicProperties::default(),
+            "a",
+            None,
+            &Replies::anywhere(),
+            clock::now(),
+        );
         let submission = Submission {
             job: Arc::new(job),
             envelope: Arc::new(envelope),
@@ -245,11 +295,15 @@ pub(super) mod tests {
     }
 
     pub fn failed(class: Class) -> Verdict {
-        Verdict::Failed { class, fault: Fault { code: None, http_status: None, info: String::new() } }
+        Verdict::Failed {
+            class,
+            fault: Fault { code: None, http_status: None, info: String::new() },
+        }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_of_a_pause_does_not_count_towards_giving_up_whatever_the_batch_was_answered() {
+    async fn the_time_of_a_pause_does_not_count_towards_giving_up_whatever_the_batch_was_answered()
+    {
         for class in [Class::Account, Class::Credential, Class::Transient(Effect::None)] {
             clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
             let mut idle = IdleTimes::new();
@@ -262,21 +316,33 @@ pub(super) mod tests {
             for _ in 0..2 {
                 idle.begin(clock::now());
                 hours(25).await;
-                assert_eq!(sending.batch(0).failing_for(&idle, clock::now()).unwrap().as_secs(), 3600, "{class:?}");
+                assert_eq!(
+                    sending.batch(0).failing_for(&idle, clock::now()).unwrap().as_secs(),
+                    3600,
+                    "{class:?}"
+                );
                 idle.end(clock::now());
             }
             let attempts = sending.count(0, Request::Sent, &transient, &idle);
             assert_eq!((attempts.since_first.as_secs(), attempts.count), (3600, 2), "{class:?}");
             hours(2).await;
             let attempts = sending.count(0, Request::Sent, &transient, &idle);
-            assert_eq!((attempts.since_first.as_secs(), attempts.count), (3 * 3600, 3), "{class:?}");
+            assert_eq!(
+                (attempts.since_first.as_secs(), attempts.count),
+                (3 * 3600, 3),
+                "{class:?}"
+            );
             // Another process, from the record: it knows nothing of the time before its first job.
             let mut others = IdleTimes::new();
             hours(30).await;
             others.end(clock::now());
             hours(1).await;
             let record = sending.batch(0).clone();
-            assert_eq!(record.failing_for(&others, clock::now()).unwrap().as_secs(), 4 * 3600, "{class:?}");
+            assert_eq!(
+                record.failing_for(&others, clock::now()).unwrap().as_secs(),
+                4 * 3600,
+                "{class:?}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Cuts a job anew whose batches are too large for the API, and says how the new batches stand.
 //!
-//! Invariant: what has ended stays as it ended, for the same recipients, and each call is counted once.
+//! Invariant: what has ended stays as it ended, for the same recipients, and each call is counted
+//! once.
 
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use super::Submission;
 use crate::job::{Borders, Cut, Job, outcome::BatchProgress};
 
 impl Submission {
-    /// The job in smaller batches. `touched` is how far it has come in those that it has; nothing is under way for them.
+    /// The job in smaller batches. `touched` is how far it has come in those that it has; nothing
+    /// is under way for them.
     pub fn split_again(self, touched: &[(u32, BatchProgress)]) -> Self {
         let has_ended = |(_, progress): &(u32, BatchProgress)| progress.outcome().is_some();
         let borders = if touched.iter().any(has_ended) { Borders::Kept } else { Borders::Free };
@@ -21,12 +23,17 @@ impl Submission {
 }
 
 /// How the batches of a job stand, from how they stood when they were of another, larger size.
-fn carry_over(touched: &[(u32, BatchProgress)], before: Cut, job: &Job) -> Vec<(u32, BatchProgress)> {
+fn carry_over(
+    touched: &[(u32, BatchProgress)],
+    before: Cut,
+    job: &Job,
+) -> Vec<(u32, BatchProgress)> {
     let begin_of = |batch: u32| job.cut().batch_of(before.start_of(batch));
     let parts_of = |(batch, progress): &(u32, BatchProgress)| {
         let first = begin_of(*batch);
         // Borders are kept once a batch has ended; those of one that has not may lie within a part.
-        let end = progress.outcome().map_or(first + 1, |_| begin_of(batch + 1).min(job.batch_count()));
+        let end =
+            progress.outcome().map_or(first + 1, |_| begin_of(batch + 1).min(job.batch_count()));
         let calls = progress.calls;
         let progress = progress.clone();
         (first..end).map(move |part| {
@@ -60,8 +67,15 @@ mod tests {
         let mut splitter = Splitter::new(batch_size, 0);
         (0..recipients).for_each(|number| splitter.push(&number.to_string()));
         let audience = Audience::Members(splitter.finish());
-        let job = Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
-        let (envelope, _) = envelope::read(&BasicProperties::default(), "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
+        let job =
+            Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
+        let (envelope, _) = envelope::read(
+            &BasicProperties::default(),
+            "a",
+            None,
+            &Replies::anywhere(),
+            Timestamp::UNIX_EPOCH,
+        );
         let (job, envelope) = (Arc::new(job), Arc::new(envelope));
         Submission {
             job,
@@ -76,15 +90,21 @@ mod tests {
 
     fn recipients_in(job: &Job, batch: u32) -> Vec<u32> {
         let body: serde_json::Value = serde_json::from_slice(&job.request_body(batch)).unwrap();
-        let recipients: Vec<String> = serde_json::from_value(body["ToMembers_Account"].clone()).unwrap();
+        let recipients: Vec<String> =
+            serde_json::from_value(body["ToMembers_Account"].clone()).unwrap();
         assert_eq!(Some(recipients.len() as u32), job.recipients_in(batch));
         recipients.iter().map(|recipient| recipient.parse().unwrap()).collect()
     }
 
     /// What came of each recipient.
     fn outcomes(job: &Job, batches: &[(u32, BatchProgress)]) -> BTreeMap<u32, BatchOutcome> {
-        let ended = batches.iter().filter_map(|(batch, progress)| Some((*batch, progress.outcome()?)));
-        ended.flat_map(|(batch, outcome)| recipients_in(job, batch).into_iter().map(|who| (who, outcome.clone()))).collect()
+        let ended =
+            batches.iter().filter_map(|(batch, progress)| Some((*batch, progress.outcome()?)));
+        ended
+            .flat_map(|(batch, outcome)| {
+                recipients_in(job, batch).into_iter().map(|who| (who, outcome.clone()))
+            })
+            .collect()
     }
 
     fn calls(batches: &[(u32, BatchProgress)]) -> u32 {
@@ -139,13 +159,21 @@ mod tests {
     #[test]
     fn batches_are_of_50_and_of_hardly_fewer_where_one_that_has_ended_keeps_its_borders() {
         let sizes = |batch_size: u32, state: BatchState| {
-            let job = submission(2 * batch_size, batch_size).split_again(&[(0, progress(1, state))]).job;
-            let sizes: Vec<u32> = (0..job.batch_count()).filter_map(|batch| job.recipients_in(batch)).collect();
+            let job =
+                submission(2 * batch_size, batch_size).split_again(&[(0, progress(1, state))]).job;
+            let sizes: Vec<u32> =
+                (0..job.batch_count()).filter_map(|batch| job.recipients_in(batch)).collect();
             (sizes.len(), *sizes.iter().min().unwrap(), *sizes.iter().max().unwrap())
         };
         let sent = || BatchState::Ended(BatchOutcome::Sent);
-        assert_eq!((sizes(500, BatchState::Open), sizes(120, BatchState::Open)), ((20, 50, 50), (5, 40, 50)));
-        assert_eq!((sizes(500, sent()), sizes(120, sent()), sizes(256, sent())), ((20, 50, 50), (6, 40, 40), (12, 41, 43)));
+        assert_eq!(
+            (sizes(500, BatchState::Open), sizes(120, BatchState::Open)),
+            ((20, 50, 50), (5, 40, 50))
+        );
+        assert_eq!(
+            (sizes(500, sent()), sizes(120, sent()), sizes(256, sent())),
+            ((20, 50, 50), (6, 40, 40), (12, 41, 43))
+        );
         let primes = [499, 401, 101, 53].map(|prime| sizes(prime, sent()));
         assert_eq!(primes, [(20, 49, 50), (18, 41, 45), (6, 33, 34), (4, 26, 27)]);
     }

@@ -21,7 +21,8 @@ pub struct Submission {
     pub job: Arc<Job>,
     pub envelope: Arc<Envelope>,
     pub lease: Lease,
-    /// Where its progress is recorded; `None` for a job that nobody could recognise when it comes again.
+    /// Where its progress is recorded; `None` for a job that nobody could recognise when it comes
+    /// again.
     pub entry: Option<Entry>,
     /// How far it has come before.
     pub batches: Vec<(u32, BatchProgress)>,

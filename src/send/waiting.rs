@@ -1,11 +1,14 @@
-//! What happens later: a job's time comes, a batch is tried again, a job has been held for long enough.
+//! What happens later: a job's time comes, a batch is tried again, a job has been held for long
+//! enough.
 
 use std::{cmp::Reverse, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Decision, Dispatch, Supervision, condition::Condition, counted::Work, sending::Sending};
+use super::{
+    Decision, Dispatch, Supervision, condition::Condition, counted::Work, sending::Sending,
+};
 use crate::{
     api::call::Api,
     clock,
@@ -23,20 +26,24 @@ pub(super) enum Later {
 
 impl<A: Api> Dispatch<A> {
     pub(super) fn may_hold_until(&self, at: Instant, now: Instant) -> bool {
-        self.settings.supervision == Supervision::Attended || at.saturating_duration_since(now) <= self.tuning.borrow().retry.hold
+        self.settings.supervision == Supervision::Attended
+            || at.saturating_duration_since(now) <= self.tuning.borrow().retry.hold
     }
 
     pub(super) fn begin(&mut self, key: JobKey, now: Instant) {
-        // Before anything is given up: a job that comes again after its deadline has to end as it did before.
+        // Before anything is given up: a job that comes again after its deadline has to end as it
+        // did before.
         self.expire_if_overdue(key, now);
         let Some(job) = self.jobs.get(&key) else { return };
-        let (waited_enough, unsent): (Vec<u32>, Vec<u32>) =
-            job.unsent().partition(|batch| self.may_be_tried_for(job, *batch) == Some(Duration::ZERO));
+        let (waited_enough, unsent): (Vec<u32>, Vec<u32>) = job
+            .unsent()
+            .partition(|batch| self.may_be_tried_for(job, *batch) == Some(Duration::ZERO));
         self.queue.add(key, job.submission.envelope.priority, unsent);
         waited_enough.into_iter().for_each(|batch| self.give_up(key, batch, now));
     }
 
-    /// In an outage no call comes back whose failure would end a batch that has been tried for long enough.
+    /// In an outage no call comes back whose failure would end a batch that has been tried for long
+    /// enough.
     fn may_be_tried_for(&self, job: &Sending, batch: u32) -> Option<Duration> {
         self.breaker.outage_since()?;
         let since_first = job.batch(batch).failing_for(&self.idle, clock::now())?;
@@ -48,17 +55,26 @@ impl<A: Api> Dispatch<A> {
         match self.may_be_tried_for(job, batch) {
             None => self.queue.put_back(key, batch),
             Some(Duration::ZERO) => self.give_up(key, batch, now),
-            // The job expires as soon as its calls in flight have ended. Another look would be due at once, again and again.
+            // The job expires as soon as its calls in flight have ended. Another look would be due
+            // at once, again and again.
             Some(_) if job.is_overdue(now) => {}
             Some(left) => {
                 let soon = left.min(self.tuning.borrow().retry.max_delay);
-                self.later.push(Reverse((sooner(now + soon, job.deadline), key, Later::Again(batch))));
+                self.later.push(Reverse((
+                    sooner(now + soon, job.deadline),
+                    key,
+                    Later::Again(batch),
+                )));
             }
         }
     }
 
     fn give_up(&mut self, key: JobKey, batch: u32, now: Instant) {
-        let (Condition::Outage(why), Some(job)) = (self.breaker.condition(), self.jobs.get_mut(&key)) else { return };
+        let (Condition::Outage(why), Some(job)) =
+            (self.breaker.condition(), self.jobs.get_mut(&key))
+        else {
+            return;
+        };
         let fault = Fault { code: None, http_status: why.http_status, info: why.info.clone() };
         let attempts = job.batch(batch).attempts;
         let outcome = BatchOutcome::Failed { kind: FailureKind::Transient, fault, attempts };
@@ -77,7 +93,8 @@ impl<A: Api> Dispatch<A> {
     /// In an outage no turn comes at which a deadline would be noticed.
     fn idle_in_outage(&self) -> impl Iterator<Item = (JobKey, &Sending)> {
         let jobs = self.breaker.outage_since().map(|_| self.jobs.iter());
-        let idle = |(_, job): &(&JobKey, &Sending)| job.is_sending() && job.under_way.present() == 0;
+        let idle =
+            |(_, job): &(&JobKey, &Sending)| job.is_sending() && job.under_way.present() == 0;
         jobs.into_iter().flatten().filter(idle).map(|(key, job)| (*key, job))
     }
 
@@ -95,9 +112,15 @@ impl<A: Api> Dispatch<A> {
             }
             self.expire_if_overdue(key, now);
         }
-        let overdue: Vec<JobKey> = self.idle_in_outage().filter(|(_, job)| job.is_overdue(now)).map(|(key, _)| key).collect();
+        let overdue: Vec<JobKey> = self
+            .idle_in_outage()
+            .filter(|(_, job)| job.is_overdue(now))
+            .map(|(key, _)| key)
+            .collect();
         overdue.into_iter().for_each(|key| self.expire_if_overdue(key, now));
-        while let Some((key, _)) = self.held_longest().filter(|(_, job)| self.held_until(job) <= now) {
+        while let Some((key, _)) =
+            self.held_longest().filter(|(_, job)| self.held_until(job) <= now)
+        {
             self.park(key);
         }
     }
@@ -114,9 +137,9 @@ impl<A: Api> Dispatch<A> {
     /// In an outage nobody knows how long a job will have to wait.
     fn held_until(&self, job: &Sending) -> Instant {
         let longest = job.taken_up + self.tuning.borrow().held_at_most;
-        self.breaker
-            .outage_since()
-            .map_or(longest, |since| longest.min(since.max(job.taken_up) + self.tuning.borrow().retry.hold))
+        self.breaker.outage_since().map_or(longest, |since| {
+            longest.min(since.max(job.taken_up) + self.tuning.borrow().retry.hold)
+        })
     }
 }
 
@@ -165,7 +188,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_an_outage_no_batch_is_looked_at_again_after_the_deadline_while_another_is_in_flight() {
+    async fn in_an_outage_no_batch_is_looked_at_again_after_the_deadline_while_another_is_in_flight()
+     {
         clock::simulated::start_at(Timestamp::UNIX_EPOCH);
         let (mut dispatch, now) = (unattended(), Instant::now());
         let no_answer = failed(Class::Transient(Effect::None));

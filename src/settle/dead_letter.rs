@@ -1,5 +1,6 @@
-//! The dead letter of a job that was not sent whole: the original bytes if it was rejected, otherwise the job with only
-//! the recipients that were not sent, so that a redrive repeats nothing. Unknown recipients are never in it.
+//! The dead letter of a job that was not sent whole: the original bytes if it was rejected,
+//! otherwise the job with only the recipients that were not sent, so that a redrive repeats
+//! nothing. Unknown recipients are never in it.
 
 use lapin::{BasicProperties, types::AMQPValue};
 
@@ -18,7 +19,12 @@ use crate::{
 };
 
 /// The dead letter of a rejected job.
-pub fn of_rejected(original: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, result: &JobResult) -> Outgoing {
+pub fn of_rejected(
+    original: Vec<u8>,
+    properties: &BasicProperties,
+    envelope: &Envelope,
+    result: &JobResult,
+) -> Outgoing {
     letter(original, properties, envelope, result)
 }
 
@@ -32,19 +38,28 @@ pub fn of_finished(
 ) -> Option<Outgoing> {
     let mut failed = (0..)
         .zip(&report.batches)
-        .filter_map(|(batch, outcome)| matches!(outcome, BatchOutcome::Failed { .. }).then_some(batch))
+        .filter_map(|(batch, outcome)| {
+            matches!(outcome, BatchOutcome::Failed { .. }).then_some(batch)
+        })
         .peekable();
     failed.peek()?;
     Some(letter(job.body_for(failed), properties, envelope, result))
 }
 
-fn letter(body: Vec<u8>, properties: &BasicProperties, envelope: &Envelope, result: &JobResult) -> Outgoing {
+fn letter(
+    body: Vec<u8>,
+    properties: &BasicProperties,
+    envelope: &Envelope,
+    result: &JobResult,
+) -> Outgoing {
     let mut headers = kept_headers(properties);
     let mut put = |name: &'static str, value: AMQPValue| {
         headers.insert(name.into(), value);
     };
     let text = |text: &str| AMQPValue::LongString(text.into());
-    if let Some(ErrorEntry { kind, code, info, .. }) = result.errors.iter().find(|error| error.kind != ErrorKind::Unknown) {
+    if let Some(ErrorEntry { kind, code, info, .. }) =
+        result.errors.iter().find(|error| error.kind != ErrorKind::Unknown)
+    {
         put("groupcast-error-kind", text(kind.as_str()));
         put("groupcast-error-info", text(info));
         if let Some(code) = code {

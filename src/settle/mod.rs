@@ -1,11 +1,12 @@
-//! What a job owes when the work on it ends, in the order it is owed. A job that has ended owes its [`dead_letter`], then the
-//! [`reply`] with the [`result`](mod@result), then the record of the result in [`progress`](crate::progress). One that waits owes its copy in a
-//! wait queue ([`parking`]). Each is confirmed before the next; the acknowledgement comes after, in
+//! What a job owes when the work on it ends, in the order it is owed. A job that has ended owes its
+//! [`dead_letter`], then the [`reply`] with the [`result`](mod@result), then the record of the
+//! result in [`progress`](crate::progress). One that waits owes its copy in a wait queue
+//! ([`parking`]). Each is confirmed before the next; the acknowledgement comes after, in
 //! [`journey`](crate::journey).
 //!
-//! A queue that takes no messages ends that in bounded time. A result whose reply queue is full, missing or refused goes to
-//! `.unrouted`. What else is not taken (a dead letter, or a result that the broker does not confirm) stays owed, and the
-//! pipeline parks the job with it.
+//! A queue that takes no messages ends that in bounded time. A result whose reply queue is full,
+//! missing or refused goes to `.unrouted`. What else is not taken (a dead letter, or a result that
+//! the broker does not confirm) stays owed, and the pipeline parks the job with it.
 
 pub mod dead_letter;
 pub mod parking;
@@ -44,7 +45,8 @@ pub enum Owed {
     },
     Parked {
         job: Box<Outgoing>,
-        /// Whether the delivery could go back to the queue instead, and nothing would be sent twice.
+        /// Whether the delivery could go back to the queue instead, and nothing would be sent
+        /// twice.
         may_go_back: bool,
     },
 }
@@ -110,8 +112,14 @@ pub enum Settled {
     Withheld(Trouble),
 }
 
-/// Does what is owed. Waits as long as the broker is away, and for seconds while a queue takes no messages.
-pub async fn settle(publisher: &Publisher, app: &str, park: &[Duration], owed: &mut Owed) -> Result<Settled, StoreLost> {
+/// Does what is owed. Waits as long as the broker is away, and for seconds while a queue takes no
+/// messages.
+pub async fn settle(
+    publisher: &Publisher,
+    app: &str,
+    park: &[Duration],
+    owed: &mut Owed,
+) -> Result<Settled, StoreLost> {
     match owed {
         Owed::Answer { dead_letter, reply, record, job, .. } => {
             if let Some(letter) = dead_letter
@@ -140,9 +148,13 @@ pub async fn settle(publisher: &Publisher, app: &str, park: &[Duration], owed: &
     }
 }
 
-/// Publishes a result to where it was asked for. Only the broker's word sends it to `.unrouted`: the queue does not exist, is
-/// full, or is refused. Silence is no word.
-async fn publish_result(publisher: &Publisher, app: &str, result: &Outgoing) -> Result<(), Trouble> {
+/// Publishes a result to where it was asked for. Only the broker's word sends it to `.unrouted`:
+/// the queue does not exist, is full, or is refused. Silence is no word.
+async fn publish_result(
+    publisher: &Publisher,
+    app: &str,
+    result: &Outgoing,
+) -> Result<(), Trouble> {
     if let Target::Own(_) = result.target {
         publisher.publish_to_own(app, result).await?;
         metrics::count_unrouted(app, Unrouted::Refused);

@@ -1,5 +1,5 @@
-//! A job that has to wait for longer than it may be held goes to a wait queue, from which the broker brings it back. Its
-//! progress stays in the state store.
+//! A job that has to wait for longer than it may be held goes to a wait queue, from which the
+//! broker brings it back. Its progress stays in the state store.
 
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ pub fn compose(
     park: &[Duration],
     left: Left,
 ) -> Outgoing {
-    let until = |moment: Option<Timestamp>| moment.and_then(|moment| time_left(moment, clock::now()));
+    let until =
+        |moment: Option<Timestamp>| moment.and_then(|moment| time_left(moment, clock::now()));
     let (not_before, deadline) = (until(envelope.not_before), until(envelope.deadline));
     let wait = wait(park, envelope.parkings, not_before, deadline);
     // Waiting for its time is no failure that the next wait should be longer for.
@@ -45,7 +46,10 @@ pub fn compose(
         headers.insert(PARKED_HEADER.into(), AMQPValue::LongLongInt(i64::from(parkings)));
     }
     if envelope.earlier_deaths > 0 {
-        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongLongInt(i64::from(envelope.earlier_deaths)));
+        headers.insert(
+            ATTEMPT_HEADER.into(),
+            AMQPValue::LongLongInt(i64::from(envelope.earlier_deaths)),
+        );
     }
     if let Some(reason) = &envelope.given_up {
         headers.insert(GIVEN_UP_HEADER.into(), AMQPValue::LongString(reason.as_str().into()));
@@ -61,12 +65,22 @@ pub fn compose(
     Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties, suspect: false }
 }
 
-/// Publishes a parked job to its wait queue, or if that takes no messages to another, the shortest wait first.
-pub async fn publish(publisher: &Publisher, app: &str, job: &Outgoing, park: &[Duration]) -> Result<(), Trouble> {
+/// Publishes a parked job to its wait queue, or if that takes no messages to another, the shortest
+/// wait first.
+pub async fn publish(
+    publisher: &Publisher,
+    app: &str,
+    job: &Outgoing,
+    park: &[Duration],
+) -> Result<(), Trouble> {
     let Err(mut trouble) = publisher.publish_to_own(app, job).await else { return Ok(()) };
     let mut waits = park.to_vec();
     waits.sort();
-    for queue in waits.into_iter().map(|wait| queues::wait(app, wait)).filter(|queue| queue != job.target.queue()) {
+    for queue in waits
+        .into_iter()
+        .map(|wait| queues::wait(app, wait))
+        .filter(|queue| queue != job.target.queue())
+    {
         let elsewhere = Outgoing { target: Target::Own(queue), ..job.clone() };
         match publisher.publish_to_own(app, &elsewhere).await {
             Ok(()) => return Ok(()),
@@ -80,14 +94,23 @@ fn time_left(moment: Timestamp, now: Timestamp) -> Option<Duration> {
     moment.duration_since(now).try_into().ok().filter(|left: &Duration| !left.is_zero())
 }
 
-/// Which wait. A job whose time has not come takes the longest that ends before it; one that failed goes through the list,
-/// but comes back before its deadline if it can.
-fn wait(park: &[Duration], parkings: u32, not_before: Option<Duration>, deadline: Option<Duration>) -> Duration {
+/// Which wait. A job whose time has not come takes the longest that ends before it; one that failed
+/// goes through the list, but comes back before its deadline if it can.
+fn wait(
+    park: &[Duration],
+    parkings: u32,
+    not_before: Option<Duration>,
+    deadline: Option<Duration>,
+) -> Duration {
     let shortest = park.iter().min().copied().unwrap_or_default();
-    let longest_within = |limit: Duration| park.iter().copied().filter(|wait| *wait <= limit).max().unwrap_or(shortest);
+    let longest_within = |limit: Duration| {
+        park.iter().copied().filter(|wait| *wait <= limit).max().unwrap_or(shortest)
+    };
     let in_turn = park.get(parkings as usize).or(park.last()).copied().unwrap_or_default();
     match (not_before, deadline) {
-        (Some(left), deadline) => longest_within(deadline.map_or(left, |deadline| deadline.min(left))),
+        (Some(left), deadline) => {
+            longest_within(deadline.map_or(left, |deadline| deadline.min(left)))
+        }
         (None, Some(left)) if left < in_turn => longest_within(left),
         (None, _) => in_turn,
     }
@@ -98,16 +121,29 @@ mod tests {
     use super::*;
     use crate::{accept::envelope, config::Replies};
 
-    const PARK: [Duration; 4] =
-        [Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600), Duration::from_secs(1800)];
+    const PARK: [Duration; 4] = [
+        Duration::from_secs(30),
+        Duration::from_secs(120),
+        Duration::from_secs(600),
+        Duration::from_secs(1800),
+    ];
 
     fn seconds(parkings: u32, not_before: Option<u64>, deadline: Option<u64>) -> u64 {
-        wait(&PARK, parkings, not_before.map(Duration::from_secs), deadline.map(Duration::from_secs)).as_secs()
+        wait(
+            &PARK,
+            parkings,
+            not_before.map(Duration::from_secs),
+            deadline.map(Duration::from_secs),
+        )
+        .as_secs()
     }
 
     #[test]
     fn a_job_that_failed_goes_through_the_wait_queues_in_their_order() {
-        assert_eq!([0, 1, 2, 3, 4, 99].map(|parkings| seconds(parkings, None, None)), [30, 120, 600, 1800, 1800, 1800]);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 99].map(|parkings| seconds(parkings, None, None)),
+            [30, 120, 600, 1800, 1800, 1800]
+        );
     }
 
     #[test]
@@ -123,15 +159,23 @@ mod tests {
             headers.insert(header.into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
         }
         let properties = BasicProperties::default().with_headers(headers);
-        let read =
-            |properties: &BasicProperties| envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH);
-        let parked = compose("a", Vec::new(), &properties, &read(&properties).0, &PARK, Left::Everything);
+        let read = |properties: &BasicProperties| {
+            envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH)
+        };
+        let parked =
+            compose("a", Vec::new(), &properties, &read(&properties).0, &PARK, Left::Everything);
         let (envelope, checked) = read(&parked.properties);
-        assert_eq!((checked, envelope.parkings, envelope.earlier_deaths), (Ok(()), u32::MAX, u32::MAX));
+        assert_eq!(
+            (checked, envelope.parkings, envelope.earlier_deaths),
+            (Ok(()), u32::MAX, u32::MAX)
+        );
     }
 
     #[test]
     fn a_deadline_is_not_slept_through() {
-        assert_eq!([10, 40, 700, 9999].map(|left| seconds(3, None, Some(left))), [30, 30, 600, 1800]);
+        assert_eq!(
+            [10, 40, 700, 9999].map(|left| seconds(3, None, Some(left))),
+            [30, 30, 600, 1800]
+        );
     }
 }

@@ -27,7 +27,9 @@ pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Ou
         headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(queue.as_str().into()));
     }
     headers.insert("groupcast-status".into(), AMQPValue::LongString(result.status.as_str().into()));
-    for (name, value) in [("traceparent", &envelope.trace.traceparent), ("tracestate", &envelope.trace.tracestate)] {
+    for (name, value) in
+        [("traceparent", &envelope.trace.traceparent), ("tracestate", &envelope.trace.tracestate)]
+    {
         if let Some(value) = value {
             headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
         }
@@ -41,7 +43,9 @@ pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Ou
     if let Ok(id) = ShortString::try_new(format!("{}{RESULT_SUFFIX}", result.job_id)) {
         properties = properties.with_message_id(id);
     }
-    if let Some(id) = envelope.correlation_id.as_deref().and_then(|id| ShortString::try_new(id).ok()) {
+    if let Some(id) =
+        envelope.correlation_id.as_deref().and_then(|id| ShortString::try_new(id).ok())
+    {
         properties = properties.with_correlation_id(id);
     }
     Some(Outgoing { target, body: json.as_bytes().to_vec(), properties, suspect: false })
@@ -52,12 +56,22 @@ pub fn unrouted(app: &str, reply: &Outgoing, suspect: bool) -> Outgoing {
     let mut headers = reply.properties.headers().clone().unwrap_or_default();
     headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(reply.target.queue().into()));
     let properties = reply.properties.clone().with_headers(headers);
-    Outgoing { target: Target::Own(queues::unrouted(app)), body: reply.body.clone(), properties, suspect }
+    Outgoing {
+        target: Target::Own(queues::unrouted(app)),
+        body: reply.body.clone(),
+        properties,
+        suspect,
+    }
 }
 
 /// The queue that a result in `.unrouted` was meant for.
 pub fn meant_for(unrouted: &Outgoing) -> String {
-    match unrouted.properties.headers().as_ref().and_then(|headers| headers.inner().get(REPLY_TO_HEADER)) {
+    match unrouted
+        .properties
+        .headers()
+        .as_ref()
+        .and_then(|headers| headers.inner().get(REPLY_TO_HEADER))
+    {
         Some(AMQPValue::LongString(queue)) => queue.to_string(),
         _ => String::new(),
     }

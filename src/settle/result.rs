@@ -151,7 +151,12 @@ impl JobResult {
         serde_json::to_string(self).expect("a result is always JSON")
     }
 
-    pub fn rejected(app: &str, envelope: &Envelope, rejection: &Rejection, finished_at: Timestamp) -> Self {
+    pub fn rejected(
+        app: &str,
+        envelope: &Envelope,
+        rejection: &Rejection,
+        finished_at: Timestamp,
+    ) -> Self {
         let error = ErrorEntry {
             batches: Vec::new(),
             recipients: None,
@@ -178,11 +183,21 @@ impl JobResult {
         }
     }
 
-    pub fn finished(app: &str, envelope: &Envelope, job: &Job, report: &Report, finished_at: Timestamp) -> Self {
+    pub fn finished(
+        app: &str,
+        envelope: &Envelope,
+        job: &Job,
+        report: &Report,
+        finished_at: Timestamp,
+    ) -> Self {
         let (audience, recipients) = match &job.audience {
             Audience::All => (AudienceKind::All, None),
             Audience::Members(list) => {
-                let given = RecipientCounts { requested: list.requested(), duplicates: list.duplicates(), ..Default::default() };
+                let given = RecipientCounts {
+                    requested: list.requested(),
+                    duplicates: list.duplicates(),
+                    ..Default::default()
+                };
                 (AudienceKind::Members, Some(count_recipients(given, job, report)))
             }
         };
@@ -238,7 +253,9 @@ fn count_recipients(mut counts: RecipientCounts, job: &Job, report: &Report) -> 
 }
 
 fn status(counts: BatchCounts, report: &Report) -> Status {
-    let expired = |outcome: &BatchOutcome| matches!(outcome, BatchOutcome::Failed { kind: FailureKind::Expired, .. });
+    let expired = |outcome: &BatchOutcome| {
+        matches!(outcome, BatchOutcome::Failed { kind: FailureKind::Expired, .. })
+    };
     match counts {
         BatchCounts { total, sent, .. } if sent == total => Status::Sent,
         BatchCounts { sent: 1.., .. } => Status::Partial,
@@ -252,16 +269,22 @@ fn group_errors(job: &Job, report: &Report) -> Vec<ErrorEntry> {
     for (batch, outcome) in (0..).zip(&report.batches) {
         let (kind, fault, attempts) = match outcome {
             BatchOutcome::Sent => continue,
-            BatchOutcome::Failed { kind, fault, attempts } => (ErrorKind::from(*kind), fault, *attempts),
+            BatchOutcome::Failed { kind, fault, attempts } => {
+                (ErrorKind::from(*kind), fault, *attempts)
+            }
             BatchOutcome::Unknown { fault, attempts } => (ErrorKind::Unknown, fault, *attempts),
         };
         let Fault { code, http_status, info } = fault;
-        // The texts of one cause may differ, by a request's number for one: the first stands for all.
-        let same = |error: &&mut ErrorEntry| (error.kind, error.code, error.http_status) == (kind, *code, *http_status);
+        // The texts of one cause may differ, by a request's number for one: the first stands for
+        // all.
+        let same = |error: &&mut ErrorEntry| {
+            (error.kind, error.code, error.http_status) == (kind, *code, *http_status)
+        };
         match errors.iter_mut().find(same) {
             Some(error) => {
                 error.batches.push(batch);
-                error.recipients = error.recipients.zip(job.recipients_in(batch)).map(|(sum, more)| sum + more);
+                error.recipients =
+                    error.recipients.zip(job.recipients_in(batch)).map(|(sum, more)| sum + more);
                 error.attempts = error.attempts.max(attempts);
             }
             None => errors.push(ErrorEntry {

@@ -8,7 +8,11 @@ use crate::{
 };
 
 fn job(recipients: usize) -> Job {
-    let rules = Rules { max_job_bytes: 1 << 20, batch_size: 2, empty_recipients: EmptyRecipients::Broadcast };
+    let rules = Rules {
+        max_job_bytes: 1 << 20,
+        batch_size: 2,
+        empty_recipients: EmptyRecipients::Broadcast,
+    };
     let users: Vec<String> = (0..recipients).map(|number| format!("u{number}")).collect();
     let body = serde_json::json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": users });
     decode(body.to_string().as_bytes(), &rules).unwrap()
@@ -16,7 +20,8 @@ fn job(recipients: usize) -> Job {
 
 fn result(job: &Job, batches: Vec<BatchOutcome>) -> JobResult {
     let now = Timestamp::constant(1_800_000_000, 5_000_000);
-    let (envelope, _) = envelope::read(&Default::default(), "app", None, &crate::config::Replies::anywhere(), now);
+    let (envelope, _) =
+        envelope::read(&Default::default(), "app", None, &crate::config::Replies::anywhere(), now);
     JobResult::finished("app", &envelope, job, &Report { batches, calls: 7 }, now)
 }
 
@@ -26,7 +31,10 @@ fn failed(kind: FailureKind, code: i64, attempts: u32) -> BatchOutcome {
 }
 
 fn unknown() -> BatchOutcome {
-    BatchOutcome::Unknown { fault: Fault { code: None, http_status: None, info: "no answer".into() }, attempts: 1 }
+    BatchOutcome::Unknown {
+        fault: Fault { code: None, http_status: None, info: "no answer".into() },
+        attempts: 1,
+    }
 }
 
 #[test]
@@ -51,8 +59,14 @@ fn the_status_says_how_much_was_sent() {
 
 #[test]
 fn every_recipient_is_counted_once() {
-    let result = result(&job(7), vec![BatchOutcome::Sent, failed(FailureKind::Job, 1, 1), unknown(), BatchOutcome::Sent]);
-    assert_eq!(result.recipients, Some(RecipientCounts { requested: 7, duplicates: 0, sent: 3, failed: 2, unknown: 2 }));
+    let result = result(
+        &job(7),
+        vec![BatchOutcome::Sent, failed(FailureKind::Job, 1, 1), unknown(), BatchOutcome::Sent],
+    );
+    assert_eq!(
+        result.recipients,
+        Some(RecipientCounts { requested: 7, duplicates: 0, sent: 3, failed: 2, unknown: 2 })
+    );
     assert_eq!(result.batches, Some(BatchCounts { total: 4, sent: 2, failed: 1, unknown: 1 }));
     assert_eq!((result.calls, result.received_at.as_str()), (7, "2027-01-15T08:00:00.005Z"));
 }
@@ -67,7 +81,10 @@ fn batches_with_the_same_cause_are_one_error() {
     ];
     let errors = result(&job(8), batches).errors;
     assert_eq!(errors.len(), 2);
-    assert_eq!((&*errors[0].batches, errors[0].recipients, errors[0].attempts), (&[0, 2][..], Some(4), 2));
+    assert_eq!(
+        (&*errors[0].batches, errors[0].recipients, errors[0].attempts),
+        (&[0, 2][..], Some(4), 2)
+    );
     assert_eq!((errors[1].kind, errors[1].code), (ErrorKind::Transient, Some(10002)));
 }
 

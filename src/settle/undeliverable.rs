@@ -1,4 +1,5 @@
-//! A job that the broker has given up: why, and what is told of its batches. No call is made for it.
+//! A job that the broker has given up: why, and what is told of its batches. No call is made for
+//! it.
 
 use lapin::{
     BasicProperties,
@@ -14,9 +15,14 @@ use crate::{
     },
 };
 
-/// How the job's batches have ended: those that have an outcome keep it, all others have failed. If the deadline has passed
-/// they have expired: so the job may have been answered before.
-pub fn conclude(job: &Job, envelope: &Envelope, reason: &str, touched: Vec<(u32, BatchProgress)>) -> Vec<BatchProgress> {
+/// How the job's batches have ended: those that have an outcome keep it, all others have failed. If
+/// the deadline has passed they have expired: so the job may have been answered before.
+pub fn conclude(
+    job: &Job,
+    envelope: &Envelope,
+    reason: &str,
+    touched: Vec<(u32, BatchProgress)>,
+) -> Vec<BatchProgress> {
     let mut batches = vec![BatchProgress::default(); job.batch_count() as usize];
     for (batch, progress) in touched {
         if let Some(known) = batches.get_mut(batch as usize) {
@@ -25,12 +31,15 @@ pub fn conclude(job: &Job, envelope: &Envelope, reason: &str, touched: Vec<(u32,
         }
     }
     let (kind, info) = match envelope.deadline {
-        Some(deadline) if deadline <= clock::now() => (FailureKind::Expired, DEADLINE_PASSED.to_owned()),
+        Some(deadline) if deadline <= clock::now() => {
+            (FailureKind::Expired, DEADLINE_PASSED.to_owned())
+        }
         Some(_) | None => (FailureKind::Undeliverable, reason.to_owned()),
     };
     for batch in batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
         let fault = Fault { code: None, http_status: None, info: info.clone() };
-        batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
+        batch.state =
+            BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
     }
     batches
 }
@@ -40,12 +49,17 @@ pub fn reason(properties: &BasicProperties) -> String {
     let account = properties.headers().as_ref().and_then(last_death).unwrap_or_default();
     let why = match account.as_str() {
         "delivery_limit" => {
-            "it went back to the jobs queue too often without an acknowledgement; look for restarts and lost connections in the \
+            "it went back to the jobs queue too often without an acknowledgement; look for \
+                restarts and lost connections in the \
              daemon's log"
         }
-        "expired" => "it was not taken before a message TTL ended; take the TTL off the jobs queue and use groupcast-deadline",
+        "expired" => {
+            "it was not taken before a message TTL ended; take the TTL off the jobs queue and use \
+                groupcast-deadline"
+        }
         "maxlen" => {
-            "the jobs queue was full and drops its oldest jobs; raise the limit, or set the policy's overflow to reject-publish"
+            "the jobs queue was full and drops its oldest jobs; raise the limit, or set the \
+                policy's overflow to reject-publish"
         }
         "rejected" => "another consumer of the jobs queue rejected it",
         _ => "the broker does not say why",

@@ -1,7 +1,8 @@
-//! Acknowledgements that can wait leave together. Each by itself wakes the broker's library, and brings one job that wakes
-//! all the rest; a few together cost hardly more than one.
+//! Acknowledgements that can wait leave together. Each by itself wakes the broker's library, and
+//! brings one job that wakes all the rest; a few together cost hardly more than one.
 //!
-//! Nobody waits for long, nor for a share of what is in hand that would keep the broker from sending more.
+//! Nobody waits for long, nor for a share of what is in hand that would keep the broker from
+//! sending more.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

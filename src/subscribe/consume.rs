@@ -1,7 +1,8 @@
 //! Keeps one app's subscription alive and hands its deliveries out.
 //!
-//! Any error, the end of the stream, or an await past its bound ends the subscription: its leases are lost, the work on
-//! them ends, and only then a new one begins. So no job is worked on twice in this process.
+//! Any error, the end of the stream, or an await past its bound ends the subscription: its leases
+//! are lost, the work on them ends, and only then a new one begins. So no job is worked on twice in
+//! this process.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +38,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const STANDBY_SILENCE: Duration = Duration::from_secs(15 * 60);
 /// How long a subscription has to live before its end is taken for a new fault.
 const TRUSTED_AFTER: Duration = Duration::from_secs(10);
-/// A process that has not looked at its subscription for so long was frozen: the broker may have given its jobs to another.
+/// A process that has not looked at its subscription for so long was frozen: the broker may have
+/// given its jobs to another.
 pub const FROZEN_AFTER: Duration = Duration::from_secs(3);
 /// How often it looks while it has jobs.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
@@ -71,7 +73,9 @@ pub struct OldestDeliveries {
 impl OldestDeliveries {
     /// `in_hand`: in the order in which they came.
     fn among(in_hand: &BTreeMap<u64, (Source, Instant)>) -> Self {
-        let oldest = |queue| in_hand.values().find(|(source, _)| *source == queue).map(|(_, came_at)| *came_at);
+        let oldest = |queue| {
+            in_hand.values().find(|(source, _)| *source == queue).map(|(_, came_at)| *came_at)
+        };
         Self { jobs: oldest(Source::Jobs), undeliverable: oldest(Source::Undeliverable) }
     }
 
@@ -87,7 +91,10 @@ impl OldestDeliveries {
 pub trait Queue: Send + Sync + 'static {
     type Subscription: Subscription;
     /// Subscribes to no more jobs than `prefetch` at a time.
-    fn subscribe(&self, prefetch: u16) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
+    fn subscribe(
+        &self,
+        prefetch: u16,
+    ) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
 }
 
 /// A subscription while it lives.
@@ -96,14 +103,23 @@ pub trait Subscription: Send {
     fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerLost>> + Send;
     /// Asks the broker whether the subscription is still there.
     fn confirm(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
-    /// Looks whether jobs wait that are not delivered: a subscription can be dead without another sign of it.
+    /// Looks whether jobs wait that are not delivered: a subscription can be dead without another
+    /// sign of it.
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
-    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that is what ended it.
-    fn acknowledgement_timeout(&mut self, _oldest: &OldestDeliveries) -> impl Future<Output = Option<Duration>> + Send {
+    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that
+    /// is what ended it.
+    fn acknowledgement_timeout(
+        &mut self,
+        _oldest: &OldestDeliveries,
+    ) -> impl Future<Output = Option<Duration>> + Send {
         ready(None)
     }
-    /// Takes no more, so a standby replica may begin, and drops what is still on its way until `done`.
-    fn cancel<T: Send>(&mut self, done: impl Future<Output = T> + Send) -> impl Future<Output = T> + Send;
+    /// Takes no more, so a standby replica may begin, and drops what is still on its way until
+    /// `done`.
+    fn cancel<T: Send>(
+        &mut self,
+        done: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = T> + Send;
     /// Gives back what is unacknowledged.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -115,12 +131,18 @@ pub trait Work: Send + Sync + 'static {
     fn until_ready(&self) -> impl Future<Output = ()> + Send;
     /// Returns when no job of the app should be held, and says why.
     fn until_paused(&self) -> impl Future<Output = Pause> + Send;
-    /// The first delivery from the jobs queue is here: until now another replica may have been the active one.
+    /// The first delivery from the jobs queue is here: until now another replica may have been the
+    /// active one.
     fn begin(&self);
-    /// The subscription was there a moment ago. Unless this is said again within [`FROZEN_AFTER`], no call starts.
+    /// The subscription was there a moment ago. Unless this is said again within [`FROZEN_AFTER`],
+    /// no call starts.
     fn is_subscribed(&self);
     /// Carries one delivery to its acknowledgement.
-    fn process(&self, delivery: Delivery, lease: Lease) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn process(
+        &self,
+        delivery: Delivery,
+        lease: Lease,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// The broker takes deliveries back that are not acknowledged within this time.
     fn acknowledge_within(&self, _timeout: Duration) {}
     /// Leases no longer allow calls: let their jobs go.
@@ -188,9 +210,11 @@ pub async fn consume<Q: Queue, W: Work>(
                 info!(app, "consuming");
                 told.send_replace(Subscribed::NoJobYet);
                 let since = Instant::now();
-                let ended = hand_out(app, &mut subscription, &work, &mut prefetch, &told, &stop).await;
+                let ended =
+                    hand_out(app, &mut subscription, &work, &mut prefetch, &told, &stop).await;
                 subscription.close().await;
-                // One that ends at once again and again must not use up how often the broker delivers a job.
+                // One that ends at once again and again must not use up how often the broker
+                // delivers a job.
                 failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
                 told.send_replace(Subscribed::No { reason: ended.to_string() });
                 match ended {
@@ -201,10 +225,18 @@ pub async fn consume<Q: Queue, W: Work>(
                     }
                     Ended::Resized { jobs, bytes } => {
                         let at_a_time = prefetch.present();
-                        info!(app, jobs, bytes, at_a_time, "the size of held jobs changed; consuming anew, other jobs at a time");
+                        info!(
+                            app,
+                            jobs,
+                            bytes,
+                            at_a_time,
+                            "the size of held jobs changed; consuming anew, other jobs at a time"
+                        );
                         continue;
                     }
-                    Ended::Lost(error) => warn!(app, %error, "lost the subscription; its jobs come again"),
+                    Ended::Lost(error) => {
+                        warn!(app, %error, "lost the subscription; its jobs come again")
+                    }
                 }
             }
             Err(error) => {
@@ -225,11 +257,15 @@ impl fmt::Display for Ended {
         match self {
             Self::Stopped => out.write_str("it is told to stop"),
             Self::Paused(Pause::App) => out.write_str("the app is paused"),
-            Self::Paused(Pause::StoreAway) => out.write_str("the state store has been away for too long"),
-            Self::Paused(Pause::PublisherAway) => out.write_str("nothing could be published for too long"),
-            Self::Paused(Pause::Displaced) => {
-                out.write_str("another replica has the app's jobs too; this one consumes anew after a pause")
+            Self::Paused(Pause::StoreAway) => {
+                out.write_str("the state store has been away for too long")
             }
+            Self::Paused(Pause::PublisherAway) => {
+                out.write_str("nothing could be published for too long")
+            }
+            Self::Paused(Pause::Displaced) => out.write_str(
+                "another replica has the app's jobs too; this one consumes anew after a pause",
+            ),
             Self::Resized { .. } => out.write_str("it consumes anew, other jobs at a time"),
             Self::Lost(error) => write!(out, "{error}"),
         }
@@ -276,7 +312,8 @@ async fn hand_out<S: Subscription, W: Work>(
         tokio::select! {
             biased;
             () = &mut until_stopped => break Ended::Stopped,
-            () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could not be settled")),
+            () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could \
+                not be settled")),
             why = &mut until_paused => break Ended::Paused(why),
             Some(done) = tasks.join_next() => {
                 let (delivery, size) = done.expect("it neither panics nor is aborted");
@@ -325,14 +362,17 @@ async fn hand_out<S: Subscription, W: Work>(
     calls_end.cancel();
     work.let_go().await;
     if let Ended::Lost(_) = ended
-        && let Some(timeout) = subscription.acknowledgement_timeout(&OldestDeliveries::among(&in_hand)).await
+        && let Some(timeout) =
+            subscription.acknowledgement_timeout(&OldestDeliveries::among(&in_hand)).await
     {
         work.acknowledge_within(timeout);
     }
     let drained = timeout(DRAIN_TIMEOUT, all_done(&mut tasks));
     let drained = match ended {
         Ended::Lost(_) => drained.await,
-        Ended::Stopped | Ended::Paused(_) | Ended::Resized { .. } => subscription.cancel(drained).await,
+        Ended::Stopped | Ended::Paused(_) | Ended::Resized { .. } => {
+            subscription.cancel(drained).await
+        }
     };
     if drained.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());

@@ -1,5 +1,5 @@
-//! An app's jobs queue at the broker, and beside it the queue of jobs that the broker has given up. Each subscription has a
-//! connection of its own, which ends with it.
+//! An app's jobs queue at the broker, and beside it the queue of jobs that the broker has given up.
+//! Each subscription has a connection of its own, which ends with it.
 //!
 //! What waits for the broker here is bounded; an error says that the subscription is gone.
 
@@ -13,8 +13,8 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use lapin::{
     Acker, Channel, Connection, Consumer,
     options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, BasicRejectOptions,
-        QueueDeclareOptions,
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
+        BasicRejectOptions, QueueDeclareOptions,
     },
     types::FieldTable,
 };
@@ -35,8 +35,8 @@ use crate::{
 };
 
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A consumer that was cancelled sooner after a delivery was not cancelled for the time that took: the broker's documents
-/// advise against a timeout below a minute.
+/// A consumer that was cancelled sooner after a delivery was not cancelled for the time that took:
+/// the broker's documents advise against a timeout below a minute.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The queue, and how to subscribe to it.
@@ -45,7 +45,8 @@ pub struct JobsQueue {
     pub connector: Arc<Connector>,
     pub topology: Vec<QueueSpec>,
     pub declare: bool,
-    /// Why the queue cannot be used until the daemon starts anew. Looking again and again would cost its first job deliveries.
+    /// Why the queue cannot be used until the daemon starts anew. Looking again and again would
+    /// cost its first job deliveries.
     pub refusal: OnceLock<BrokerLost>,
 }
 
@@ -86,8 +87,18 @@ impl Queue for JobsQueue {
         let (connection, socket) = self.connector.connect_with_socket("consumer").await?;
         match self.subscribe_on(&connection, prefetch).await {
             Ok((jobs, undeliverable)) => {
-                let (queue, undeliverable_queue) = (queues::jobs(&self.app), queues::undeliverable(&self.app));
-                Ok(Consuming { queue, undeliverable_queue, prefetch, connection, socket, jobs, undeliverable, end: None })
+                let (queue, undeliverable_queue) =
+                    (queues::jobs(&self.app), queues::undeliverable(&self.app));
+                Ok(Consuming {
+                    queue,
+                    undeliverable_queue,
+                    prefetch,
+                    connection,
+                    socket,
+                    jobs,
+                    undeliverable,
+                    end: None,
+                })
             }
             Err(error) => {
                 connection::close(&connection).await;
@@ -98,19 +109,24 @@ impl Queue for JobsQueue {
 }
 
 impl JobsQueue {
-    async fn subscribe_on(&self, connection: &Connection, prefetch: u16) -> Result<(QueueConsumer, QueueConsumer), BrokerLost> {
+    async fn subscribe_on(
+        &self,
+        connection: &Connection,
+        prefetch: u16,
+    ) -> Result<(QueueConsumer, QueueConsumer), BrokerLost> {
         topology::ensure(connection, &self.topology, self.declare).await?;
         if !self.declare {
             self.check_single_consumer(connection).await?;
         }
         let jobs = QueueConsumer::start(connection, &queues::jobs(&self.app), prefetch).await?;
         // One at a time: these are jobs that something is wrong with.
-        let undeliverable = QueueConsumer::start(connection, &queues::undeliverable(&self.app), 1).await?;
+        let undeliverable =
+            QueueConsumer::start(connection, &queues::undeliverable(&self.app), 1).await?;
         Ok((jobs, undeliverable))
     }
 
-    /// With `declare = false` the operator has made the queues. A jobs queue that serves two consumers at once would let two
-    /// replicas send the same batches, each at the full rate.
+    /// With `declare = false` the operator has made the queues. A jobs queue that serves two
+    /// consumers at once would let two replicas send the same batches, each at the full rate.
     async fn check_single_consumer(&self, connection: &Connection) -> Result<(), BrokerLost> {
         match serves_one_consumer(connection, &queues::jobs(&self.app)).await? {
             Ok(()) => Ok(()),
@@ -122,29 +138,46 @@ impl JobsQueue {
     }
 }
 
-/// Whether a queue is a quorum queue with a single active consumer: only such a queue refuses `basic.get`; every other one answers
-/// it, and counts a delivery if it has a message (measured on 3.10.8, 4.0.5 and 4.3.6). The broker looks at the right to read the
-/// queue before that.
-pub async fn serves_one_consumer(connection: &Connection, queue: &str) -> Result<Result<(), Diagnosis>, BrokerLost> {
+/// Whether a queue is a quorum queue with a single active consumer: only such a queue refuses
+/// `basic.get`; every other one answers it, and counts a delivery if it has a message (measured on
+/// 3.10.8, 4.0.5 and 4.3.6). The broker looks at the right to read the queue before that.
+pub async fn serves_one_consumer(
+    connection: &Connection,
+    queue: &str,
+) -> Result<Result<(), Diagnosis>, BrokerLost> {
     let channel = bounded("open a channel", connection.create_channel()).await?;
-    match bounded("look at the queue", channel.basic_get(queue.into(), BasicGetOptions::default())).await {
+    match bounded("look at the queue", channel.basic_get(queue.into(), BasicGetOptions::default()))
+        .await
+    {
         Err(error) if error.refusal == Some(Refusal::Locked) => Ok(Ok(())),
         Err(error) => Err(error),
         Ok(_) => Ok(Err(Diagnosis::new(
             format!("{queue} serves several consumers at once"),
-            "make it a quorum queue with x-single-active-consumer = true, as `groupcast topology` prints it, then start the daemon \
+            "make it a quorum queue with x-single-active-consumer = true, as `groupcast topology` \
+                prints it, then start the daemon \
              again",
         ))),
     }
 }
 
 impl QueueConsumer {
-    async fn start(connection: &Connection, queue: &str, prefetch: u16) -> Result<Self, BrokerLost> {
+    async fn start(
+        connection: &Connection,
+        queue: &str,
+        prefetch: u16,
+    ) -> Result<Self, BrokerLost> {
         let channel = bounded("open a channel", connection.create_channel()).await?;
-        bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        // A tag of its own for each subscription: reused tags lost deliveries of quorum queues until 3.12.5.
+        bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default()))
+            .await?;
+        // A tag of its own for each subscription: reused tags lost deliveries of quorum queues
+        // until 3.12.5.
         let tag = format!("groupcast-{}", uuid::Uuid::new_v4());
-        let consuming = channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
+        let consuming = channel.basic_consume(
+            queue.into(),
+            tag.into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
         let consumer = bounded("consume", consuming).await?;
         Ok(Self { channel, consumer })
     }
@@ -154,10 +187,15 @@ impl QueueConsumer {
         let tag = consumer.tag();
         let cancelled = async {
             // If it cannot be cancelled, closing the connection does it.
-            let _ = bounded("cancel the subscription", channel.basic_cancel(tag, BasicCancelOptions::default())).await;
+            let _ = bounded(
+                "cancel the subscription",
+                channel.basic_cancel(tag, BasicCancelOptions::default()),
+            )
+            .await;
             pending().await
         };
-        // The library keeps what it reads until it is asked for: up to the prefetch of the largest jobs.
+        // The library keeps what it reads until it is asked for: up to the prefetch of the largest
+        // jobs.
         let dropped = async {
             while consumer.next().await.is_some() {}
             pending().await
@@ -187,10 +225,14 @@ fn acknowledgement_timeout(error: &lapin::Error) -> Option<Duration> {
     timeout_in(error.get_message().as_str())
 }
 
-/// The broker has no other way to say it than its text, which is the same in all versions that close the channel: `delivery
-/// acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. …`
+/// The broker has no other way to say it than its text, which is the same in all versions that
+/// close the channel: `delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000
+/// ms. …`
 fn timeout_in(text: &str) -> Option<Duration> {
-    let (_, told) = text.split_once("delivery acknowledgement on channel")?.1.split_once("Timeout value used: ")?;
+    let (_, told) = text
+        .split_once("delivery acknowledgement on channel")?
+        .1
+        .split_once("Timeout value used: ")?;
     told.split_once(" ms")?.0.parse().ok().map(Duration::from_millis)
 }
 
@@ -203,10 +245,16 @@ impl Subscription for Consuming {
         match next {
             Some(Ok(delivery)) => {
                 let acknowledge = Arc::new(delivery.acker);
-                Ok(Delivery { source, body: delivery.data, properties: delivery.properties, acknowledge })
+                Ok(Delivery {
+                    source,
+                    body: delivery.data,
+                    properties: delivery.properties,
+                    acknowledge,
+                })
             }
             Some(Err(error)) => {
-                self.end = Some(acknowledgement_timeout(&error).map_or(End::Otherwise, End::TimedOut));
+                self.end =
+                    Some(acknowledgement_timeout(&error).map_or(End::Otherwise, End::TimedOut));
                 Err(BrokerLost::new("consume", error))
             }
             None => {
@@ -218,7 +266,11 @@ impl Subscription for Consuming {
 
     /// The channel answers only while it is open. The prefetch stays as it is.
     async fn confirm(&self) -> Result<(), BrokerLost> {
-        bounded("confirm the subscription", self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default())).await
+        bounded(
+            "confirm the subscription",
+            self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default()),
+        )
+        .await
     }
 
     async fn acknowledgement_timeout(&mut self, oldest: &OldestDeliveries) -> Option<Duration> {
@@ -226,7 +278,8 @@ impl Subscription for Consuming {
         while self.end.is_none() && self.next().now_or_never().is_some_and(|next| next.is_ok()) {}
         match self.end {
             Some(End::TimedOut(timeout)) => Some(timeout),
-            // RabbitMQ from 4.3 cancels the consumer. So it does when the queue is deleted, and then nothing is to be learned.
+            // RabbitMQ from 4.3 cancels the consumer. So it does when the queue is deleted, and
+            // then nothing is to be learned.
             Some(End::Cancelled(source)) => {
                 let held_for = oldest.of(source)?.elapsed();
                 (held_for >= SHORTEST_TIMEOUT && self.exists(source).await).then_some(held_for)
@@ -294,8 +347,12 @@ impl Acknowledge for Acker {
     }
 }
 
-/// Waits until the broker's library has written it, which is not to say that the broker has read it.
-async fn written(operation: &'static str, writing: impl Future<Output = lapin::Result<bool>>) -> Result<(), BrokerLost> {
+/// Waits until the broker's library has written it, which is not to say that the broker has read
+/// it.
+async fn written(
+    operation: &'static str,
+    writing: impl Future<Output = lapin::Result<bool>>,
+) -> Result<(), BrokerLost> {
     match timeout(ACK_TIMEOUT, writing).await {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(BrokerLost::new(operation, "the channel is closed")),
@@ -310,10 +367,15 @@ mod tests {
 
     #[test]
     fn the_time_in_which_to_acknowledge_is_read_from_the_brokers_words() {
-        let told = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 60000 ms. This timeout \
+        let told = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout \
+            value used: 60000 ms. This timeout \
                     value can be configured, see consumers doc guide to learn more";
         assert_eq!(timeout_in(told), Some(Duration::from_secs(60)));
-        for other in ["PRECONDITION_FAILED - unknown delivery tag 80", "delivery acknowledgement on channel 1 timed out", ""] {
+        for other in [
+            "PRECONDITION_FAILED - unknown delivery tag 80",
+            "delivery acknowledgement on channel 1 timed out",
+            "",
+        ] {
             assert_eq!(timeout_in(other), None);
         }
     }

@@ -1,6 +1,6 @@
-//! The right to work on a delivery. It is lost with the channel that brought the delivery, because the broker then gives
-//! the job to somebody else; and before that, when the daemon stops, the right to start calls ends. Looked at right before
-//! each call.
+//! The right to work on a delivery. It is lost with the channel that brought the delivery, because
+//! the broker then gives the job to somebody else; and before that, when the daemon stops, the
+//! right to start calls ends. Looked at right before each call.
 
 use std::{fmt, sync::Arc};
 
@@ -11,7 +11,8 @@ use crate::{broker::BrokerLost, subscribe::ack_batch::AckBatch};
 
 /// How a delivery is settled with the broker that made it.
 pub trait Acknowledge: Send + Sync {
-    /// Even success means only that the acknowledgement was written; if it is lost, the job comes again. Ends in bounded time.
+    /// Even success means only that the acknowledgement was written; if it is lost, the job comes
+    /// again. Ends in bounded time.
     fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
     /// Hands the delivery back to the queue. Ends in bounded time.
     fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
@@ -29,7 +30,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is somebody else's.
+    /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is
+    /// somebody else's.
     pub fn of_delivery(
         delivery: Arc<dyn Acknowledge>,
         calls_end: CancellationToken,
@@ -41,7 +43,12 @@ impl Lease {
 
     /// For a job that nobody can take away.
     pub fn unlimited() -> Self {
-        Self { calls_end: CancellationToken::new(), lost: CancellationToken::new(), delivery: None, ack_batch: Arc::default() }
+        Self {
+            calls_end: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            delivery: None,
+            ack_batch: Arc::default(),
+        }
     }
 
     /// Whether a call may start now.
@@ -51,12 +58,16 @@ impl Lease {
 
     /// Whether the delivery is somebody else's by now.
     pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled() || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
+        self.lost.is_cancelled()
+            || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
     }
 
     /// Runs `work` unless the lease is lost before it is done.
     pub async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, BrokerLost> {
-        self.lost.run_until_cancelled(work).await.ok_or_else(|| BrokerLost::new("settle a job", "its delivery was lost"))
+        self.lost
+            .run_until_cancelled(work)
+            .await
+            .ok_or_else(|| BrokerLost::new("settle a job", "its delivery was lost"))
     }
 
     /// Runs `work` unless calls may no longer start before it is done.
@@ -64,7 +75,8 @@ impl Lease {
         self.unless_lost(self.calls_end.run_until_cancelled(work)).await.ok().flatten()
     }
 
-    /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it must be known again.
+    /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it
+    /// must be known again.
     pub async fn wait_for_others(&self) -> Result<(), BrokerLost> {
         self.unless_lost(self.ack_batch.wait()).await
     }

@@ -1,7 +1,8 @@
 //! How many jobs may be in hand, so that their bodies keep to a bound. Pure.
 //!
-//! The broker does not change the prefetch of a consumer, so another one takes another subscription, and what is in hand goes
-//! back for it. It is lowered when the bodies in hand exceed the bound, and raised, seldom, when they are far below it.
+//! The broker does not change the prefetch of a consumer, so another one takes another
+//! subscription, and what is in hand goes back for it. It is lowered when the bodies in hand exceed
+//! the bound, and raised, seldom, when they are far below it.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// `most` jobs at first, and as long as their bodies have no more than `hold_bytes` together. One always fits.
+    /// `most` jobs at first, and as long as their bodies have no more than `hold_bytes` together.
+    /// One always fits.
     pub fn new(most: u16, hold_bytes: u64) -> Self {
         Self { most, hold_bytes, present: most, changed_at: None }
     }
@@ -30,7 +32,8 @@ impl Prefetch {
 
     /// Looks at what is in hand, and says whether another prefetch suits it.
     pub fn adapt(&mut self, jobs: usize, bytes: u64, now: Instant) -> bool {
-        let as_many_would_fit = (self.hold_bytes as u128 * jobs as u128 / u128::from(bytes.max(1))).min(self.most.into()) as u16;
+        let as_many_would_fit = (self.hold_bytes as u128 * jobs as u128 / u128::from(bytes.max(1)))
+            .min(self.most.into()) as u16;
         let is_too_much = bytes > self.hold_bytes && jobs > 1;
         let is_full_of_little = jobs >= self.present.into() && as_many_would_fit / 2 > self.present;
         let has_lasted = self.changed_at.is_some_and(|changed_at| now >= changed_at + RAISED_AFTER);
@@ -65,7 +68,10 @@ mod tests {
         assert!(!prefetch.adapt(17, 17 * 15 * MIB, start));
         assert!(prefetch.adapt(18, 18 * 15 * MIB, start));
         assert_eq!(prefetch.present(), 17);
-        assert!(!prefetch.adapt(17, 17 * 15 * MIB, start + RAISED_AFTER), "they fit, and more would not");
+        assert!(
+            !prefetch.adapt(17, 17 * 15 * MIB, start + RAISED_AFTER),
+            "they fit, and more would not"
+        );
         assert!(!prefetch.adapt(17, 17, start), "not so soon");
         assert!(!prefetch.adapt(16, 16, start + RAISED_AFTER), "no more are there");
         assert!(prefetch.adapt(17, 17 * 5 * MIB, start + RAISED_AFTER));

@@ -1,5 +1,6 @@
-//! Every metric: its name, labels, unit and meaning, which are written here and nowhere else in the code. What sets them is
-//! in [`journey::meter`](crate::journey::meter), and for the whole process here.
+//! Every metric: its name, labels, unit and meaning, which are written here and nowhere else in the
+//! code. What sets them is in [`journey::meter`](crate::journey::meter), and for the whole process
+//! here.
 //!
 //! Without [`Exposition::start`] nothing is recorded, and the handles cost next to nothing.
 
@@ -39,17 +40,20 @@ impl Kind {
 }
 
 /// From 5 ms to the longest `request_timeout`.
-const CALL_SECONDS_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
+const CALL_SECONDS_BUCKETS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0];
 /// From 50 ms to a day, because jobs may wait in a wait queue.
-const JOB_SECONDS_BUCKETS: &[f64] =
-    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
+const JOB_SECONDS_BUCKETS: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0,
+];
 
 pub static JOBS: Metric = Metric {
     name: "groupcast_jobs_total",
     kind: Kind::Counter,
     labels: &["app", "status"],
     unit: "jobs",
-    meaning: "jobs that ended, by the status of their result; copies that were answered from the record are not counted",
+    meaning: "jobs that ended, by the status of their result; copies that were answered from the \
+        record are not counted",
 };
 pub static JOB_SECONDS: Metric = Metric {
     name: "groupcast_job_seconds",
@@ -84,7 +88,8 @@ pub static QUEUE_MESSAGES: Metric = Metric {
     kind: Kind::Gauge,
     labels: &["app", "queue"],
     unit: "messages",
-    meaning: "messages that wait in a queue of the app, as the broker counted them in the last 15 s; wait is all wait queues together",
+    meaning: "messages that wait in a queue of the app, as the broker counted them in the last 15 \
+        s; wait is all wait queues together",
 };
 pub static QUEUES_VANISHED: Metric = Metric {
     name: "groupcast_queues_vanished_total",
@@ -199,7 +204,11 @@ impl Metric {
 
     fn labelled(&self, values: &[&str]) -> Vec<Label> {
         assert_eq!(self.labels.len(), values.len(), "{}", self.name);
-        self.labels.iter().zip(values).map(|(name, value)| Label::new(*name, (*value).to_owned())).collect()
+        self.labels
+            .iter()
+            .zip(values)
+            .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+            .collect()
     }
 
     fn describe(&self) {
@@ -265,7 +274,9 @@ pub fn count_unrouted(app: &str, why: Unrouted) {
 
 /// So that the series are there before the first such result.
 pub fn start_counting_unrouted(app: &str) {
-    Unrouted::ALL.iter().for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
+    Unrouted::ALL
+        .iter()
+        .for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
 }
 
 /// The recorder of this process, and its text form.
@@ -300,7 +311,9 @@ impl Exposition {
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
     ALL.iter().try_fold(PrometheusBuilder::new(), |builder, metric| match metric.kind {
-        Kind::Histogram(buckets) => builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets),
+        Kind::Histogram(buckets) => {
+            builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
+        }
         Kind::Counter | Kind::Gauge => Ok(builder),
     })
 }

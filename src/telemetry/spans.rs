@@ -1,6 +1,7 @@
-//! Spans of jobs, batches and calls, for whoever follows one message through several services. A job's span continues the trace
-//! that its producer began. Sent by OTLP if `telemetry.otlp_endpoint` says where; otherwise nobody asks for spans, and making
-//! none costs next to nothing.
+//! Spans of jobs, batches and calls, for whoever follows one message through several services. A
+//! job's span continues the trace that its producer began. Sent by OTLP if
+//! `telemetry.otlp_endpoint` says where; otherwise nobody asks for spans, and making none costs
+//! next to nothing.
 //!
 //! They name jobs and groups, codes and counts; never content, recipients or secrets.
 
@@ -8,7 +9,9 @@ use std::time::Duration;
 
 use opentelemetry::{
     Context,
-    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider},
+    trace::{
+        SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+    },
 };
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
@@ -39,31 +42,55 @@ impl Exporter {
         let failed = |error| format!("telemetry.otlp_endpoint: {error}");
         let traces = endpoint.join("/v1/traces").map_err(|error| failed(error.to_string()))?;
         let client = http_client().map_err(failed)?;
-        let exporter = SpanExporter::builder().with_http().with_http_client(client).with_endpoint(traces.as_str()).build();
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_endpoint(traces.as_str())
+            .build();
         let exporter = exporter.map_err(|error| failed(error.to_string()))?;
         let resource = Resource::builder().with_service_name("groupcast").build();
-        Ok(Self(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())))
+        Ok(Self(Some(
+            SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_resource(resource)
+                .build(),
+        )))
     }
 
-    pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>(&self) -> Option<impl Layer<S> + use<S>> {
+    pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>(
+        &self,
+    ) -> Option<impl Layer<S> + use<S>> {
         let tracer = self.0.as_ref()?.tracer("groupcast");
-        let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false);
         Some(layer.with_filter(filter_fn(|span| span.target() == TARGET)))
     }
 
     /// Sends what is left.
     pub async fn end(self) {
         if let Some(provider) = self.0 {
-            let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_EXPORT)).await;
+            let _ =
+                tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_EXPORT))
+                    .await;
         }
     }
 }
 
-/// Unlike the exporter's own client, this one leaves an address of the collector that does not answer for the next one in time.
+/// Unlike the exporter's own client, this one leaves an address of the collector that does not
+/// answer for the next one in time.
 fn http_client() -> Result<reqwest::blocking::Client, String> {
-    let build = || reqwest::blocking::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT).build();
+    let build = || {
+        reqwest::blocking::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(EXPORT_TIMEOUT)
+            .build()
+    };
     // A blocking client cannot be made on a thread of the runtime.
-    let built = std::thread::spawn(build).join().map_err(|_| "the HTTP client cannot be made".to_owned())?;
+    let built = std::thread::spawn(build)
+        .join()
+        .map_err(|_| "the HTTP client cannot be made".to_owned())?;
     built.map_err(|error| error.to_string())
 }
 
@@ -116,7 +143,11 @@ fn parent_of(trace: &TraceContext) -> Option<SpanContext> {
     let trace_id = TraceId::from_hex(parts.next()?).ok()?;
     let span_id = SpanId::from_hex(parts.next()?).ok()?;
     let flags = TraceFlags::new(u8::from_str_radix(parts.next()?, 16).ok()?);
-    let state = trace.tracestate.as_deref().and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
+    let state = trace
+        .tracestate
+        .as_deref()
+        .and_then(|state| state.parse::<TraceState>().ok())
+        .unwrap_or_default();
     Some(SpanContext::new(trace_id, span_id, flags, true, state))
 }
 

@@ -1,7 +1,9 @@
-//! Standard error as the log sees it: a line waits for the writing thread, and nothing waits for a reader.
+//! Standard error as the log sees it: a line waits for the writing thread, and nothing waits for a
+//! reader.
 //!
-//! A pipe that nobody reads takes 64 KiB. Whoever wrote more to it directly would stand still, and the daemon with all its
-//! promises. Here such lines wait in bounded memory, are dropped beyond that, and counted.
+//! A pipe that nobody reads takes 64 KiB. Whoever wrote more to it directly would stand still, and
+//! the daemon with all its promises. Here such lines wait in bounded memory, are dropped beyond
+//! that, and counted.
 
 use std::{
     fmt::Display,
@@ -99,7 +101,8 @@ impl Lines {
             {
                 let nothing = |state: &mut State| state.waiting.is_empty();
                 let state = self.state();
-                let mut state = self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
+                let mut state =
+                    self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
                 std::mem::swap(&mut state.waiting, &mut lines);
                 state.is_writing = true;
             }
@@ -113,7 +116,10 @@ impl Lines {
             };
             self.changed.notify_all();
             if dropped > 0 {
-                warn!(lines = dropped, "log lines were dropped, because nobody read standard error");
+                warn!(
+                    lines = dropped,
+                    "log lines were dropped, because nobody read standard error"
+                );
             }
         }
     }

@@ -1,7 +1,9 @@
-//! Two replicas on one Redis beside a cluster of three nodes, each scenario with a cluster of its own: `tests/cluster.sh`.
+//! Two replicas on one Redis beside a cluster of three nodes, each scenario with a cluster of its
+//! own: `tests/cluster.sh`.
 //!
-//! What holds in each: every answer is in its reply queue; batches are repeated only for calls in flight and for one second
-//! of calls; and but for one second no second has more calls than the limit.
+//! What holds in each: every answer is in its reply queue; batches are repeated only for calls in
+//! flight and for one second of calls; and but for one second no second has more calls than the
+//! limit.
 
 mod nodes;
 #[path = "../support/mod.rs"]
@@ -41,8 +43,8 @@ use self::{
 
 const CALLS_PER_SECOND: usize = 50;
 const MAX_IN_FLIGHT: usize = 10;
-/// Large jobs, which are under way for the whole of a scenario, and small ones, which begin and end in it. They fit into what the
-/// sandbox keeps, even if each call is made twice.
+/// Large jobs, which are under way for the whole of a scenario, and small ones, which begin and end
+/// in it. They fit into what the sandbox keeps, even if each call is made twice.
 const LARGE: (usize, usize) = (8, 350);
 const SMALL: (usize, usize) = (400, 5);
 const CALLS: usize = LARGE.0 * LARGE.1 + SMALL.0 * SMALL.1;
@@ -75,13 +77,17 @@ pub async fn patiently<T>(what: &str, mut condition: impl AsyncFnMut() -> Option
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(start.elapsed() < Duration::from_secs(300), "waited five minutes in vain for {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(300),
+            "waited five minutes in vain for {what}"
+        );
         sleep(Duration::from_millis(500)).await;
     }
 }
 
 impl World {
-    /// A cluster, a replica for each list of nodes, the first of them at work, and all jobs in the queue.
+    /// A cluster, a replica for each list of nodes, the first of them at work, and all jobs in the
+    /// queue.
     async fn open(brokers: &str, replicas: &[&[usize]]) -> World {
         let (cluster, redis) = tokio::join!(Cluster::start(brokers), Redis::start(""));
         let (app, sandbox) = (unique_app(), sandbox().await);
@@ -89,7 +95,10 @@ impl World {
         let mut world = World { cluster, _redis: redis, app, sandbox, replicas: Vec::new() };
         for nodes in replicas {
             let daemon = Daemon::spawn(&world.configuration(nodes));
-            patiently("a replica to consume", async || (daemon.times_logged("consuming") > 0).then_some(())).await;
+            patiently("a replica to consume", async || {
+                (daemon.times_logged("consuming") > 0).then_some(())
+            })
+            .await;
             world.replicas.push(daemon);
         }
         world.publish_jobs().await;
@@ -98,16 +107,20 @@ impl World {
 
     fn configuration(&self, nodes: &[usize]) -> String {
         let lines = format!(
-            "batch_size = 1\ncalls_per_second = {CALLS_PER_SECOND}\nburst = 5\nmax_in_flight = {MAX_IN_FLIGHT}\n[state]\nurl = \"{}\"",
+            "batch_size = 1\ncalls_per_second = {CALLS_PER_SECOND}\nburst = 5\nmax_in_flight = \
+                {MAX_IN_FLIGHT}\n[state]\nurl = \"{}\"",
             self._redis.url()
         );
         let urls = serde_json::to_string(&self.cluster.urls(nodes)).expect("JSON");
-        configuration("URLS", &self.app, &self.sandbox.endpoint(), &lines).replace("\"URLS\"", &urls)
+        configuration("URLS", &self.app, &self.sandbox.endpoint(), &lines)
+            .replace("\"URLS\"", &urls)
     }
 
     async fn publish_jobs(&self) {
         let connection =
-            Connection::connect(&self.cluster.url(NODES - 1), ConnectionProperties::default()).await.expect("a node");
+            Connection::connect(&self.cluster.url(NODES - 1), ConnectionProperties::default())
+                .await
+                .expect("a node");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
         declare_replies(&channel).await;
@@ -119,7 +132,9 @@ impl World {
                     .with_delivery_mode(2)
                     .with_reply_to(REPLIES.into())
                     .with_message_id(id.as_str().into());
-                let confirmed = publish(&channel, &format!("groupcast.{}.jobs", self.app), &body, properties).await;
+                let confirmed =
+                    publish(&channel, &format!("groupcast.{}.jobs", self.app), &body, properties)
+                        .await;
                 assert!(matches!(confirmed, Ok(Confirmation::Ack(None))), "{confirmed:?}");
             }
         }
@@ -128,17 +143,25 @@ impl World {
 
     /// Waits until so many calls have been made.
     async fn until_called(&self, calls: usize) {
-        patiently(&format!("{calls} calls"), async || (self.sandbox.stats().calls as usize >= calls).then_some(())).await;
+        patiently(&format!("{calls} calls"), async || {
+            (self.sandbox.stats().calls as usize >= calls).then_some(())
+        })
+        .await;
     }
 
     /// The answers, each once, from any node that is up. Reads on while more of them come.
     async fn answers(&self, node: usize) -> BTreeSet<String> {
-        let connection = Connection::connect(&self.cluster.url(node), ConnectionProperties::default()).await.expect("a node");
+        let connection =
+            Connection::connect(&self.cluster.url(node), ConnectionProperties::default())
+                .await
+                .expect("a node");
         let channel = connection.create_channel().await.expect("a channel");
         declare_replies(&channel).await;
         let options = BasicConsumeOptions::default();
-        let mut replies =
-            channel.basic_consume(REPLIES.into(), "answers".into(), options, FieldTable::default()).await.expect("a consumer");
+        let mut replies = channel
+            .basic_consume(REPLIES.into(), "answers".into(), options, FieldTable::default())
+            .await
+            .expect("a consumer");
         let mut answered = BTreeSet::new();
         while answered.len() < LARGE.0 + SMALL.0 {
             let Ok(reply) = timeout(Duration::from_secs(180), replies.next()).await else { break };
@@ -153,11 +176,18 @@ impl World {
     }
 
     async fn unrouted(&self, node: usize) -> u32 {
-        let connection = Connection::connect(&self.cluster.url(node), ConnectionProperties::default()).await.expect("a node");
+        let connection =
+            Connection::connect(&self.cluster.url(node), ConnectionProperties::default())
+                .await
+                .expect("a node");
         let channel = connection.create_channel().await.expect("a channel");
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         let name = format!("groupcast.{}.unrouted", self.app);
-        channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.expect("it is there").message_count()
+        channel
+            .queue_declare(name.as_str().into(), passive, FieldTable::default())
+            .await
+            .expect("it is there")
+            .message_count()
     }
 
     /// Waits for all answers, and judges what has been called.
@@ -166,21 +196,28 @@ impl World {
         let calls = self.sandbox.received(None);
         let mut times: BTreeMap<(String, Vec<String>), usize> = BTreeMap::new();
         for call in &calls {
-            *times.entry((call.group.clone(), call.recipients.clone().unwrap_or_default())).or_default() += 1;
+            *times
+                .entry((call.group.clone(), call.recipients.clone().unwrap_or_default()))
+                .or_default() += 1;
         }
         let moments: Vec<Timestamp> = calls.iter().map(|call| call.at).collect();
         let outcome = Outcome {
             repeated: calls.len() - times.len(),
             most_in_1s: in_1s(&moments).max().unwrap_or_default(),
             over_the_limit_for: over_the_limit_for(&moments),
-            longest_silence: moments.windows(2).map(|pair| between(pair[0], pair[1])).max().unwrap_or_default(),
+            longest_silence: moments
+                .windows(2)
+                .map(|pair| between(pair[0], pair[1]))
+                .max()
+                .unwrap_or_default(),
             unrouted: self.unrouted(node).await,
         };
         println!("{scenario}: {} of {} answers, {outcome:?}", answered.len(), LARGE.0 + SMALL.0);
         let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(scenario.replace(' ', "-"));
         std::fs::create_dir_all(&logs).expect("a folder");
         for (number, replica) in self.replicas.iter().enumerate() {
-            std::fs::write(logs.join(format!("replica{number}.log")), replica.log()).expect("a log");
+            std::fs::write(logs.join(format!("replica{number}.log")), replica.log())
+                .expect("a log");
         }
         println!("the replicas' logs: {}", logs.display());
         assert_eq!(times.len(), CALLS, "everybody is reached");
@@ -265,7 +302,10 @@ async fn cut_off(scenario: &str, brokers: &str) {
     if world.cluster.is_version("4.3").await {
         // So that the others give the jobs to another consumer in seconds, and not in a minute.
         let policy = r#"{"consumer-disconnected-timeout": 5000}"#;
-        world.cluster.ctl(1, &["set_policy", "--apply-to", "quorum_queues", "soon", "^groupcast", policy]).await;
+        world
+            .cluster
+            .ctl(1, &["set_policy", "--apply-to", "quorum_queues", "soon", "^groupcast", policy])
+            .await;
     }
     world.until_called(CALLS / 5).await;
     assert_eq!(world.cluster.node_of_consumer(&world.app).await, 0);

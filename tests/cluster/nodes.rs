@@ -1,4 +1,5 @@
-//! A RabbitMQ cluster of three nodes on free loopback ports, with data that are thrown away. Its server is the one in `RABBITMQ_BIN`.
+//! A RabbitMQ cluster of three nodes on free loopback ports, with data that are thrown away. Its
+//! server is the one in `RABBITMQ_BIN`.
 
 use std::{
     fs::File,
@@ -32,10 +33,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Three nodes that have found each other. `configuration` is appended to their `rabbitmq.conf`.
+    /// Three nodes that have found each other. `configuration` is appended to their
+    /// `rabbitmq.conf`.
     pub async fn start(configuration: &str) -> Cluster {
         let bin = environment("RABBITMQ_BIN");
-        let directory = tempfile::Builder::new().prefix("groupcast-cluster-").tempdir().expect("a scratch folder");
+        let directory = tempfile::Builder::new()
+            .prefix("groupcast-cluster-")
+            .tempdir()
+            .expect("a scratch folder");
         let port = free_ports();
         let home = directory.path().join("home");
         std::fs::create_dir(&home).expect("a folder");
@@ -49,7 +54,8 @@ impl Cluster {
             .kill_on_drop(true)
             .spawn()
             .expect("epmd is there, with Erlang");
-        let mut cluster = Cluster { bin, port, nodes: [const { None }; NODES], _port_mapper: mapper, directory };
+        let mut cluster =
+            Cluster { bin, port, nodes: [const { None }; NODES], _port_mapper: mapper, directory };
         for node in 0..NODES {
             cluster.prepare(node, configuration);
             cluster.spawn(node);
@@ -98,7 +104,8 @@ impl Cluster {
     pub async fn cut_off(&self, node: usize) {
         let others = self.others(node);
         let cut = format!(
-            "Others = [{others}], [erlang:set_cookie(N, wrong) || N <- Others], [erlang:disconnect_node(N) || N <- Others]."
+            "Others = [{others}], [erlang:set_cookie(N, wrong) || N <- Others], \
+                [erlang:disconnect_node(N) || N <- Others]."
         );
         self.ctl(node, &["eval", &cut]).await;
     }
@@ -106,7 +113,10 @@ impl Cluster {
     /// Lets a node find the others again.
     pub async fn rejoin(&self, node: usize) {
         let others = self.others(node);
-        let mend = format!("[begin erlang:set_cookie(N, erlang:get_cookie()), net_adm:ping(N) end || N <- [{others}]].");
+        let mend = format!(
+            "[begin erlang:set_cookie(N, erlang:get_cookie()), net_adm:ping(N) end || N <- \
+                [{others}]]."
+        );
         self.ctl(node, &["eval", &mend]).await;
     }
 
@@ -114,8 +124,10 @@ impl Cluster {
     pub async fn node_of_consumer(&self, app: &str) -> usize {
         let jobs = format!("groupcast.{app}.jobs");
         eventually("an active consumer", async || {
-            let listed = self.ctl(0, &["list_consumers", "queue_name", "active", "channel_pid"]).await;
-            let line = listed.lines().find(|line| line.starts_with(&jobs) && line.contains("true"))?;
+            let listed =
+                self.ctl(0, &["list_consumers", "queue_name", "active", "channel_pid"]).await;
+            let line =
+                listed.lines().find(|line| line.starts_with(&jobs) && line.contains("true"))?;
             (0..NODES).find(|node| line.contains(&self.name(*node)))
         })
         .await
@@ -128,8 +140,17 @@ impl Cluster {
 
     pub async fn ctl(&self, node: usize, arguments: &[&str]) -> String {
         let mut command = Command::new(self.bin.join("rabbitmqctl"));
-        command.arg("-q").args(arguments).env_clear().envs(self.environment(node)).stdin(Stdio::null()).kill_on_drop(true);
-        let output = timeout(Duration::from_secs(120), command.output()).await.expect("rabbitmqctl ends").expect("it can be run");
+        command
+            .arg("-q")
+            .args(arguments)
+            .env_clear()
+            .envs(self.environment(node))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = timeout(Duration::from_secs(120), command.output())
+            .await
+            .expect("rabbitmqctl ends")
+            .expect("it can be run");
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "rabbitmqctl {arguments:?} at node {node} failed: {told}");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -142,16 +163,27 @@ impl Cluster {
         }
         std::fs::write(folder.join("enabled_plugins"), "[].").expect("a file");
         let names: String = (0..NODES)
-            .map(|other| format!("cluster_formation.classic_config.nodes.{} = {}\n", other + 1, self.name(other)))
+            .map(|other| {
+                format!(
+                    "cluster_formation.classic_config.nodes.{} = {}\n",
+                    other + 1,
+                    self.name(other)
+                )
+            })
             .collect();
         let conf = format!(
-            "cluster_formation.peer_discovery_backend = classic_config\n{names}disk_free_limit.absolute = 50MB\n{configuration}\n"
+            "cluster_formation.peer_discovery_backend = \
+                classic_config\n{names}disk_free_limit.absolute = 50MB\n{configuration}\n"
         );
         std::fs::write(folder.join("rabbitmq.conf"), conf).expect("a file");
     }
 
     fn spawn(&mut self, node: usize) {
-        let log = File::options().create(true).append(true).open(self.folder(node).join("log/start.log")).expect("a log file");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder(node).join("log/start.log"))
+            .expect("a log file");
         let child = Command::new(self.bin.join("rabbitmq-server"))
             .env_clear()
             .envs(self.environment(node))
@@ -187,13 +219,18 @@ impl Cluster {
 
     fn signal(&self, node: usize, name: &str) {
         let pid = self.nodes[node].as_ref().and_then(Child::id).expect("it runs").to_string();
-        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill is there");
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill is there");
         assert!(sent.success());
     }
 
     fn others(&self, node: usize) -> String {
-        let others: Vec<String> =
-            (0..NODES).filter(|other| *other != node).map(|other| format!("'{}'", self.name(other))).collect();
+        let others: Vec<String> = (0..NODES)
+            .filter(|other| *other != node)
+            .map(|other| format!("'{}'", self.name(other)))
+            .collect();
         others.join(", ")
     }
 
@@ -244,19 +281,24 @@ impl Cluster {
 
 #[expect(clippy::disallowed_methods, reason = "the script says where the server is")]
 fn environment(name: &str) -> PathBuf {
-    std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set; run tests/cluster.sh")).into()
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set; run tests/cluster.sh"))
+        .into()
 }
 
-/// The first of as many ports in a row as the nodes and the port mapper take, below those that the system gives out itself.
+/// The first of as many ports in a row as the nodes and the port mapper take, below those that the
+/// system gives out itself.
 fn free_ports() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let candidates = std::iter::repeat_with(|| rand::random_range(1_000..3_000_u16) * 10);
-    let mut free = candidates.take(100).filter(|port| (*port..=*port + NODES as u16 * PORTS).all(is_free));
+    let mut free =
+        candidates.take(100).filter(|port| (*port..=*port + NODES as u16 * PORTS).all(is_free));
     free.next().expect("free ports")
 }
 
 fn write_cookie(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, uuid::Uuid::new_v4().simple().to_string()).expect("a file");
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o400)).expect("its owner alone reads it");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o400))
+        .expect("its owner alone reads it");
 }

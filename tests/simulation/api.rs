@@ -1,4 +1,5 @@
-//! The API in memory. It knows of each batch what really happened, and checks each call at the moment it is written.
+//! The API in memory. It knows of each batch what really happened, and checks each call at the
+//! moment it is written.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -123,7 +124,9 @@ impl crate::api::call::Api for SimulatedApi {
         let outcome = match episode {
             Some(EpisodeKind::Unreachable) => Outcome::LostUnheard,
             Some(EpisodeKind::Refused(code)) => Outcome::RefusedAll(code),
-            None if self.world.scenario().filtered.as_ref() == Some(&request.group) => Outcome::Account,
+            None if self.world.scenario().filtered.as_ref() == Some(&request.group) => {
+                Outcome::Account
+            }
             None => self.outcome(),
         };
         if request.group.starts_with("groupcast-probe") {
@@ -136,8 +139,12 @@ impl crate::api::call::Api for SimulatedApi {
         }
         self.written(&request, &outcome);
         let answer_after = match outcome {
-            Outcome::AcceptedUnheard | Outcome::LostUnheard => self.world.scenario().app.request_timeout,
-            _ => self.world.up_to(Duration::from_millis(50) + Duration::from_millis(1800).mul_f64(faults.slowness)),
+            Outcome::AcceptedUnheard | Outcome::LostUnheard => {
+                self.world.scenario().app.request_timeout
+            }
+            _ => self.world.up_to(
+                Duration::from_millis(50) + Duration::from_millis(1800).mul_f64(faults.slowness),
+            ),
         };
         sleep(answer_after).await;
         self.life.goes_on().await;
@@ -168,7 +175,11 @@ impl SimulatedApi {
     /// What all calls get now.
     fn episode(&self) -> Option<EpisodeKind> {
         let now = self.world.elapsed();
-        let episode = self.world.scenario().episode.filter(|episode| (episode.from..episode.until).contains(&now))?;
+        let episode = self
+            .world
+            .scenario()
+            .episode
+            .filter(|episode| (episode.from..episode.until).contains(&now))?;
         let mut world = self.world.lock();
         world.api.calls_in_vain += u32::from(world.is_healed());
         Some(episode.kind)
@@ -176,25 +187,33 @@ impl SimulatedApi {
 
     /// The messages of the plan that this call can be for.
     fn planned(&self, request: &Request) -> Vec<usize> {
-        let wants = |planned: &Planned| planned.job.as_ref().is_some_and(|job| job.group == request.group);
+        let wants =
+            |planned: &Planned| planned.job.as_ref().is_some_and(|job| job.group == request.group);
         let messages = self.world.scenario().messages.iter().enumerate();
         messages.filter(|(_, planned)| wants(planned)).map(|(number, _)| number).collect()
     }
 
     fn written(&self, request: &Request, outcome: &Outcome) {
         let numbers = self.planned(request);
-        let Some(planned) = numbers.first().map(|&number| &self.world.scenario().messages[number]) else {
-            return self.world.broken(format!("a call for {}, which no valid job asks for", request.group));
+        let Some(planned) = numbers.first().map(|&number| &self.world.scenario().messages[number])
+        else {
+            return self
+                .world
+                .broken(format!("a call for {}, which no valid job asks for", request.group));
         };
         let members = request.members.clone().unwrap_or_default();
-        self.world.note(format_args!("replica {} calls for {} {members:?}", self.life.replica, request.group));
+        self.world.note(format_args!(
+            "replica {} calls for {} {members:?}",
+            self.life.replica, request.group
+        ));
         self.check_batch(planned, &numbers, request, &members);
         self.check_time(planned);
         self.check_pace();
         self.check_tenure();
         self.check_unrecorded();
         if !self.world.lock().broker.holds(&self.life, &numbers) {
-            self.world.broken(format!("a call for {} by a replica that does not hold it", request.group));
+            self.world
+                .broken(format!("a call for {} by a replica that does not hold it", request.group));
         }
         let mut world = self.world.lock();
         let facts = world.api.batches.entry(key(request)).or_default();
@@ -207,7 +226,10 @@ impl SimulatedApi {
         facts.in_doubt |= in_doubt;
         // Four groups may be taken for guilty before the fifth shows that they are not.
         facts.refused |= matches!(outcome, Outcome::Refused | Outcome::RefusedAll(10_007 | 60_099));
-        facts.account_refusals += u32::from(matches!(outcome, Outcome::Account | Outcome::RefusedAll(60_020 | 70_009 | 70_050)));
+        facts.account_refusals += u32::from(matches!(
+            outcome,
+            Outcome::Account | Outcome::RefusedAll(60_020 | 70_009 | 70_050)
+        ));
         facts.written_at = Some(Instant::now());
         if accepted || in_doubt {
             facts.doubtful_since = facts.written_at;
@@ -218,12 +240,19 @@ impl SimulatedApi {
         drop(world);
         // What was in flight at a take-over, and what one second of calls allows.
         if repeats > take_overs * (app.max_in_flight + app.calls_per_second as usize) {
-            self.world.broken(format!("{repeats} calls of accepted batches after {take_overs} take-overs"));
+            self.world.broken(format!(
+                "{repeats} calls of accepted batches after {take_overs} take-overs"
+            ));
         }
     }
 
     fn answered(&self, request: &Request, outcome: &Outcome) -> Answer {
-        let api = |code: i64| Answer::Api { http_status: 200, action_ok: code == 0, code, info: "told".into() };
+        let api = |code: i64| Answer::Api {
+            http_status: 200,
+            action_ok: code == 0,
+            code,
+            info: "told".into(),
+        };
         let foreign = |http_status: u16| Answer::Foreign { http_status, info: "told".into() };
         if matches!(outcome, Outcome::Account | Outcome::RefusedAll(_)) {
             self.refused(request);
@@ -236,7 +265,9 @@ impl SimulatedApi {
                 facts.told_to = Some((self.life.clone(), Instant::now()));
                 api(0)
             }
-            Outcome::AcceptedUnheard | Outcome::LostUnheard => Answer::NoAnswer { info: "timed out".into() },
+            Outcome::AcceptedUnheard | Outcome::LostUnheard => {
+                Answer::NoAnswer { info: "timed out".into() }
+            }
             Outcome::NoEffect => foreign(408),
             Outcome::Refused => api(10010),
             Outcome::RateLimited => foreign(429),
@@ -247,7 +278,8 @@ impl SimulatedApi {
 
     fn refused(&self, request: &Request) {
         let mut world = self.world.lock();
-        let tried_for = world.api.first_tried.get(&request.group).map(|at| at.elapsed()).unwrap_or_default();
+        let tried_for =
+            world.api.first_tried.get(&request.group).map(|at| at.elapsed()).unwrap_or_default();
         let is_late = tried_for >= self.world.scenario().app.retry.give_up_after;
         if let Some(facts) = world.api.batches.get_mut(&key(request)) {
             facts.refused_late |= is_late;
@@ -255,39 +287,62 @@ impl SimulatedApi {
     }
 
     /// A batch that needs no further call gets none.
-    fn check_batch(&self, planned: &Planned, numbers: &[usize], request: &Request, members: &[String]) {
-        let batches = planned.job.as_ref().map(super::scenario::Wanted::batches).unwrap_or_default();
+    fn check_batch(
+        &self,
+        planned: &Planned,
+        numbers: &[usize],
+        request: &Request,
+        members: &[String],
+    ) {
+        let batches =
+            planned.job.as_ref().map(super::scenario::Wanted::batches).unwrap_or_default();
         let Some(batch) = batches.iter().position(|batch| batch == members) else {
-            return self.world.broken(format!("a call for {members:?} of {}, which is no batch of the job", request.group));
+            return self.world.broken(format!(
+                "a call for {members:?} of {}, which is no batch of the job",
+                request.group
+            ));
         };
         let world = self.world.lock();
-        let recorded = planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
-        // A replica may take the jobs over while the store fails, and read a record before the other one can write what it knows.
+        let recorded =
+            planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
+        // A replica may take the jobs over while the store fails, and read a record before the
+        // other one can write what it knows.
         let recorded = recorded && !world.records.is_unrecorded_lately();
         let facts = world.api.batches.get(&key(request));
         let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
             (None, _) => false,
             (Some(since), Some(_)) => world.last_failure().is_none_or(|failure| failure < since),
-            // Nobody recognises a job without an id when it comes again, and it can come more than once. Parked, it has a record.
+            // Nobody recognises a job without an id when it comes again, and it can come more than
+            // once. Parked, it has a record.
             (Some(since), None) => {
-                let was_parked = numbers.iter().any(|&number| world.broker.fates[number].parkings > 0);
-                let has_failed = was_parked && world.last_failure().is_some_and(|failure| failure >= since);
+                let was_parked =
+                    numbers.iter().any(|&number| world.broker.fates[number].parkings > 0);
+                let has_failed =
+                    was_parked && world.last_failure().is_some_and(|failure| failure >= since);
                 world.last_interruption.is_none() && !has_failed
             }
         };
         let repeated = facts.is_some_and(|facts| without_excuse(facts.told_of));
         let once = planned.promise == DeliveryPromise::AtMostOnce;
         let doubted = facts.and_then(|facts| facts.doubtful_since);
-        let doubted = if planned.id.is_some() { doubted.is_some() } else { without_excuse(doubted) };
+        let doubted =
+            if planned.id.is_some() { doubted.is_some() } else { without_excuse(doubted) };
         drop(world);
         if recorded && !self.world.has(Defect::RecordBeforeAnswer) {
-            self.world.broken(format!("batch {batch} of {} was sent again although its end is recorded", request.group));
+            self.world.broken(format!(
+                "batch {batch} of {} was sent again although its end is recorded",
+                request.group
+            ));
         }
         if repeated {
-            self.world.broken(format!("batch {batch} of {} was sent again without a cause", request.group));
+            self.world.broken(format!(
+                "batch {batch} of {} was sent again without a cause",
+                request.group
+            ));
         }
         if once && doubted {
-            self.world.broken(format!("batch {batch} of {} was to be sent at most once", request.group));
+            self.world
+                .broken(format!("batch {batch} of {} was to be sent at most once", request.group));
         }
     }
 
@@ -299,14 +354,18 @@ impl SimulatedApi {
             (0..).zip(job.batches()).any(|(batch, members)| {
                 let key = (job.group.clone(), members.first().cloned().unwrap_or_default());
                 let told_to = world.api.batches.get(&key).and_then(|facts| facts.told_to.as_ref());
-                told_to.is_some_and(|(life, at)| Arc::ptr_eq(life, &self.life) && at.elapsed() > UNRECORDED_AT_MOST)
-                    && !world.records.has_ended(id, batch)
+                told_to.is_some_and(|(life, at)| {
+                    Arc::ptr_eq(life, &self.life) && at.elapsed() > UNRECORDED_AT_MOST
+                }) && !world.records.has_ended(id, batch)
             })
         };
-        let waiting = self.world.scenario().messages.iter().find(waits).map(|planned| planned.id.clone());
+        let waiting =
+            self.world.scenario().messages.iter().find(waits).map(|planned| planned.id.clone());
         drop(world);
         if let Some(id) = waiting {
-            self.world.broken(format!("a call while an outcome of {id:?} has waited for its record for a second"));
+            self.world.broken(format!(
+                "a call while an outcome of {id:?} has waited for its record for a second"
+            ));
         }
     }
 
@@ -320,14 +379,18 @@ impl SimulatedApi {
         }
     }
 
-    /// Each process keeps the limit, and all together keep it too. In a partition, the calls of a replica that was displaced
-    /// less than a second ago come on top: they are no more than its bucket held.
+    /// Each process keeps the limit, and all together keep it too. In a partition, the calls of a
+    /// replica that was displaced less than a second ago come on top: they are no more than its
+    /// bucket held.
     fn check_pace(&self) {
         let now = Instant::now();
         let app = &self.world.scenario().app;
         let limit = app.calls_per_second as usize;
         let mut world = self.world.lock();
-        let taken_over_at = world.records.taken_over_at().filter(|at| now - *at < CONFIRMED_FOR + Duration::from_secs(1));
+        let taken_over_at = world
+            .records
+            .taken_over_at()
+            .filter(|at| now - *at < CONFIRMED_FOR + Duration::from_secs(1));
         let is_shared = taken_over_at.is_some_and(|at| world.broker.was_partitioned_at(at));
         let arrivals = &mut world.api.arrivals;
         arrivals.push_back((now, self.life.clone()));
@@ -339,7 +402,9 @@ impl SimulatedApi {
         drop(world);
         let allowed = if is_shared { limit + app.burst as usize } else { limit };
         if count > allowed || own > limit {
-            self.world.broken(format!("{count} calls in a second, {own} of them by one process; {limit} are allowed"));
+            self.world.broken(format!(
+                "{count} calls in a second, {own} of them by one process; {limit} are allowed"
+            ));
         }
     }
 
@@ -347,13 +412,19 @@ impl SimulatedApi {
     fn check_tenure(&self) {
         let displaced_for = self.world.lock().records.displaced_for(&self.life);
         if let Some(displaced_for) = displaced_for.filter(|time| *time >= CONFIRMED_FOR) {
-            self.world.broken(format!("a call {displaced_for:?} after another replica has taken the jobs over"));
+            self.world.broken(format!(
+                "a call {displaced_for:?} after another replica has taken the jobs over"
+            ));
         }
     }
 
     /// What a daemon does that counts a batch as sent before it knows.
     fn record_as_sent(&self, request: &Request) {
-        let Some(planned) = self.planned(request).first().map(|&number| self.world.scenario().messages[number].clone()) else {
+        let Some(planned) = self
+            .planned(request)
+            .first()
+            .map(|&number| self.world.scenario().messages[number].clone())
+        else {
             return;
         };
         let (Some(id), Some(job)) = (planned.id, planned.job) else { return };
@@ -368,9 +439,17 @@ impl SimulatedApi {
             duplicates: 0,
             received_at: crate::clock::now(),
         };
-        let opening = Opening { key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 }, head, epoch: 0 };
-        let progress =
-            BatchProgress { calls: 1, attempts: 1, state: BatchState::Ended(BatchOutcome::Sent), ..BatchProgress::default() };
+        let opening = Opening {
+            key: Key { app: super::scenario::APP.into(), job_id: id, earlier_deaths: 0 },
+            head,
+            epoch: 0,
+        };
+        let progress = BatchProgress {
+            calls: 1,
+            attempts: 1,
+            state: BatchState::Ended(BatchOutcome::Sent),
+            ..BatchProgress::default()
+        };
         self.world.lock().records.note(&opening, batch as u32, progress);
     }
 }

@@ -1,5 +1,6 @@
-//! A broker in memory. It keeps what it has confirmed, gives back what is unacknowledged when a consumer is gone, and has one
-//! active consumer. Confirms come late and in any order, or not at all.
+//! A broker in memory. It keeps what it has confirmed, gives back what is unacknowledged when a
+//! consumer is gone, and has one active consumer. Confirms come late and in any order, or not at
+//! all.
 
 mod partition;
 
@@ -48,7 +49,8 @@ use crate::{
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 /// No delivery is held longer: ten minutes, and what is under way then.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
-/// A result is tried for so long for a full queue: for seconds, and while the connection is away or blocked.
+/// A result is tried for so long for a full queue: for seconds, and while the connection is away or
+/// blocked.
 const TRIED_AT_MOST: Duration = Duration::from_secs(120);
 /// How long a publisher waits for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,11 +89,14 @@ pub struct Fate {
 }
 
 impl Fate {
-    /// Whether what has been acknowledged was parked or answered before. `recorded` is whether the result is, if the job has a
-    /// record.
+    /// Whether what has been acknowledged was parked or answered before. `recorded` is whether the
+    /// result is, if the job has a record.
     fn is_settled(&self, recorded: bool) -> bool {
         let answered = self.acknowledged.saturating_sub(self.parkings);
-        let needs_record = self.results.iter().any(|result| !result.duplicate && result.status != Status::Rejected);
+        let needs_record = self
+            .results
+            .iter()
+            .any(|result| !result.duplicate && result.status != Status::Rejected);
         answered <= self.results.len() && (answered == 0 || !needs_record || recorded)
     }
 
@@ -129,9 +134,15 @@ struct Consumer {
 
 impl fmt::Debug for Broker {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held: Vec<usize> = self.consumers.iter().map(|consumer| consumer.unacknowledged.len()).collect();
+        let held: Vec<usize> =
+            self.consumers.iter().map(|consumer| consumer.unacknowledged.len()).collect();
         let results: Vec<usize> = self.fates.iter().map(|fate| fate.results.len()).collect();
-        write!(out, "{} ready, {} in wait queues, {held:?} held, results {results:?}", self.jobs.len(), self.waiting)
+        write!(
+            out,
+            "{} ready, {} in wait queues, {held:?} held, results {results:?}",
+            self.jobs.len(),
+            self.waiting
+        )
     }
 }
 
@@ -170,9 +181,14 @@ impl Broker {
 
     /// Whether a process holds a delivery of one of these messages.
     pub fn holds(&self, life: &Arc<Life>, numbers: &[usize]) -> bool {
-        let of = |consumer: &&Consumer| Arc::ptr_eq(&consumer.life, life) && !consumer.gone.load(Ordering::Relaxed);
-        let mut held = self.consumers.iter().filter(of).flat_map(|consumer| consumer.unacknowledged.values());
-        held.any(|(message, _)| number(&message.properties).is_some_and(|number| numbers.contains(&number)))
+        let of = |consumer: &&Consumer| {
+            Arc::ptr_eq(&consumer.life, life) && !consumer.gone.load(Ordering::Relaxed)
+        };
+        let mut held =
+            self.consumers.iter().filter(of).flat_map(|consumer| consumer.unacknowledged.values());
+        held.any(|(message, _)| {
+            number(&message.properties).is_some_and(|number| numbers.contains(&number))
+        })
     }
 
     fn enqueue_job(&mut self, message: Message) {
@@ -182,13 +198,16 @@ impl Broker {
 
     /// Takes the deliveries of these consumers back.
     fn remove(&mut self, which: impl Fn(&Consumer) -> bool) {
-        let (removed, left) = std::mem::take(&mut self.consumers).into_iter().partition(|consumer| which(consumer));
+        let (removed, left) =
+            std::mem::take(&mut self.consumers).into_iter().partition(|consumer| which(consumer));
         self.consumers = left;
         for consumer in <Vec<Consumer>>::into_iter(removed).rev() {
             consumer.gone.store(true, Ordering::Relaxed);
             // The broker has taken back before what was delivered to a consumer that is cut off.
             if consumer.cut_off.is_none() {
-                self.take_back(consumer.unacknowledged.into_values().map(|(message, _)| message).collect());
+                self.take_back(
+                    consumer.unacknowledged.into_values().map(|(message, _)| message).collect(),
+                );
             }
         }
         self.changed.notify_waiters();
@@ -214,7 +233,12 @@ impl Broker {
 }
 
 impl Shared {
-    pub fn publish_job(&self, body: Vec<u8>, properties: BasicProperties, unreadable: Option<Vec<u8>>) {
+    pub fn publish_job(
+        &self,
+        body: Vec<u8>,
+        properties: BasicProperties,
+        unreadable: Option<Vec<u8>>,
+    ) {
         self.lock().broker.enqueue_job(Message { body, properties, unreadable, returns: 0 });
     }
 
@@ -247,7 +271,12 @@ impl Shared {
             // Given up, and passed on to the replica that has the jobs.
             let (body, properties) = (message.body.clone(), message.properties.clone());
             world.broker.fates[number].parkings += 1;
-            return world.broker.enqueue_job(Message { body, properties, unreadable: None, returns: 0 });
+            return world.broker.enqueue_job(Message {
+                body,
+                properties,
+                unreadable: None,
+                returns: 0,
+            });
         }
         let fate = &mut world.broker.fates[number];
         if [REPLIES, FULL, SILENT].contains(&queue) || queue == unrouted {
@@ -256,7 +285,9 @@ impl Shared {
             let complete = fate.has_its_letter();
             drop(world);
             if !complete {
-                self.broken(format!("message {number} was answered before its dead letter was confirmed"));
+                self.broken(format!(
+                    "message {number} was answered before its dead letter was confirmed"
+                ));
             }
         } else if queue == format!("groupcast.{APP}.dead") {
             fate.letters.push(message.body.clone());
@@ -266,16 +297,25 @@ impl Shared {
         }
     }
 
-    /// Only a result whose reply queue is missing or full, or over which the broker closes connections, belongs there.
+    /// Only a result whose reply queue is missing or full, or over which the broker closes
+    /// connections, belongs there.
     fn check_unrouted(&self, number: usize, message: &Outgoing) {
         let planned = &self.scenario().messages[number];
-        let was_full = planned.reply_to == FULL && self.scenario().full.is_some_and(|full| self.elapsed() >= full.span.from);
+        let was_full = planned.reply_to == FULL
+            && self.scenario().full.is_some_and(|full| self.elapsed() >= full.span.from);
         if !(planned.reply_to == MISSING || was_full || planned.poison) {
-            self.broken(format!("the result of message {number} is in .unrouted although its reply queue takes results"));
+            self.broken(format!(
+                "the result of message {number} is in .unrouted although its reply \
+                queue takes results"
+            ));
         }
         let headers = message.properties.headers().clone().unwrap_or_default();
-        if headers.inner().get(REPLY_TO_HEADER) != Some(&AMQPValue::LongString(planned.reply_to.into())) {
-            self.broken(format!("the result of message {number} in .unrouted does not say where it was meant for"));
+        if headers.inner().get(REPLY_TO_HEADER)
+            != Some(&AMQPValue::LongString(planned.reply_to.into()))
+        {
+            self.broken(format!(
+                "the result of message {number} in .unrouted does not say where it was meant for"
+            ));
         }
     }
 
@@ -299,17 +339,23 @@ impl Shared {
     /// A queue that is full refuses a message.
     fn refuse(&self, queue: &str, number: usize) {
         self.note(format_args!("{queue} is full and refuses message {number}"));
-        let has_nowhere_to_go = self.scenario().full.is_some_and(|full| full.unrouted_too && full.waits_too);
+        let has_nowhere_to_go =
+            self.scenario().full.is_some_and(|full| full.unrouted_too && full.waits_too);
         if queue != FULL || has_nowhere_to_go {
             return;
         }
-        let since = *self.lock().broker.fates[number].refused_since.get_or_insert_with(Instant::now);
+        let since =
+            *self.lock().broker.fates[number].refused_since.get_or_insert_with(Instant::now);
         if since.elapsed() > TRIED_AT_MOST {
-            self.broken(format!("message {number} has waited {:?} for a full reply queue", since.elapsed()));
+            self.broken(format!(
+                "message {number} has waited {:?} for a full reply queue",
+                since.elapsed()
+            ));
         }
     }
 
-    /// Whether a publish is refused although the queue has room. That does not happen to a message twice in a row.
+    /// Whether a publish is refused although the queue has room. That does not happen to a message
+    /// twice in a row.
     fn is_refused_in_passing(&self, number: usize) -> bool {
         let happens = self.happens(self.scenario().faults.publish_nacked);
         let fate = &mut self.lock().broker.fates[number];
@@ -318,14 +364,23 @@ impl Shared {
     }
 
     fn accept_parked(&self, queue: &str, number: usize, message: &Outgoing) {
-        if message.properties.headers().as_ref().is_some_and(|headers| headers.inner().contains_key("x-death")) {
-            self.broken(format!("message {number} takes its x-death to {queue}, where a broker would drop it"));
+        if message
+            .properties
+            .headers()
+            .as_ref()
+            .is_some_and(|headers| headers.inner().contains_key("x-death"))
+        {
+            self.broken(format!(
+                "message {number} takes its x-death to {queue}, where a broker would drop it"
+            ));
         }
-        let seconds: u64 = queue.rsplit('.').next().and_then(|wait| wait.parse().ok()).expect("a wait in seconds");
+        let seconds: u64 =
+            queue.rsplit('.').next().and_then(|wait| wait.parse().ok()).expect("a wait in seconds");
         let mut headers = message.properties.headers().clone().unwrap_or_default();
         headers.insert("x-death".into(), AMQPValue::FieldTable(FieldTable::default()));
         let properties = message.properties.clone().with_headers(headers);
-        let returned = Message { body: message.body.clone(), properties, unreadable: None, returns: 0 };
+        let returned =
+            Message { body: message.body.clone(), properties, unreadable: None, returns: 0 };
         let mut world = self.lock();
         world.broker.fates[number].parkings += 1;
         world.broker.fates[number].refused_since = None;
@@ -375,7 +430,13 @@ impl Queue for SimulatedQueue {
             unacknowledged: BTreeMap::new(),
         });
         let prefetch = usize::from(prefetch);
-        Ok(SimulatedSubscription { world: self.world.clone(), life: self.life.clone(), id, gone, prefetch })
+        Ok(SimulatedSubscription {
+            world: self.world.clone(),
+            life: self.life.clone(),
+            id,
+            gone,
+            prefetch,
+        })
     }
 }
 
@@ -386,8 +447,15 @@ impl SimulatedSubscription {
         }
         let broker = &mut self.world.lock().broker;
         let id = broker.next_id;
-        let is_active = broker.consumers.iter().find(|consumer| consumer.is_active()).is_some_and(|active| active.id == self.id);
-        let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.id && !consumer.cancelled)?;
+        let is_active = broker
+            .consumers
+            .iter()
+            .find(|consumer| consumer.is_active())
+            .is_some_and(|active| active.id == self.id);
+        let consumer = broker
+            .consumers
+            .iter_mut()
+            .find(|consumer| consumer.id == self.id && !consumer.cancelled)?;
         // Each replica reads what the broker has given up.
         let reads = !self.world.has(Defect::UndeliverableUnread);
         let has_room = consumer.unacknowledged.len() < self.prefetch;
@@ -497,7 +565,11 @@ impl SimulatedDelivery {
         let lost = || BrokerLost::new("acknowledge", "disconnected");
         let (number, held) = {
             let broker = &mut self.world.lock().broker;
-            let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
+            let consumer = broker
+                .consumers
+                .iter_mut()
+                .find(|consumer| consumer.id == self.consumer)
+                .ok_or_else(lost)?;
             let (message, since) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
             let number = number(&message.properties).expect("each message has one");
             if consumer.cut_off.is_some() {
@@ -515,7 +587,9 @@ impl SimulatedDelivery {
         };
         self.world.note(format_args!("message {number} is acknowledged"));
         if !settled {
-            self.world.broken(format!("message {number} was acknowledged before what it owes was confirmed"));
+            self.world.broken(format!(
+                "message {number} was acknowledged before what it owes was confirmed"
+            ));
         }
         if held > HELD_AT_MOST {
             self.world.broken(format!("message {number} was held for {held:?}"));
@@ -544,7 +618,11 @@ impl Acknowledge for SimulatedDelivery {
             self.life.goes_on().await;
             let lost = || BrokerLost::new("give back", "disconnected");
             let broker = &mut self.world.lock().broker;
-            let consumer = broker.consumers.iter_mut().find(|consumer| consumer.id == self.consumer).ok_or_else(lost)?;
+            let consumer = broker
+                .consumers
+                .iter_mut()
+                .find(|consumer| consumer.id == self.consumer)
+                .ok_or_else(lost)?;
             let (message, _) = consumer.unacknowledged.remove(&self.id).ok_or_else(lost)?;
             if consumer.cut_off.is_none() {
                 broker.take_back(vec![message]);
@@ -583,15 +661,30 @@ pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<L
 
 impl SimulatedLink {
     fn new(world: Shared, life: Arc<Life>) -> Self {
-        Self { world, life, alive: AtomicBool::new(true), killed: AtomicBool::new(false), ended: Notify::new() }
+        Self {
+            world,
+            life,
+            alive: AtomicBool::new(true),
+            killed: AtomicBool::new(false),
+            ended: Notify::new(),
+        }
     }
 
     fn lost(&self) -> Unconfirmed {
         let error = BrokerLost::new("publish", "disconnected");
-        if self.killed.load(Ordering::Relaxed) { Unconfirmed::Fatal(error) } else { Unconfirmed::Lost(error) }
+        if self.killed.load(Ordering::Relaxed) {
+            Unconfirmed::Fatal(error)
+        } else {
+            Unconfirmed::Lost(error)
+        }
     }
 
-    async fn attempt(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Result<Routing, Unconfirmed> {
+    async fn attempt(
+        &self,
+        queue: &str,
+        mandatory: Mandatory,
+        message: &Outgoing,
+    ) -> Result<Routing, Unconfirmed> {
         let faults = &self.world.scenario().faults;
         let number = number(&message.properties).expect("the daemon keeps correlation ids");
         self.until_unblocked().await;
@@ -611,7 +704,8 @@ impl SimulatedLink {
             self.give_up();
             return Err(self.lost());
         }
-        let is_silent = queue == SILENT && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span));
+        let is_silent = queue == SILENT
+            && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span));
         // A node that is cut off still knows that there is no such queue.
         let is_in_vain = queue != MISSING && self.world.publishes_in_vain(&self.life);
         if is_silent || is_in_vain {
@@ -692,7 +786,8 @@ impl Link for SimulatedLink {
         message: &'a Outgoing,
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
         Box::pin(async move {
-            let mandatory = if self.world.has(Defect::NotMandatory) { Mandatory::No } else { mandatory };
+            let mandatory =
+                if self.world.has(Defect::NotMandatory) { Mandatory::No } else { mandatory };
             let defect = match queue {
                 parked if parked.contains(".wait.") => Defect::ParkWithoutConfirm,
                 dead if dead.ends_with(".dead") => Defect::LetterWithoutConfirm,
@@ -705,10 +800,17 @@ impl Link for SimulatedLink {
         })
     }
 
-    fn publish_alone<'a>(&'a self, message: &'a Outgoing) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
+    fn publish_alone<'a>(
+        &'a self,
+        message: &'a Outgoing,
+    ) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
         Box::pin(async {
-            if self.world.has(Defect::BlameAllUnderWay) && !matches!(message.target, Target::Own(_)) {
-                return Err(Unconfirmed::Fatal(BrokerLost::new("publish", "it was under way then")));
+            if self.world.has(Defect::BlameAllUnderWay) && !matches!(message.target, Target::Own(_))
+            {
+                return Err(Unconfirmed::Fatal(BrokerLost::new(
+                    "publish",
+                    "it was under way then",
+                )));
             }
             self.world.round_trip().await;
             attempt_on(&SimulatedLink::new(self.world.clone(), self.life.clone()), message).await
@@ -735,7 +837,8 @@ impl Link for SimulatedLink {
         Box::pin(async {
             self.world.round_trip().await;
             let broker = &self.world.lock().broker;
-            let consumers = broker.consumers.iter().filter(|consumer| consumer.is_active()).count() as u32;
+            let consumers =
+                broker.consumers.iter().filter(|consumer| consumer.is_active()).count() as u32;
             Ok(Seen { messages: broker.jobs.len() as u32, consumers })
         })
     }

@@ -1,4 +1,5 @@
-//! Replicas of the real daemon's pipeline that start, stop and crash; the producer; and the trouble.
+//! Replicas of the real daemon's pipeline that start, stop and crash; the producer; and the
+//! trouble.
 
 use std::{sync::Arc, time::Duration};
 
@@ -92,7 +93,8 @@ fn properties(number: usize, planned: &Planned, start: jiff::Timestamp) -> Basic
         headers.insert("groupcast-delivery".into(), text("at-most-once".into()));
     }
     if planned.poison {
-        headers.insert("tracestate".into(), text("the broker closes the connection over this".into()));
+        headers
+            .insert("tracestate".into(), text("the broker closes the connection over this".into()));
     }
     let properties = BasicProperties::default()
         .with_correlation_id(number.to_string().into())
@@ -111,15 +113,25 @@ impl Process {
         let life = Life::new(replica);
         let (sender, link) = watch::channel(Linked::No { reason: "not yet".into() });
         let publishing = tokio::spawn(keep_linked(world.clone(), life.clone(), sender));
-        let progress = Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));
+        let progress =
+            Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));
         let api = Arc::new(SimulatedApi { world: world.clone(), life: life.clone() });
-        let pipeline = Pipeline::new(APP, &world.scenario().app, 1 << 20, api, Publisher::over(link), progress);
+        let pipeline = Pipeline::new(
+            APP,
+            &world.scenario().app,
+            1 << 20,
+            api,
+            Publisher::over(link),
+            progress,
+        );
         let work = Arc::new(Flawed { pipeline, world: world.clone() });
         let queue = SimulatedQueue { world: world.clone(), life: life.clone() };
         let prefetch = Prefetch::new(world.scenario().prefetch, world.scenario().hold_bytes);
         let stop = CancellationToken::new();
         let stopping = stop.clone();
-        let consuming = tokio::spawn(async move { consume(APP, &queue, work, prefetch, Subscribed::not_yet(), stopping).await });
+        let consuming = tokio::spawn(async move {
+            consume(APP, &queue, work, prefetch, Subscribed::not_yet(), stopping).await
+        });
         Self { life, world: world.clone(), stop, consuming, publishing }
     }
 }
@@ -149,7 +161,9 @@ async fn keep_running(world: Shared, replica: usize) {
                 let _ = (&mut process.consuming).await;
                 // What could not be recorded in the time that a stop has is lost with the process.
                 let last_store_failure = world.lock().records.last_failure();
-                if last_store_failure.is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE) {
+                if last_store_failure
+                    .is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE)
+                {
                     world.failed();
                 }
                 break;

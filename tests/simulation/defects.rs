@@ -1,4 +1,5 @@
-//! Mistakes made on purpose at the seams of the pipeline: what a daemon would do that had them. The simulation has to find each.
+//! Mistakes made on purpose at the seams of the pipeline: what a daemon would do that had them. The
+//! simulation has to find each.
 
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ pub enum Defect {
     NoFencing,
     /// The store does not say that another replica has taken a newer epoch.
     EpochUnchecked,
-    /// The first call of a subscription does not wait until the calls of another replica are a second old.
+    /// The first call of a subscription does not wait until the calls of another replica are a
+    /// second old.
     NoWaitAtTakeOver,
     /// The result is not recorded before the acknowledgement.
     NotCompleted,
@@ -51,7 +53,8 @@ pub enum Defect {
     ProbeIsProof,
     /// What is in hand goes back before it is parked, when a subscription ends in an orderly way.
     CutAtOnce,
-    /// When the broker closes a connection over a message, all that were under way on it are blamed.
+    /// When the broker closes a connection over a message, all that were under way on it are
+    /// blamed.
     BlameAllUnderWay,
     /// A result waits until its full reply queue has room.
     WaitForFullQueue,
@@ -133,7 +136,12 @@ impl Work for Flawed {
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let lease = if self.world.has(Defect::NoFencing) {
             let clung = Arc::new(Clung(delivery.acknowledge.clone()));
-            Lease::of_delivery(clung, CancellationToken::new(), CancellationToken::new(), Arc::default())
+            Lease::of_delivery(
+                clung,
+                CancellationToken::new(),
+                CancellationToken::new(),
+                Arc::default(),
+            )
         } else {
             lease
         };

@@ -1,4 +1,5 @@
-//! What must hold when everything has come to rest: each message has its answer, and the answers are true.
+//! What must hold when everything has come to rest: each message has its answer, and the answers
+//! are true.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,8 @@ use crate::{
     settle::result::{AudienceKind, ErrorKind, JobResult, Status},
 };
 
-/// Calls before the first probe of an episode, and probes before their wait has grown to its longest.
+/// Calls before the first probe of an episode, and probes before their wait has grown to its
+/// longest.
 const GROWING_WAITS: u32 = 30;
 
 #[derive(Deserialize)]
@@ -31,7 +33,10 @@ pub fn check(world: &Shared) {
         let state = world.lock();
         let vain = calls_in_vain(&state, world);
         let messages = world.scenario().messages.iter().zip(&state.broker.fates).enumerate();
-        messages.map(|(number, (planned, fate))| of_message(number, planned, fate, &state, world)).find_map(Result::err).or(vain)
+        messages
+            .map(|(number, (planned, fate))| of_message(number, planned, fate, &state, world))
+            .find_map(Result::err)
+            .or(vain)
     };
     if let Some(broken) = broken {
         world.broken(broken);
@@ -49,34 +54,60 @@ fn calls_in_vain(state: &World, world: &Shared) -> Option<String> {
     let probes = (episode.until - episode.from).as_secs_f64() / interval.as_secs_f64();
     let most = scenario.replicas as u32 * (probes as u32 + GROWING_WAITS);
     let calls = state.api.calls_in_vain;
-    (calls > most).then(|| format!("{calls} calls in vain in {:?}, at most {most} were expected", episode))
+    (calls > most)
+        .then(|| format!("{calls} calls in vain in {:?}, at most {most} were expected", episode))
 }
 
-fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> Result<(), String> {
-    let Some(first) = fate.results.first() else { return Err(format!("message {number} was never answered")) };
+fn of_message(
+    number: usize,
+    planned: &Planned,
+    fate: &Fate,
+    state: &World,
+    world: &Shared,
+) -> Result<(), String> {
+    let Some(first) = fate.results.first() else {
+        return Err(format!("message {number} was never answered"));
+    };
     for other in &fate.results {
         if told(first) != told(other) && planned.id.is_some() {
-            return Err(format!("message {number} was answered twice and differently: {first:?} {other:?}"));
+            return Err(format!(
+                "message {number} was answered twice and differently: {first:?} {other:?}"
+            ));
         }
     }
     let last = fate.results.last().unwrap_or(first);
     if world.scenario().all_sent && last.status != Status::Sent && !has_rival(planned, world) {
         return Err(format!("message {number} was not sent: {last:?}"));
     }
-    // Each interruption can bring a job back, and so can the displacement of a replica that follows from it.
+    // Each interruption can bring a job back, and so can the displacement of a replica that follows
+    // from it.
     let returns = 2 * state.interruptions;
-    if fate.given_up && world.scenario().delivery_limit == DELIVERY_LIMIT && returns < DELIVERY_LIMIT {
-        return Err(format!("message {number} went back to the queue so often that the broker gave it up"));
+    if fate.given_up
+        && world.scenario().delivery_limit == DELIVERY_LIMIT
+        && returns < DELIVERY_LIMIT
+    {
+        return Err(format!(
+            "message {number} went back to the queue so often that the broker gave it up"
+        ));
     }
     if planned.unreadable.is_some() {
-        let is_rejected = last.status == Status::Rejected && last.errors.iter().all(|error| error.info.starts_with("header `"));
-        return if is_rejected { Ok(()) } else { Err(format!("message {number} cannot be read and was not rejected: {last:?}")) };
+        let is_rejected = last.status == Status::Rejected
+            && last.errors.iter().all(|error| error.info.starts_with("header `"));
+        return if is_rejected {
+            Ok(())
+        } else {
+            Err(format!("message {number} cannot be read and was not rejected: {last:?}"))
+        };
     }
     match (&planned.job, last.status) {
         (None, Status::Rejected) => is_original(number, planned, fate),
         (None, _) => Err(format!("message {number} is invalid and was not rejected: {last:?}")),
-        (Some(_), Status::Rejected) if has_rival(planned, world) => is_original(number, planned, fate),
-        (Some(_), Status::Rejected) => Err(format!("message {number} is valid and was rejected: {last:?}")),
+        (Some(_), Status::Rejected) if has_rival(planned, world) => {
+            is_original(number, planned, fate)
+        }
+        (Some(_), Status::Rejected) => {
+            Err(format!("message {number} is valid and was rejected: {last:?}"))
+        }
         (Some(job), _) => of_job(number, planned, job, last, fate, state, world),
     }
 }
@@ -84,24 +115,37 @@ fn of_message(number: usize, planned: &Planned, fate: &Fate, state: &World, worl
 /// What an answer says, without what may differ between two of the same.
 fn told(result: &JobResult) -> JobResult {
     // A rejected job has no record that could remember when it first came.
-    let received_at = if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
+    let received_at =
+        if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
     JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() }
 }
 
 /// Whether another message has the same id and another content.
 fn has_rival(planned: &Planned, world: &Shared) -> bool {
-    planned.id.is_some() && world.scenario().messages.iter().any(|other| other.id == planned.id && other.job != planned.job)
+    planned.id.is_some()
+        && world
+            .scenario()
+            .messages
+            .iter()
+            .any(|other| other.id == planned.id && other.job != planned.job)
 }
 
 /// Whether the broker gave this message up, or another of the same job.
 fn given_up(planned: &Planned, fate: &Fate, state: &World, world: &Shared) -> bool {
     let others = world.scenario().messages.iter().zip(&state.broker.fates);
-    fate.given_up || planned.id.is_some() && others.into_iter().any(|(other, fate)| other.id == planned.id && fate.given_up)
+    fate.given_up
+        || planned.id.is_some()
+            && others.into_iter().any(|(other, fate)| other.id == planned.id && fate.given_up)
 }
 
 fn is_original(number: usize, planned: &Planned, fate: &Fate) -> Result<(), String> {
-    let original = !fate.letters.is_empty() && fate.letters.iter().all(|letter| *letter == planned.body);
-    if original { Ok(()) } else { Err(format!("the dead letter of message {number} is not the original")) }
+    let original =
+        !fate.letters.is_empty() && fate.letters.iter().all(|letter| *letter == planned.body);
+    if original {
+        Ok(())
+    } else {
+        Err(format!("the dead letter of message {number} is not the original"))
+    }
 }
 
 fn of_job(
@@ -114,8 +158,11 @@ fn of_job(
     world: &Shared,
 ) -> Result<(), String> {
     let batches = job.batches();
-    let kinds: BTreeMap<usize, ErrorKind> =
-        result.errors.iter().flat_map(|error| error.batches.iter().map(|batch| (*batch as usize, error.kind))).collect();
+    let kinds: BTreeMap<usize, ErrorKind> = result
+        .errors
+        .iter()
+        .flat_map(|error| error.batches.iter().map(|batch| (*batch as usize, error.kind)))
+        .collect();
     let failed = |batch: usize| kinds.get(&batch).is_some_and(|kind| *kind != ErrorKind::Unknown);
     for (index, batch) in batches.iter().enumerate() {
         let key = (job.group.clone(), batch.first().cloned().unwrap_or_default());
@@ -127,32 +174,51 @@ fn of_job(
         let of_group = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
         // Refused once more after a probe had passed or others were accepted.
         let alone = of_group.map(|(_, facts)| facts.account_refusals).sum::<u32>() >= 2;
-        // A batch that has failed for long enough, whatever with, ends with the refusal that it meets then.
-        let refused = facts.is_some_and(|facts| facts.refused || facts.account_refusals > 0 && alone || facts.refused_late);
+        // A batch that has failed for long enough, whatever with, ends with the refusal that it
+        // meets then.
+        let refused = facts.is_some_and(|facts| {
+            facts.refused || facts.account_refusals > 0 && alone || facts.refused_late
+        });
         let lived = planned.deadline.is_none() && kinds.get(&index) == Some(&ErrorKind::Expired);
         match kinds.get(&index) {
             _ if lived => return Err(format!("message {number} has no deadline and expired")),
             Some(ErrorKind::Undeliverable) if !given_up(planned, fate, state, world) => {
                 return Err(format!(
-                    "batch {index} of message {number} is told as undeliverable, and the broker did not give it up"
+                    "batch {index} of message {number} is told as undeliverable, and the broker \
+                        did not give it up"
                 ));
             }
             Some(ErrorKind::Job) if !refused => {
-                return Err(format!("batch {index} of message {number} is told as refused and never was"));
+                return Err(format!(
+                    "batch {index} of message {number} is told as refused and never was"
+                ));
             }
             Some(ErrorKind::Unknown) if planned.promise == DeliveryPromise::AtLeastOnce => {
-                return Err(format!("batch {index} of message {number} was to be sent until it is known"));
+                return Err(format!(
+                    "batch {index} of message {number} was to be sent until it is known"
+                ));
             }
-            None if accepted == 0 => return Err(format!("batch {index} of message {number} is told as sent and never was")),
+            None if accepted == 0 => {
+                return Err(format!(
+                    "batch {index} of message {number} is told as sent and never was"
+                ));
+            }
             Some(kind) if accepted > 0 && !in_doubt => {
-                return Err(format!("batch {index} of message {number} was accepted and is told as {kind:?}"));
+                return Err(format!(
+                    "batch {index} of message {number} was accepted and is told as {kind:?}"
+                ));
             }
             _ => {}
         }
     }
     check_counts(number, result, &batches, &kinds)?;
     check_calls(number, planned, job, result, state)?;
-    let expected: Vec<&String> = batches.iter().enumerate().filter(|(index, _)| failed(*index)).flat_map(|(_, b)| b).collect();
+    let expected: Vec<&String> = batches
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| failed(*index))
+        .flat_map(|(_, b)| b)
+        .collect();
     let has_failed = (0..batches.len()).any(failed);
     // The letter of a copy that was answered from the record went out with the first one's answer.
     if has_failed && !result.duplicate && fate.letters.is_empty() {
@@ -163,19 +229,35 @@ fn of_job(
         let members = letter.members.unwrap_or_default();
         // What a job without an id left behind belongs to one of its runs.
         if planned.id.is_some() && members.iter().ne(expected.iter().copied()) {
-            return Err(format!("the dead letter of message {number} is for {members:?}, not for {expected:?}"));
+            return Err(format!(
+                "the dead letter of message {number} is for {members:?}, not for {expected:?}"
+            ));
         }
     }
     Ok(())
 }
 
-/// Each request is counted, unless a process failed in between, or a take-over met a store that fails.
-fn check_calls(number: usize, planned: &Planned, job: &Wanted, result: &JobResult, state: &World) -> Result<(), String> {
+/// Each request is counted, unless a process failed in between, or a take-over met a store that
+/// fails.
+fn check_calls(
+    number: usize,
+    planned: &Planned,
+    job: &Wanted,
+    result: &JobResult,
+    state: &World,
+) -> Result<(), String> {
     let of_job = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
     let written: u64 = of_job.map(|(_, facts)| u64::from(facts.calls)).sum();
-    let sure = if planned.id.is_some() { state.last_failure().is_none() } else { state.last_interruption.is_none() };
+    let sure = if planned.id.is_some() {
+        state.last_failure().is_none()
+    } else {
+        state.last_interruption.is_none()
+    };
     if sure && written != result.calls {
-        return Err(format!("message {number} tells {} calls, and there were {written}", result.calls));
+        return Err(format!(
+            "message {number} tells {} calls, and there were {written}",
+            result.calls
+        ));
     }
     Ok(())
 }
@@ -194,9 +276,14 @@ fn check_counts(
     let recipients_whole = match (result.audience, result.recipients) {
         (Some(AudienceKind::All), None) => true,
         (Some(AudienceKind::Members), Some(told)) => {
-            (told.sent + told.failed + told.unknown) as usize == members && told.requested - told.duplicates == members as u32
+            (told.sent + told.failed + told.unknown) as usize == members
+                && told.requested - told.duplicates == members as u32
         }
         _ => false,
     };
-    if whole && recipients_whole { Ok(()) } else { Err(format!("the counts of message {number} are wrong: {result:?}")) }
+    if whole && recipients_whole {
+        Ok(())
+    } else {
+        Err(format!("the counts of message {number} are wrong: {result:?}"))
+    }
 }

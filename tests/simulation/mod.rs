@@ -1,15 +1,17 @@
-//! The real pipeline in a world of which a seed decides everything: the broker, the API and the state store are in memory,
-//! time is tokio's paused clock, and all three fail as the real ones do.
+//! The real pipeline in a world of which a seed decides everything: the broker, the API and the
+//! state store are in memory, time is tokio's paused clock, and all three fail as the real ones do.
 //!
 //! - [`scenario`]: what a seed means: jobs, configuration, which faults are about.
 //! - [`world`]: the state outside the daemon, and chance.
 //! - [`broker`], [`api`], [`store`]: the seams of the pipeline, over that state.
 //! - [`daemon`]: replicas that start, stop and crash.
-//! - [`invariants`]: what must hold at the end. What must hold at each moment is asserted where the moment is.
+//! - [`invariants`]: what must hold at the end. What must hold at each moment is asserted where the
+//!   moment is.
 //! - [`defects`]: mistakes made on purpose at the seams. Each must be found.
 //!
-//! A run that breaks a promise prints its seed. To see it again: `SIMULATION_SEED=<seed> cargo test --lib simulation::one`.
-//! More seeds: `SIMULATION_SEEDS=1000000 cargo test --release --lib simulation::many`.
+//! A run that breaks a promise prints its seed. To see it again: `SIMULATION_SEED=<seed> cargo test
+//! --lib simulation::one`. More seeds: `SIMULATION_SEEDS=1000000 cargo test --release --lib
+//! simulation::many`.
 
 mod api;
 mod broker;
@@ -44,7 +46,11 @@ fn run(seed: u64, defect: Option<Defect>) -> Result<(), Broken> {
 }
 
 fn run_scenario(seed: u64, scenario: Scenario, defect: Option<Defect>) -> Result<(), Broken> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         clock::simulated::start_at("2026-01-01T00:00:00Z".parse().expect("a time"));
         delay::seeded::start_with(seed);
@@ -66,7 +72,12 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs seeds on all cores until `stop` says so. A panic is a broken promise too.
-fn run_seeds(first: u64, count: u64, defect: Option<Defect>, on_broken: impl Fn(u64, Broken) -> Go + Sync) -> u64 {
+fn run_seeds(
+    first: u64,
+    count: u64,
+    defect: Option<Defect>,
+    on_broken: impl Fn(u64, Broken) -> Go + Sync,
+) -> u64 {
     let next = AtomicU64::new(first);
     let done = AtomicU64::new(0);
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
@@ -113,11 +124,15 @@ fn many_seeds_break_no_promise() {
         if broken.len() < 20 { Go::On } else { Go::NoFurther }
     });
     let seconds = start.elapsed().expect("time goes on").as_secs_f64();
-    println!("{count} seeds in {seconds:.1} s: {:.2} s a thousand", seconds * 1000.0 / count as f64);
+    println!(
+        "{count} seeds in {seconds:.1} s: {:.2} s a thousand",
+        seconds * 1000.0 / count as f64
+    );
     let broken = broken.into_inner().expect("no panic while it was held");
     assert!(
         broken.is_empty(),
-        "promises broken; see one with SIMULATION_SEED=<seed> cargo test --lib simulation::one: {broken:?}"
+        "promises broken; see one with SIMULATION_SEED=<seed> cargo test --lib simulation::one: \
+            {broken:?}"
     );
 }
 
@@ -125,7 +140,10 @@ fn many_seeds_break_no_promise() {
 fn one_seed_can_be_run_again() {
     let seed = number("SIMULATION_SEED").unwrap_or(1);
     if number("SIMULATION_SEED").is_some() {
-        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_test_writer()
+            .try_init();
     }
     let ran = run(seed, None);
     if number("SIMULATION_SEED").is_some() {
@@ -136,7 +154,11 @@ fn one_seed_can_be_run_again() {
 
 /// What happens in the world of a seed, and when.
 fn events(seed: u64) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         clock::simulated::start_at("2026-01-01T00:00:00Z".parse().expect("a time"));
         delay::seeded::start_with(seed);
@@ -157,14 +179,21 @@ fn a_seed_repeats_its_events_at_the_same_times() {
     for seed in seeds {
         let (first, second) = (events(seed), events(seed));
         let differs = first.iter().zip(&second).find(|(first, second)| first != second);
-        assert!(!first.is_empty() && first == second, "seed {seed}: two runs differ, first in {differs:?}");
+        assert!(
+            !first.is_empty() && first == second,
+            "seed {seed}: two runs differ, first in {differs:?}"
+        );
     }
 }
 
 #[test]
 fn after_two_hours_without_the_api_every_job_is_sent() {
     for seed in 0..50 {
-        let ran = run_scenario(seed, Scenario::of(seed).without_the_api_for(Duration::from_secs(2 * 3600)), None);
+        let ran = run_scenario(
+            seed,
+            Scenario::of(seed).without_the_api_for(Duration::from_secs(2 * 3600)),
+            None,
+        );
         assert!(ran.is_ok(), "seed {seed}: {}", ran.unwrap_err());
     }
 }
@@ -178,7 +207,9 @@ fn each_deliberate_defect_is_found_within_ten_thousand_seeds() {
             Go::NoFurther
         });
         match found.into_inner().expect("no panic while it was held") {
-            Some((seed, broken)) => println!("{defect:?}: found after {seeds} seeds, by seed {seed}: {broken}"),
+            Some((seed, broken)) => {
+                println!("{defect:?}: found after {seeds} seeds, by seed {seed}: {broken}")
+            }
             None => panic!("{defect:?} was not found in {seeds} seeds"),
         }
     }

@@ -68,13 +68,19 @@ impl Episode {
         let kind = match chance.random_range(0..10) {
             0 => EpisodeKind::Unreachable,
             1 => EpisodeKind::Refused(
-                *[60_020, 70_009, 70_050, 10_007, 60_099].get(chance.random_range(0..5)).expect("one of five"),
+                *[60_020, 70_009, 70_050, 10_007, 60_099]
+                    .get(chance.random_range(0..5))
+                    .expect("one of five"),
             ),
             _ => return None,
         };
         let from = Duration::from_secs(chance.random_range(0..30));
         let longest = if chance.random_bool(0.03) { 7200 } else { 120 };
-        Some(Self { kind, from, until: from + Duration::from_secs(chance.random_range(1..longest)) })
+        Some(Self {
+            kind,
+            from,
+            until: from + Duration::from_secs(chance.random_range(1..longest)),
+        })
     }
 }
 
@@ -103,18 +109,21 @@ pub struct Full {
 }
 
 impl Full {
-    /// Longer than a job is held before it goes back, but not for longer than a job without a record may be held.
+    /// Longer than a job is held before it goes back, but not for longer than a job without a
+    /// record may be held.
     const LONG: Duration = Duration::from_secs(600);
 
     fn by_chance(chance: &mut SmallRng) -> Self {
-        let (span, dead_too, unrouted_too) = (Span::by_chance(chance), chance.random_bool(0.4), chance.random_bool(0.2));
+        let (span, dead_too, unrouted_too) =
+            (Span::by_chance(chance), chance.random_bool(0.4), chance.random_bool(0.2));
         let waits_too = chance.random_bool(0.15);
         let until = if waits_too && chance.random_bool(0.3) { Self::LONG } else { span.until };
         Self { span: Span { until, ..span }, dead_too, unrouted_too, waits_too }
     }
 }
 
-/// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens by itself.
+/// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens
+/// by itself.
 pub struct Faults {
     pub api_no_effect: f64,
     pub api_unknown: f64,
@@ -145,7 +154,8 @@ pub struct StoreTrouble {
 
 impl StoreTrouble {
     fn by_chance(chance: &mut SmallRng) -> Self {
-        let mut often = || if chance.random_bool(0.2) { chance.random_range(0.5..4.0) } else { 0.0 };
+        let mut often =
+            || if chance.random_bool(0.2) { chance.random_range(0.5..4.0) } else { 0.0 };
         Self { stalls_a_minute: often(), refusals_a_minute: often() }
     }
 }
@@ -190,7 +200,11 @@ impl Scenario {
     pub fn of(seed: u64) -> Self {
         let mut chance = SmallRng::seed_from_u64(seed);
         let replicas = if chance.random_bool(0.3) { 2 } else { 1 };
-        let sharing = if replicas == 2 || chance.random_bool(0.2) { Sharing::Replicas } else { Sharing::OwnMachine };
+        let sharing = if replicas == 2 || chance.random_bool(0.2) {
+            Sharing::Replicas
+        } else {
+            Sharing::OwnMachine
+        };
         let count = chance.random_range(1..=6);
         let mut messages = Vec::new();
         for number in 0..count {
@@ -206,9 +220,10 @@ impl Scenario {
         }
         messages.sort_by_key(|message| message.at);
         let episode = Episode::by_chance(&mut SmallRng::seed_from_u64(!seed));
-        // A doubtful refusal is retried for each job by itself. Jobs that had to wait for the store would all be retried after
-        // the trouble, where calls count as in vain.
-        let is_doubtful = episode.is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
+        // A doubtful refusal is retried for each job by itself. Jobs that had to wait for the store
+        // would all be retried after the trouble, where calls count as in vain.
+        let is_doubtful = episode
+            .is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
         let store = StoreTrouble::by_chance(&mut SmallRng::seed_from_u64(seed ^ 0x57_0e));
         let mut queues = SmallRng::seed_from_u64(seed.rotate_left(32) ^ !seed);
         let full = queues.random_bool(0.15).then(|| Full::by_chance(&mut queues));
@@ -233,7 +248,10 @@ impl Scenario {
             replicas,
             sharing,
             faults: Faults {
-                partitions_a_minute: partitions_a_minute(replicas, &mut SmallRng::seed_from_u64(seed.rotate_left(16))),
+                partitions_a_minute: partitions_a_minute(
+                    replicas,
+                    &mut SmallRng::seed_from_u64(seed.rotate_left(16)),
+                ),
                 ..Faults::by_chance(&mut chance)
             },
             store: if is_doubtful { StoreTrouble::default() } else { store },
@@ -248,7 +266,8 @@ impl Scenario {
     }
 }
 
-/// Most brokers have the limit that the daemon declares; some have a policy of an operator, or a crash loop behind them.
+/// Most brokers have the limit that the daemon declares; some have a policy of an operator, or a
+/// crash loop behind them.
 fn delivery_limit(chance: &mut SmallRng) -> u32 {
     if chance.random_bool(0.15) { chance.random_range(0..4) } else { DELIVERY_LIMIT }
 }
@@ -277,7 +296,9 @@ impl Scenario {
         let episode = Episode { kind: EpisodeKind::Unreachable, from, until: from + outage };
         let mut app = self.app;
         app.retry.give_up_after = Duration::from_secs(24 * 3600);
-        let sendable = |planned: &Planned| planned.job.is_some() && planned.deadline.is_none() && planned.unreadable.is_none();
+        let sendable = |planned: &Planned| {
+            planned.job.is_some() && planned.deadline.is_none() && planned.unreadable.is_none()
+        };
         let at_least_once = |planned| Planned { promise: DeliveryPromise::AtLeastOnce, ..planned };
         let messages = self.messages.into_iter().filter(sendable).map(at_least_once).collect();
         Self {
@@ -306,9 +327,12 @@ fn filtered(chance: &mut SmallRng) -> Option<String> {
 fn app(chance: &mut SmallRng) -> App {
     let rate = chance.random_range(2..=20);
     let text = format!(
-        "[apps.{APP}]\nsdk_app_id = 1400000000\nsecret_key = \"0123456789abcdef\"\nendpoint = \"http://127.0.0.1:1\"\n\
-         calls_per_second = {rate}\nburst = {}\nbatch_size = {BATCH_SIZE}\nmax_in_flight = {}\nrequest_timeout = \"2s\"\n\
-         retry.first_delay = \"100ms\"\nretry.max_delay = \"{}s\"\nretry.hold = \"{}s\"\nretry.park = [\"10s\", \"30s\"]\n\
+        "[apps.{APP}]\nsdk_app_id = 1400000000\nsecret_key = \"0123456789abcdef\"\nendpoint \
+            = \"http://127.0.0.1:1\"\n\
+         calls_per_second = {rate}\nburst = {}\nbatch_size = {BATCH_SIZE}\nmax_in_flight = \
+         {}\nrequest_timeout = \"2s\"\n\
+         retry.first_delay = \"100ms\"\nretry.max_delay = \"{}s\"\nretry.hold \
+         = \"{}s\"\nretry.park = [\"10s\", \"30s\"]\n\
          retry.give_up_after = \"{}s\"\npause.probe_first = \"{}s\"\npause.probe_max = \"{}s\"\n",
         chance.random_range(1..=rate),
         chance.random_range(1..=6),
@@ -347,8 +371,11 @@ impl Faults {
 
     /// Most seeds have few kinds of fault, so that each is met alone and in company.
     fn by_chance(chance: &mut SmallRng) -> Self {
-        let share_of_kinds = *[0.0, 0.2, 0.5, 1.0].get(chance.random_range(0..4)).expect("one of four");
-        let mut up_to = |most: f64| if chance.random_bool(share_of_kinds) { chance.random_range(0.0..most) } else { 0.0 };
+        let share_of_kinds =
+            *[0.0, 0.2, 0.5, 1.0].get(chance.random_range(0..4)).expect("one of four");
+        let mut up_to = |most: f64| {
+            if chance.random_bool(share_of_kinds) { chance.random_range(0.0..most) } else { 0.0 }
+        };
         Self {
             api_no_effect: up_to(0.5),
             api_unknown: up_to(0.3),
@@ -375,8 +402,8 @@ impl Planned {
         let at = Duration::from_millis(chance.random_range(0..20_000));
         let recipients = *[0, 1, 2, 3, 5, 8].get(chance.random_range(0..6)).expect("one of six");
         let group = format!("job-{number}");
-        let members: Option<Vec<String>> =
-            (recipients > 0).then(|| (0..recipients).map(|member| format!("{number}-{member}")).collect());
+        let members: Option<Vec<String>> = (recipients > 0)
+            .then(|| (0..recipients).map(|member| format!("{number}-{member}")).collect());
         let mut listed = members.clone();
         if let Some(listed) = &mut listed
             && chance.random_bool(0.2)
@@ -392,7 +419,9 @@ impl Planned {
             body["ToMember_Account"] = json!(["misspelt"]);
         }
         let seconds = |chance: &mut SmallRng, likely: f64, most: u64| {
-            chance.random_bool(likely).then(|| at + Duration::from_secs(chance.random_range(1..most)))
+            chance
+                .random_bool(likely)
+                .then(|| at + Duration::from_secs(chance.random_range(1..most)))
         };
         Self {
             at,
@@ -402,7 +431,11 @@ impl Planned {
             reply_to: if chance.random_bool(0.1) { MISSING } else { REPLIES },
             poison: false,
             priority: chance.random_range(0..10),
-            promise: if chance.random_bool(0.3) { DeliveryPromise::AtMostOnce } else { DeliveryPromise::AtLeastOnce },
+            promise: if chance.random_bool(0.3) {
+                DeliveryPromise::AtMostOnce
+            } else {
+                DeliveryPromise::AtLeastOnce
+            },
             deadline: seconds(chance, 0.15, 60),
             not_before: seconds(chance, 0.15, 90),
             unreadable: None,
@@ -411,10 +444,16 @@ impl Planned {
 
     /// A second message with the same id: most often the same, sometimes with another content.
     fn copy(&self, chance: &mut SmallRng) -> Self {
-        let mut copy = Self { at: self.at + Duration::from_millis(chance.random_range(0..30_000)), ..self.clone() };
+        let mut copy = Self {
+            at: self.at + Duration::from_millis(chance.random_range(0..30_000)),
+            ..self.clone()
+        };
         if chance.random_bool(0.2) {
             let group = format!("other-{}", self.id.as_deref().unwrap_or_default());
-            copy.body = json!({ "GroupId": &group, "Content": "other", "ToMembers_Account": ["other"] }).to_string().into_bytes();
+            copy.body =
+                json!({ "GroupId": &group, "Content": "other", "ToMembers_Account": ["other"] })
+                    .to_string()
+                    .into_bytes();
             copy.job = Some(Wanted { group, members: Some(vec!["other".into()]) });
         }
         copy

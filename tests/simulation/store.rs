@@ -1,5 +1,5 @@
-//! A state store in memory. It keeps what it has confirmed, and at times also what it has not. It can stall, and it can answer
-//! without recording anything.
+//! A state store in memory. It keeps what it has confirmed, and at times also what it has not. It
+//! can stall, and it can answer without recording anything.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     job::outcome::{BatchProgress, BatchState},
-    progress::store::{ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost, TakeOver, Taken},
+    progress::store::{
+        ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost,
+        TakeOver, Taken,
+    },
 };
 
 /// How long a real store takes to say that there is no answer.
@@ -61,7 +64,8 @@ impl Records {
     pub fn has_ended(&self, job_id: &str, batch: u32) -> bool {
         let mut of_job = self.by_key.iter().filter(|(key, _)| key.job_id == job_id);
         of_job.any(|(_, stored)| {
-            stored.result.is_some() || stored.batches.get(&batch).is_some_and(|progress| progress.outcome().is_some())
+            stored.result.is_some()
+                || stored.batches.get(&batch).is_some_and(|progress| progress.outcome().is_some())
         })
     }
 
@@ -82,7 +86,8 @@ impl Records {
         self.last_failure
     }
 
-    /// When the store last failed around a take-over by another replica, which then did not read what the one before it knew.
+    /// When the store last failed around a take-over by another replica, which then did not read
+    /// what the one before it knew.
     pub fn unrecorded_at(&self) -> Option<Instant> {
         self.unrecorded_at
     }
@@ -94,7 +99,10 @@ impl Records {
     pub fn failed(&mut self) {
         let now = Instant::now();
         self.last_failure = Some(now);
-        let is_with_another = self.holder.as_ref().is_some_and(|holder| holder.is_another_replica && is_late(Some(holder.since)));
+        let is_with_another = self
+            .holder
+            .as_ref()
+            .is_some_and(|holder| holder.is_another_replica && is_late(Some(holder.since)));
         if is_with_another || is_late(self.unrecorded_at) {
             self.unrecorded_at = Some(now);
         }
@@ -107,7 +115,10 @@ impl Records {
 
     /// For how long another process has had the jobs.
     pub fn displaced_for(&self, life: &Arc<Life>) -> Option<Duration> {
-        self.holder.as_ref().filter(|holder| !Arc::ptr_eq(&holder.life, life)).map(|holder| holder.since.elapsed())
+        self.holder
+            .as_ref()
+            .filter(|holder| !Arc::ptr_eq(&holder.life, life))
+            .map(|holder| holder.since.elapsed())
     }
 
     /// When the jobs last went from one process to another.
@@ -121,9 +132,11 @@ impl Records {
         }
         self.epoch += 1;
         if self.holder.as_ref().is_none_or(|holder| !Arc::ptr_eq(&holder.life, life)) {
-            let is_another_replica = self.holder.as_ref().is_some_and(|holder| holder.life.replica != life.replica);
+            let is_another_replica =
+                self.holder.as_ref().is_some_and(|holder| holder.life.replica != life.replica);
             self.take_overs += usize::from(self.holder.is_some());
-            self.holder = Some(Holder { life: life.clone(), since: Instant::now(), is_another_replica });
+            self.holder =
+                Some(Holder { life: life.clone(), since: Instant::now(), is_another_replica });
             if is_another_replica && is_late(self.last_failure) {
                 self.unrecorded_at = Some(Instant::now());
             }
@@ -145,7 +158,12 @@ impl Records {
     }
 
     fn stored(&mut self, opening: &Opening) -> &mut Stored {
-        let new = || Stored { head: opening.head.clone(), batches: BTreeMap::new(), epochs: BTreeMap::new(), result: None };
+        let new = || Stored {
+            head: opening.head.clone(),
+            batches: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            result: None,
+        };
         self.by_key.entry(opening.key.clone()).or_insert_with(new)
     }
 
@@ -162,7 +180,9 @@ impl Records {
         }
         let known = stored.batches.entry(batch).or_default();
         let written_by = stored.epochs.entry(batch).or_default();
-        if known.outcome().is_none() && (progress.outcome().is_some() || *written_by <= opening.epoch) {
+        if known.outcome().is_none()
+            && (progress.outcome().is_some() || *written_by <= opening.epoch)
+        {
             *known = progress;
             *written_by = opening.epoch;
         }
@@ -183,18 +203,24 @@ enum Access {
 }
 
 impl SimulatedStore {
-    async fn apply<T>(&self, what: &'static str, access: Access, change: impl FnOnce(&mut Records) -> T) -> Result<T, StoreLost> {
+    async fn apply<T>(
+        &self,
+        what: &'static str,
+        access: Access,
+        change: impl FnOnce(&mut Records) -> T,
+    ) -> Result<T, StoreLost> {
         let likely = self.world.scenario().faults.store_fails;
         self.world.round_trip().await;
         self.life.goes_on().await;
-        let stalled_until = self.world.lock().records.stalled_until.filter(|end| Instant::now() < *end);
+        let stalled_until =
+            self.world.lock().records.stalled_until.filter(|end| Instant::now() < *end);
         if let Some(end) = stalled_until {
             self.world.store_failed();
             sleep_until(end.min(Instant::now() + GIVES_UP_AFTER)).await;
             self.life.goes_on().await;
             if Instant::now() < end {
-                // A server that was frozen reads what was sent to it meanwhile, before it answers anybody; a file that was
-                // locked gets nothing.
+                // A server that was frozen reads what was sent to it meanwhile, before it answers
+                // anybody; a file that was locked gets nothing.
                 if self.world.coin() {
                     change(&mut self.world.lock().records);
                 }
@@ -226,16 +252,23 @@ impl SimulatedStore {
         change: impl FnOnce(&mut Records, &Opening) -> T,
     ) -> Result<T, StoreLost> {
         let fenced = |records: &mut Records| {
-            let is_displaced = opening.epoch < records.epoch && !self.world.has(Defect::EpochUnchecked);
+            let is_displaced =
+                opening.epoch < records.epoch && !self.world.has(Defect::EpochUnchecked);
             let done = (is_certain || !is_displaced).then(|| change(records, &opening));
             if is_displaced { None } else { done }
         };
         self.apply(what, access, fenced).await?.ok_or_else(|| StoreLost::displaced(what))
     }
 
-    async fn record(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Result<(), StoreLost> {
+    async fn record(
+        &self,
+        opening: Arc<Opening>,
+        batch: u32,
+        progress: BatchProgress,
+    ) -> Result<(), StoreLost> {
         let is_certain = progress.state != BatchState::Intended;
-        let note = |records: &mut Records, opening: &Opening| records.note(opening, batch, progress);
+        let note =
+            |records: &mut Records, opening: &Opening| records.note(opening, batch, progress);
         self.apply_fenced("note", Access::Records, opening, is_certain, note).await
     }
 
@@ -253,7 +286,8 @@ impl SimulatedStore {
 impl Store for SimulatedStore {
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
         Box::pin(async move {
-            let mut record = self.apply_fenced("open", Access::Looks, opening, false, Records::record).await?;
+            let mut record =
+                self.apply_fenced("open", Access::Looks, opening, false, Records::record).await?;
             if self.world.has(Defect::ResendOfRecorded) {
                 record.batches.clear();
             }
@@ -281,14 +315,24 @@ impl Store for SimulatedStore {
         })
     }
 
-    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
-        Box::pin(self.apply_fenced("split", Access::Records, opening, false, move |records, opening| {
-            let stored = records.stored(opening);
-            if stored.result.is_none() {
-                stored.head = opening.head.clone();
-                stored.batches = batches.into_iter().collect();
-            }
-        }))
+    fn split_again(
+        &self,
+        opening: Arc<Opening>,
+        batches: Vec<(u32, BatchProgress)>,
+    ) -> Answer<'_, ()> {
+        Box::pin(self.apply_fenced(
+            "split",
+            Access::Records,
+            opening,
+            false,
+            move |records, opening| {
+                let stored = records.stored(opening);
+                if stored.result.is_none() {
+                    stored.head = opening.head.clone();
+                    stored.batches = batches.into_iter().collect();
+                }
+            },
+        ))
     }
 
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
@@ -310,13 +354,20 @@ impl Store for SimulatedStore {
     }
 
     fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
-        Box::pin(self.apply("take over", Access::Looks, move |records| records.take_over(take_over.leave_active, &self.life)))
+        Box::pin(self.apply("take over", Access::Looks, move |records| {
+            records.take_over(take_over.leave_active, &self.life)
+        }))
     }
 
     fn confirm(&self, _: String, epoch: i64) -> Answer<'_, ()> {
         Box::pin(async move {
-            let is_newest = self.apply("confirm", Access::Looks, |records| records.confirm(epoch)).await?;
-            if is_newest || self.world.has(Defect::EpochUnchecked) { Ok(()) } else { Err(StoreLost::displaced("confirm")) }
+            let is_newest =
+                self.apply("confirm", Access::Looks, |records| records.confirm(epoch)).await?;
+            if is_newest || self.world.has(Defect::EpochUnchecked) {
+                Ok(())
+            } else {
+                Err(StoreLost::displaced("confirm"))
+            }
         })
     }
 

@@ -52,7 +52,8 @@ pub struct World {
     pub records: Records,
     /// When a process last failed.
     last_process_failure: Option<Instant>,
-    /// When a delivery was last taken from somebody who works on: what has no record may happen again.
+    /// When a delivery was last taken from somebody who works on: what has no record may happen
+    /// again.
     pub last_interruption: Option<Instant>,
     /// Crashes, lost connections and partitions.
     pub interruptions: u32,
@@ -86,8 +87,8 @@ impl World {
         self.healed
     }
 
-    /// When a process last failed, or the jobs went to another replica while the store failed: the outcomes that were not
-    /// recorded then are lost, and their calls are repeated.
+    /// When a process last failed, or the jobs went to another replica while the store failed: the
+    /// outcomes that were not recorded then are lost, and their calls are repeated.
     pub fn last_failure(&self) -> Option<Instant> {
         self.last_process_failure.max(self.records.unrecorded_at())
     }
@@ -147,7 +148,8 @@ impl Shared {
 
     /// What a round trip to the broker or the store takes.
     pub async fn round_trip(&self) {
-        let slowest = Duration::from_millis(2) + Duration::from_millis(400).mul_f64(self.scenario().faults.slowness);
+        let slowest = Duration::from_millis(2)
+            + Duration::from_millis(400).mul_f64(self.scenario().faults.slowness);
         sleep(self.up_to(slowest)).await;
     }
 
@@ -168,7 +170,9 @@ impl Shared {
         let what = what.into();
         self.note(format_args!("BROKEN: {what}"));
         let at = self.elapsed();
-        self.lock().broken.get_or_insert_with(|| Broken::new(format!("at {:.3} s: {what}", at.as_secs_f64())));
+        self.lock()
+            .broken
+            .get_or_insert_with(|| Broken::new(format!("at {:.3} s: {what}", at.as_secs_f64())));
     }
 
     pub fn verdict(&self) -> Result<(), Broken> {

@@ -9,15 +9,19 @@ use groupcast::{
     progress::{
         redis::RedisStore,
         sqlite::SqliteStore,
-        store::{Completion, Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken},
+        store::{
+            Completion, Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken,
+        },
     },
 };
 use tempfile::TempDir;
 
 use crate::support::{eventually, redis::Redis};
 
-const LONG: Retention = Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(2) };
-const BRIEF: Retention = Retention { ended: Duration::from_millis(300), under_way: Duration::from_millis(300) };
+const LONG: Retention =
+    Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(2) };
+const BRIEF: Retention =
+    Retention { ended: Duration::from_millis(300), under_way: Duration::from_millis(300) };
 
 fn answered(result: &str) -> Completion {
     Completion { result: result.to_owned(), owes_result: false }
@@ -40,8 +44,12 @@ impl Place {
 
     fn store(&self, retention: Retention) -> Arc<dyn Store> {
         match self {
-            Place::File(folder) => Arc::new(SqliteStore::new(folder.path().join("state.db"), retention)),
-            Place::Server(server) => Arc::new(RedisStore::new(server.url(), Default::default(), retention).expect("a URL")),
+            Place::File(folder) => {
+                Arc::new(SqliteStore::new(folder.path().join("state.db"), retention))
+            }
+            Place::Server(server) => Arc::new(
+                RedisStore::new(server.url(), Default::default(), retention).expect("a URL"),
+            ),
         }
     }
 }
@@ -82,7 +90,14 @@ fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
     Arc::new(Opening {
         key,
-        head: Head { content: "c0".to_owned(), batch_size: 500, within: None, batches: 3, duplicates: 1, received_at },
+        head: Head {
+            content: "c0".to_owned(),
+            batch_size: 500,
+            within: None,
+            batches: 3,
+            duplicates: 1,
+            received_at,
+        },
         epoch: 0,
     })
 }
@@ -93,8 +108,14 @@ fn progress(attempts: u32, state: BatchState) -> BatchProgress {
 }
 
 fn ended(attempts: u32) -> BatchProgress {
-    let fault = Fault { code: Some(10007), http_status: None, info: "no \"permission\" for 群".to_owned() };
-    progress(attempts, BatchState::Ended(BatchOutcome::Failed { kind: FailureKind::Job, fault, attempts }))
+    let fault =
+        Fault {
+            code: Some(10007), http_status: None, info: "no \"permission\" for 群".to_owned()
+        };
+    progress(
+        attempts,
+        BatchState::Ended(BatchOutcome::Failed { kind: FailureKind::Job, fault, attempts }),
+    )
 }
 
 /// The batches that are recorded, in order.
@@ -108,9 +129,15 @@ async fn a_record_is_made_once_and_says_from_then_on_what_it_said_first(place: P
     let store = place.store(LONG);
     let first = opening("job", 0);
     let record = store.open(first.clone()).await.unwrap();
-    assert_eq!((&record.key, &record.head, record.batches.len(), &record.result), (&first.key, &first.head, 0, &None));
+    assert_eq!(
+        (&record.key, &record.head, record.batches.len(), &record.result),
+        (&first.key, &first.head, 0, &None)
+    );
 
-    let other = Opening { head: Head { content: "c1".to_owned(), ..first.head.clone() }, ..(*first).clone() };
+    let other = Opening {
+        head: Head { content: "c1".to_owned(), ..first.head.clone() },
+        ..(*first).clone()
+    };
     assert_eq!(store.open(Arc::new(other)).await.unwrap().head, first.head);
 }
 
@@ -139,13 +166,19 @@ async fn a_batch_that_has_ended_stays_as_it_ended(place: Place) {
 
 /// The same job, cut into batches of 50.
 fn split(job: &Opening) -> Arc<Opening> {
-    Arc::new(Opening { head: Head { batch_size: 50, batches: 25, ..job.head.clone() }, key: job.key.clone(), epoch: job.epoch })
+    Arc::new(Opening {
+        head: Head { batch_size: 50, batches: 25, ..job.head.clone() },
+        key: job.key.clone(),
+        epoch: job.epoch,
+    })
 }
 
 async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
     let store = place.store(LONG);
     let [job, other, lost] = [opening("job", 0), opening("other", 0), opening("lost", 0)];
-    for (batch, progress) in [(0, ended(1)), (1, progress(1, BatchState::Open)), (2, progress(1, BatchState::Intended))] {
+    for (batch, progress) in
+        [(0, ended(1)), (1, progress(1, BatchState::Open)), (2, progress(1, BatchState::Intended))]
+    {
         store.note(job.clone(), batch, progress.clone()).await.unwrap();
         store.note(other.clone(), batch, progress).await.unwrap();
     }
@@ -159,12 +192,23 @@ async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
         assert_eq!(store.open(split_job.clone()).await.unwrap().head, split(split_job).head);
         assert_eq!(batches(&*store, split_job).await, parts);
     }
-    assert_eq!((batches(&*store, &other).await.len(), store.open(other.clone()).await.unwrap().head.batch_size), (3, 500));
+    assert_eq!(
+        (
+            batches(&*store, &other).await.len(),
+            store.open(other.clone()).await.unwrap().head.batch_size
+        ),
+        (3, 500)
+    );
 
     store.note(split(&job), 10, ended(2)).await.unwrap();
     store.note(split(&job), 0, progress(2, BatchState::Open)).await.unwrap();
     store.note(split(&job), 24, ended(1)).await.unwrap();
-    let found = place.store(LONG).find("chat".to_owned(), "job".to_owned()).await.unwrap().expect("a record");
+    let found = place
+        .store(LONG)
+        .find("chat".to_owned(), "job".to_owned())
+        .await
+        .unwrap()
+        .expect("a record");
     let expected = vec![(0, ended(1)), (1, ended(1)), (10, ended(2)), (24, ended(1))];
     assert_eq!((found.head, batches(&*store, &job).await), (split(&job).head.clone(), expected));
 
@@ -183,7 +227,8 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
     }
     assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
     // Of the same size, and cut at other borders.
-    let other = Opening { head: Head { within: Some(499), ..split(&job).head.clone() }, ..(*job).clone() };
+    let other =
+        Opening { head: Head { within: Some(499), ..split(&job).head.clone() }, ..(*job).clone() };
     let other = Arc::new(other);
     store.note(other.clone(), 3, ended(1)).await.unwrap();
     assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
@@ -211,7 +256,10 @@ async fn a_completed_job_has_its_result_and_no_batches_even_after_a_late_note(pl
     store.note(job.clone(), 1, ended(1)).await.unwrap();
 
     let opened = store.open(job.clone()).await.unwrap();
-    assert_eq!((opened.batches.len(), opened.result.as_deref(), &opened.head), (0, Some("{\"a\":1}"), &job.head));
+    assert_eq!(
+        (opened.batches.len(), opened.result.as_deref(), &opened.head),
+        (0, Some("{\"a\":1}"), &job.head)
+    );
     assert_eq!(store.find("chat".to_owned(), "job".to_owned()).await.unwrap(), Some(opened));
 }
 
@@ -231,10 +279,16 @@ async fn a_record_whose_time_is_over_is_absent(place: Place) {
 async fn a_result_that_is_still_owed_is_kept_like_a_job_under_way(place: Place) {
     let store = place.store(Retention { ended: BRIEF.ended, ..LONG });
     let [answered_job, owing] = [opening("answered", 0), opening("owing", 0)];
-    store.complete(owing.clone(), Completion { owes_result: true, ..answered("{}") }).await.unwrap();
+    store
+        .complete(owing.clone(), Completion { owes_result: true, ..answered("{}") })
+        .await
+        .unwrap();
     store.complete(answered_job.clone(), answered("{}")).await.unwrap();
     let find = async |job_id: &str| store.find("chat".to_owned(), job_id.to_owned()).await.unwrap();
-    eventually("the answered one to expire", async || find("answered").await.is_none().then_some(())).await;
+    eventually("the answered one to expire", async || {
+        find("answered").await.is_none().then_some(())
+    })
+    .await;
     assert_eq!(store.open(owing).await.unwrap().result.as_deref(), Some("{}"));
 }
 
@@ -251,11 +305,14 @@ async fn a_record_that_has_ended_lives_no_longer_for_what_comes_later(place: Pla
 
 async fn the_latest_record_of_a_job_is_found_whatever_its_id(place: Place) {
     let store = place.store(LONG);
-    for job_id in ["plain", "1:plain", "deaths:plain", "群 'or' \"1\"=1\n", "plain*", &"x".repeat(255)] {
+    for job_id in
+        ["plain", "1:plain", "deaths:plain", "群 'or' \"1\"=1\n", "plain*", &"x".repeat(255)]
+    {
         for earlier_deaths in [0, 11, 2] {
             store.open(opening(job_id, earlier_deaths)).await.unwrap();
         }
-        let found = store.find("chat".to_owned(), job_id.to_owned()).await.unwrap().expect("a record");
+        let found =
+            store.find("chat".to_owned(), job_id.to_owned()).await.unwrap().expect("a record");
         assert_eq!(found.key, opening(job_id, 11).key);
         assert_eq!(store.find("other".to_owned(), job_id.to_owned()).await.unwrap(), None);
     }
@@ -280,7 +337,8 @@ async fn a_write_to_a_record_that_is_lost_makes_it_again(place: Place) {
     store.note(noted.clone(), 1, ended(1)).await.unwrap();
     store.complete(completed.clone(), answered("{}")).await.unwrap();
     for job in [noted, completed] {
-        let found = store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap().expect("a record");
+        let found =
+            store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap().expect("a record");
         assert_eq!((found.key, found.head), (job.key.clone(), job.head.clone()));
     }
 }
@@ -304,7 +362,10 @@ async fn many_jobs_at_once_are_all_recorded(place: Place) {
         let (store, job) = (store.clone(), job(number));
         tokio::spawn(async move {
             store.open(job.clone()).await.unwrap();
-            store.note(job.clone(), 0, progress(1, BatchState::Ended(BatchOutcome::Sent))).await.unwrap();
+            store
+                .note(job.clone(), 0, progress(1, BatchState::Ended(BatchOutcome::Sent)))
+                .await
+                .unwrap();
             store.complete(job, answered(&number.to_string())).await.unwrap();
         })
     });
@@ -319,7 +380,11 @@ async fn many_jobs_at_once_are_all_recorded(place: Place) {
 async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(place: Place) {
     let store = place.store(LONG);
     let take = async |leave_active: bool| {
-        let take_over = TakeOver { app: "chat".to_owned(), at_least: "2026-01-01T00:00:00Z".parse().unwrap(), leave_active };
+        let take_over = TakeOver {
+            app: "chat".to_owned(),
+            at_least: "2026-01-01T00:00:00Z".parse().unwrap(),
+            leave_active,
+        };
         store.take_over(take_over).await.unwrap()
     };
     let Taken::Epoch(older) = take(false).await else { panic!("nobody has the app") };
@@ -327,7 +392,9 @@ async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(
     assert!(older < newer);
     assert_eq!(take(true).await, Taken::LeftToAnother);
     let of = |epoch: i64| Arc::new(Opening { epoch, ..(*opening("job", 0)).clone() });
-    let is_displaced = |answered: Result<(), StoreLost>| answered.is_err_and(|error| error.scope == Scope::Displaced);
+    let is_displaced = |answered: Result<(), StoreLost>| {
+        answered.is_err_and(|error| error.scope == Scope::Displaced)
+    };
     store.open(of(newer)).await.unwrap();
     store.note(of(newer), 0, progress(1, BatchState::Intended)).await.unwrap();
 
@@ -337,7 +404,10 @@ async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(
     assert!(is_displaced(store.note(of(older), 1, progress(1, BatchState::Intended)).await));
     assert!(is_displaced(store.note(of(older), 2, ended(1)).await));
     store.confirm("chat".to_owned(), newer).await.unwrap();
-    assert_eq!(batches(&*store, &of(newer)).await, [(0, progress(1, BatchState::Intended)), (2, ended(1))]);
+    assert_eq!(
+        batches(&*store, &of(newer)).await,
+        [(0, progress(1, BatchState::Intended)), (2, ended(1))]
+    );
 }
 
 async fn it_says_that_it_works(place: Place) {

@@ -24,7 +24,10 @@ fn store(url: &str) -> RedisStore {
 }
 
 async fn refusal(store: &RedisStore) -> String {
-    let refused: StoreLost = timeout(BOUND, store.open(opening("job", 0))).await.expect("an answer in time").unwrap_err();
+    let refused: StoreLost = timeout(BOUND, store.open(opening("job", 0)))
+        .await
+        .expect("an answer in time")
+        .unwrap_err();
     timeout(BOUND, store.probe()).await.expect("an answer in time").unwrap_err();
     refused.to_string()
 }
@@ -67,7 +70,11 @@ async fn records_survive_a_crash_of_the_server_and_the_store_finds_it_again() {
     // The first that finds the connection broken is told just that.
     store.probe().await.unwrap_err();
     let told = refusal(&store).await;
-    assert!(told.contains("127.0.0.1:") && told.contains("start Redis, or correct host and port in state.url"), "{told}");
+    assert!(
+        told.contains("127.0.0.1:")
+            && told.contains("start Redis, or correct host and port in state.url"),
+        "{told}"
+    );
 
     server.restart().await;
     eventually("the store to work", async || store.probe().await.ok()).await;
@@ -77,7 +84,9 @@ async fn records_survive_a_crash_of_the_server_and_the_store_finds_it_again() {
 #[tokio::test]
 async fn a_server_that_has_lost_its_data_is_told_of_once_and_used_on() {
     let log = Log::default();
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(log.clone()).finish());
+    let _logging = tracing::subscriber::set_default(
+        tracing_subscriber::fmt().with_writer(log.clone()).finish(),
+    );
     let server = Redis::start("").await;
     let (store, job) = (store(server.url()), opening("job", 0));
     store.probe().await.unwrap();
@@ -94,7 +103,8 @@ async fn a_server_that_has_lost_its_data_is_told_of_once_and_used_on() {
 #[tokio::test]
 async fn a_refused_login_is_told_of_without_the_password() {
     let server = Redis::start("requirepass correct-horse").await;
-    let with = |login: &str| store(&server.url().replace("127.0.0.1", &format!("{login}127.0.0.1")));
+    let with =
+        |login: &str| store(&server.url().replace("127.0.0.1", &format!("{login}127.0.0.1")));
     for login in ["", ":wrong-canary@", "somebody:wrong-canary@"] {
         let told = refusal(&with(login)).await;
         assert!(told.contains("check the user and the password in state.url"), "{told}");
@@ -108,7 +118,10 @@ async fn a_refused_write_says_what_to_do() {
     for (configuration, advice) in [
         ("maxmemory 1", "raise its maxmemory"),
         ("replicaof 127.0.0.1 1", "set state.url to the primary"),
-        ("user default on nopass ~* +@all -set -setnx -hsetnx", "use all commands on the keys groupcast:*"),
+        (
+            "user default on nopass ~* +@all -set -setnx -hsetnx",
+            "use all commands on the keys groupcast:*",
+        ),
     ] {
         let server = Redis::start(configuration).await;
         let told = refusal(&store(server.url())).await;
@@ -126,6 +139,9 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
 
 #[tokio::test]
 async fn what_is_no_url_is_refused_without_being_told() {
-    let refused = RedisStore::new("redis://:canary@host:port/0", Default::default(), LONG).err().expect("a refusal").to_string();
+    let refused = RedisStore::new("redis://:canary@host:port/0", Default::default(), LONG)
+        .err()
+        .expect("a refusal")
+        .to_string();
     assert!(!refused.contains("canary"), "{refused}");
 }

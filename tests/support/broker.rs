@@ -1,4 +1,5 @@
-//! RabbitMQ nodes that the tests start themselves, on free loopback ports, with data that is thrown away.
+//! RabbitMQ nodes that the tests start themselves, on free loopback ports, with data that is thrown
+//! away.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +17,8 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// The node that tests share which leave it as it is. It ends with the test process, whatever ends that.
+    /// The node that tests share which leave it as it is. It ends with the test process, whatever
+    /// ends that.
     pub async fn shared() -> &'static Broker {
         static SHARED: OnceCell<Broker> = OnceCell::const_new();
         SHARED.get_or_init(|| Broker::boot("")).await
@@ -29,7 +31,10 @@ impl Broker {
     }
 
     async fn boot(configuration: &str) -> Broker {
-        let directory = tempfile::Builder::new().prefix("groupcast-broker-").tempdir().expect("a scratch folder");
+        let directory = tempfile::Builder::new()
+            .prefix("groupcast-broker-")
+            .tempdir()
+            .expect("a scratch folder");
         let configuration = configuration.to_owned();
         let path = directory.path().to_owned();
         let url = blocking(move || run_node(&path, "start", &[], &configuration)).await;
@@ -42,7 +47,9 @@ impl Broker {
 
     pub fn address(&self) -> SocketAddr {
         let url = url::Url::parse(&self.url).expect("a URL");
-        format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port")).parse().expect("an address")
+        format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
+            .parse()
+            .expect("an address")
     }
 
     /// Ends the node as a crash does.
@@ -57,7 +64,8 @@ impl Broker {
 
     /// Runs `rabbitmqctl` against the node.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
-        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let arguments: Vec<String> =
+            arguments.iter().map(|&argument| argument.to_owned()).collect();
         let path = self.path();
         blocking(move || run_node(&path, "ctl", &arguments, "")).await
     }

@@ -23,8 +23,15 @@ pub enum Scheme {
 
 impl Browser {
     pub async fn open(url: &str, scheme: Scheme) -> Browser {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port();
-        let profile = tempfile::Builder::new().prefix("groupcast-browser-").tempdir().expect("a scratch folder");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a free port")
+            .local_addr()
+            .expect("an address")
+            .port();
+        let profile = tempfile::Builder::new()
+            .prefix("groupcast-browser-")
+            .tempdir()
+            .expect("a scratch folder");
         let driver = Command::new("chromedriver")
             .arg(format!("--port={port}"))
             .env("HOME", profile.path())
@@ -54,8 +61,13 @@ impl Browser {
         let capabilities = json!({ "goog:chromeOptions": { "args": arguments }, "goog:loggingPrefs": { "browser": "ALL" } });
         let capabilities = capabilities.as_object().expect("an object").clone();
         let page = eventually("the browser", async || {
-            let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
-            builder.capabilities(capabilities.clone()).connect(&format!("http://127.0.0.1:{port}")).await.ok()
+            let mut builder =
+                ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+            builder
+                .capabilities(capabilities.clone())
+                .connect(&format!("http://127.0.0.1:{port}"))
+                .await
+                .ok()
         })
         .await;
         page.goto(url).await.expect("the page loads");
@@ -71,7 +83,10 @@ impl Browser {
 
     /// Waits until the text of an element contains something.
     pub async fn until_says(&self, selector: &str, text: &str) {
-        eventually(&format!("`{text}` at {selector}"), async || self.text(selector).await.contains(text).then_some(())).await;
+        eventually(&format!("`{text}` at {selector}"), async || {
+            self.text(selector).await.contains(text).then_some(())
+        })
+        .await;
     }
 
     pub async fn evaluate(&self, script: &str) -> serde_json::Value {
@@ -80,7 +95,11 @@ impl Browser {
 
     /// Keeps a picture of the whole page.
     pub async fn picture(&self, file: &Path) {
-        let height = self.evaluate("return document.documentElement.scrollHeight").await.as_u64().expect("a height");
+        let height = self
+            .evaluate("return document.documentElement.scrollHeight")
+            .await
+            .as_u64()
+            .expect("a height");
         self.page.set_window_size(1200, (height as u32 + 150).min(4000)).await.expect("a window");
         tokio::time::sleep(Duration::from_millis(300)).await;
         let picture = self.page.screenshot().await.expect("a picture");

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
 };
 use tempfile::TempDir;
 
@@ -24,14 +25,20 @@ impl Certificates {
 
     /// The same with a server's certificate for these names alone.
     pub fn of_server(names: &[&str], validity: Validity) -> Certificates {
-        let folder = tempfile::Builder::new().prefix("groupcast-certificates-").tempdir().expect("a scratch folder");
+        let folder = tempfile::Builder::new()
+            .prefix("groupcast-certificates-")
+            .tempdir()
+            .expect("a scratch folder");
         let mut params = params(Vec::new(), "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
+            .expect("a certificate");
         std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("a file");
-        for (name, purpose) in [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-        {
+        for (name, purpose) in [
+            ("server", ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
             let key = KeyPair::generate().expect("a key");
             let names = names.iter().map(|&name| name.to_owned()).collect();
             let mut params = self::params(names, name);
@@ -40,8 +47,10 @@ impl Certificates {
             }
             params.extended_key_usages = vec![purpose];
             let certificate = params.signed_by(&key, &authority).expect("a certificate");
-            std::fs::write(folder.path().join(format!("{name}.pem")), certificate.pem()).expect("a file");
-            std::fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem()).expect("a file");
+            std::fs::write(folder.path().join(format!("{name}.pem")), certificate.pem())
+                .expect("a file");
+            std::fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem())
+                .expect("a file");
         }
         Certificates(folder)
     }
@@ -56,7 +65,8 @@ impl Certificates {
 
     /// The keys of a configuration that name them.
     pub fn keys(&self) -> String {
-        let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|name| self.file(name).display().to_string());
+        let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"]
+            .map(|name| self.file(name).display().to_string());
         format!("ca_file = \"{ca}\"\ncert_file = \"{cert}\"\nkey_file = \"{key}\"")
     }
 }

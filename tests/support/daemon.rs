@@ -42,21 +42,31 @@ impl Daemon {
         daemon
     }
 
-    /// The same in a world where files cannot grow beyond so many KiB, which is a full disk to the daemon.
+    /// The same in a world where files cannot grow beyond so many KiB, which is a full disk to the
+    /// daemon.
     pub fn spawn_with_files_up_to(kibibytes: usize, configuration: &str) -> Daemon {
         let directory = folder_with(configuration);
         let mut shell = Command::new("bash");
-        // Without its default action the signal of a file that is too long is an error of the write.
-        let script = format!("trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run", env!("CARGO_BIN_EXE_groupcast"));
+        // Without its default action the signal of a file that is too long is an error of the
+        // write.
+        let script = format!(
+            "trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run",
+            env!("CARGO_BIN_EXE_groupcast")
+        );
         shell.arg("-c").arg(script);
         Daemon { child: spawn_command(shell, &directory), directory }
     }
 
-    /// The same with a pipe as standard error, which nobody reads until it is [taken](Daemon::standard_error).
+    /// The same with a pipe as standard error, which nobody reads until it is
+    /// [taken](Daemon::standard_error).
     pub fn spawn_unread(configuration: &str) -> Daemon {
         let directory = folder_with(configuration);
         let mut command = binary();
-        command.current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         Daemon { child: command.kill_on_drop(true).spawn().expect("the binary starts"), directory }
     }
 
@@ -82,7 +92,8 @@ impl Daemon {
 
     /// Writes another configuration, for the next start or SIGHUP.
     pub fn reconfigure(&self, configuration: &str) {
-        std::fs::write(self.directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+        std::fs::write(self.directory.path().join("groupcast.toml"), configuration)
+            .expect("a configuration file");
     }
 
     /// A file in the folder that it runs in.
@@ -92,7 +103,10 @@ impl Daemon {
 
     /// Waits until the log tells of the given number of subscriptions.
     pub async fn until_consuming(&self, times: usize) {
-        eventually("the daemon to consume", async || (self.times_logged("consuming") >= times).then_some(())).await;
+        eventually("the daemon to consume", async || {
+            (self.times_logged("consuming") >= times).then_some(())
+        })
+        .await;
     }
 
     pub async fn until_logged(&self, text: &str) {
@@ -114,20 +128,28 @@ impl Daemon {
     /// Where it listens for HTTP.
     pub fn address(&self) -> String {
         let log = self.log();
-        let told = log.lines().rev().find(|line| line.contains("listening for /livez")).expect("it listens");
+        let told = log
+            .lines()
+            .rev()
+            .find(|line| line.contains("listening for /livez"))
+            .expect("it listens");
         let address = told.split_once("address=").expect("an address").1.split_whitespace().next();
         address.expect("an address").to_owned()
     }
 
     /// Asks its own HTTP listener: the status and the body.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.address())).await.expect("an answer");
+        let answer =
+            reqwest::get(format!("http://{}{path}", self.address())).await.expect("an answer");
         (answer.status().as_u16(), answer.text().await.expect("a body"))
     }
 
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
-        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("kill is there");
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill is there");
         assert!(sent.success());
     }
 
@@ -139,7 +161,10 @@ impl Daemon {
 
     /// How it ended after it was asked to.
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(Duration::from_secs(30), self.child.wait()).await.expect("it stops in time").expect("it can be waited for")
+        timeout(Duration::from_secs(30), self.child.wait())
+            .await
+            .expect("it stops in time")
+            .expect("it can be waited for")
     }
 
     /// Ends it as a crash does.
@@ -161,8 +186,10 @@ impl Drop for Daemon {
 }
 
 fn folder_with(configuration: &str) -> TempDir {
-    let directory = tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
-    std::fs::write(directory.path().join("groupcast.toml"), configuration).expect("a configuration file");
+    let directory =
+        tempfile::Builder::new().prefix("groupcast-daemon-").tempdir().expect("a scratch folder");
+    std::fs::write(directory.path().join("groupcast.toml"), configuration)
+        .expect("a configuration file");
     directory
 }
 
@@ -172,11 +199,15 @@ fn binary() -> Command {
     command
 }
 
-/// Whether a line has the content or a recipient of the jobs that the tests publish ([`job`](super::scene::job)).
+/// Whether a line has the content or a recipient of the jobs that the tests publish
+/// ([`job`](super::scene::job)).
 fn quotes_a_job(line: &str) -> bool {
-    let is_recipient =
-        |word: &str| word.strip_prefix("user-").is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()));
-    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == "hello" || is_recipient(word))
+    let is_recipient = |word: &str| {
+        word.strip_prefix("user-")
+            .is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+        .any(|word| word == "hello" || is_recipient(word))
 }
 
 /// Set by whoever looks through what the tests log at another level.
@@ -186,7 +217,11 @@ fn log_filter() -> Option<String> {
 }
 
 fn spawn_command(mut command: Command, directory: &TempDir) -> Child {
-    let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log file");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(directory.path().join("log"))
+        .expect("a log file");
     if let Some(filter) = log_filter() {
         command.env("GROUPCAST__LOG__FILTER", filter);
     }

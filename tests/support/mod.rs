@@ -1,5 +1,5 @@
-//! What the tests stand on: a real broker of their own, the real daemon, a producer, a network that fails, and waiting on
-//! conditions.
+//! What the tests stand on: a real broker of their own, the real daemon, a producer, a network that
+//! fails, and waiting on conditions.
 
 pub mod broker;
 pub mod browser;
@@ -18,7 +18,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Longer than anything that works takes on a busy machine; a condition that is not met by then never will be.
+/// Longer than anything that works takes on a busy machine; a condition that is not met by then
+/// never will be.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives a value. Says what it waited for if that does not happen.
@@ -33,9 +34,10 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// The limit, and a few more: on a machine that also runs the broker, the API and the tests, a call may be held up on its way
-/// by longer than the 5 ms that the pacer leaves for it, and share a second with one too many. Where calls leave, the limit
-/// holds exactly: a unit test of the pacer and the daemon's own count say so.
+/// The limit, and a few more: on a machine that also runs the broker, the API and the tests, a call
+/// may be held up on its way by longer than the 5 ms that the pacer leaves for it, and share a
+/// second with one too many. Where calls leave, the limit holds exactly: a unit test of the pacer
+/// and the daemon's own count say so.
 pub const fn most_arrivals_in_1s(calls_per_second: usize) -> usize {
     calls_per_second + 4 + calls_per_second / 50
 }

@@ -1,4 +1,5 @@
-//! A network between two parties that can fail: it forwards TCP connections until it is told to cut or to swallow them.
+//! A network between two parties that can fail: it forwards TCP connections until it is told to cut
+//! or to swallow them.
 
 use std::{
     io,
@@ -19,7 +20,8 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-/// What the proxy takes from one side before the other has it. Whoever sends more waits, as with TCP itself.
+/// What the proxy takes from one side before the other has it. Whoever sends more waits, as with
+/// TCP itself.
 const HELD_BYTES: usize = 8 * 1024;
 
 /// Forwards to one target. Ends, with all of its connections, when dropped.
@@ -32,7 +34,8 @@ pub struct Proxy {
 #[derive(Clone, Copy)]
 struct Network {
     condition: Condition,
-    /// A connection that saw fewer than this is reset, even if the network has healed in the meantime.
+    /// A connection that saw fewer than this is reset, even if the network has healed in the
+    /// meantime.
     cuts: usize,
 }
 
@@ -73,11 +76,13 @@ impl Proxy {
 
     /// Resets all connections, and each new one at once, until [healed](Proxy::heal).
     pub fn cut(&self) {
-        self.network.send_modify(|network| *network = Network { condition: Condition::Cut, cuts: network.cuts + 1 });
+        self.network.send_modify(|network| {
+            *network = Network { condition: Condition::Cut, cuts: network.cuts + 1 }
+        });
     }
 
-    /// Swallows: connections stay open and new ones can be made, but nothing gets through, not even an end, until
-    /// [healed](Proxy::heal).
+    /// Swallows: connections stay open and new ones can be made, but nothing gets through, not even
+    /// an end, until [healed](Proxy::heal).
     pub fn freeze(&self) {
         self.network.send_modify(|network| network.condition = Condition::Frozen);
     }
@@ -94,7 +99,8 @@ async fn accept(listener: TcpListener, target: SocketAddr, network: watch::Recei
         select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                // Closing with a linger of zero sends RST in place of FIN. Only an end that both sides agree on is a FIN.
+                // Closing with a linger of zero sends RST in place of FIN. Only an end that both
+                // sides agree on is a FIN.
                 client.set_zero_linger().expect("a socket that can be reset");
                 let now = *network.borrow();
                 match now.condition {
@@ -109,8 +115,14 @@ async fn accept(listener: TcpListener, target: SocketAddr, network: watch::Recei
     }
 }
 
-/// One connection from its first byte to its end: either both sides have closed it, or both are reset.
-async fn connect(mut client: TcpStream, target: SocketAddr, mut network: watch::Receiver<Network>, cuts: usize) {
+/// One connection from its first byte to its end: either both sides have closed it, or both are
+/// reset.
+async fn connect(
+    mut client: TcpStream,
+    target: SocketAddr,
+    mut network: watch::Receiver<Network>,
+    cuts: usize,
+) {
     let passage = network.clone();
     let whole = async {
         let mut server = dial(target, passage.clone()).await?;
@@ -132,12 +144,17 @@ async fn connect(mut client: TcpStream, target: SocketAddr, mut network: watch::
 async fn dial(target: SocketAddr, mut network: watch::Receiver<Network>) -> io::Result<TcpStream> {
     until(Condition::Works, &mut network).await?;
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Before it connects: a cut may come when the target has the connection and this side has yet to hear of it.
+    // Before it connects: a cut may come when the target has the connection and this side has yet
+    // to hear of it.
     socket.set_zero_linger()?;
     socket.connect(target).await
 }
 
-async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut network: watch::Receiver<Network>) -> io::Result<()> {
+async fn forward(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut network: watch::Receiver<Network>,
+) -> io::Result<()> {
     let mut buffer = vec![0; HELD_BYTES];
     loop {
         let read = from.read(&mut buffer).await;
@@ -193,7 +210,9 @@ mod tests {
     }
 
     async fn is_reset(stream: &mut TcpStream) -> bool {
-        patiently(stream.read_u8()).await.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+        patiently(stream.read_u8())
+            .await
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
     }
 
     async fn is_refused(proxy: &Proxy) -> bool {

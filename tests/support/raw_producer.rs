@@ -1,4 +1,5 @@
-//! A producer that publishes any bytes as properties: what other languages' clients can send and ours cannot.
+//! A producer that publishes any bytes as properties: what other languages' clients can send and
+//! ours cannot.
 
 use std::io;
 
@@ -34,11 +35,15 @@ pub struct RawProperties {
 }
 
 impl RawProperties {
-    /// Adds one. `bit` counts from the highest flag: 0 `content_type`, 1 `content_encoding`, 2 `headers`, 3 `delivery_mode`,
-    /// 5 `correlation_id`, 6 `reply_to`, 8 `message_id`, 10 `type`, 12 `app_id`. To be called in this order.
+    /// Adds one. `bit` counts from the highest flag: 0 `content_type`, 1 `content_encoding`, 2
+    /// `headers`, 3 `delivery_mode`, 5 `correlation_id`, 6 `reply_to`, 8 `message_id`, 10 `type`,
+    /// 12 `app_id`. To be called in this order.
     pub fn with(mut self, bit: u16, bytes: Vec<u8>) -> Self {
         let flag: u16 = 0x8000 >> bit;
-        assert!(self.flags == 0 || self.flags.trailing_zeros() > flag.trailing_zeros(), "in the order of the protocol");
+        assert!(
+            self.flags == 0 || self.flags.trailing_zeros() > flag.trailing_zeros(),
+            "in the order of the protocol"
+        );
         self.flags |= flag;
         self.bytes.extend(bytes);
         self
@@ -49,11 +54,13 @@ impl RawProducer {
     pub async fn connect(url: &str) -> RawProducer {
         let url = Url::parse(url).expect("a URL");
         let address = (url.host_str().expect("a host"), url.port().expect("a port"));
-        let mut producer = RawProducer(TcpStream::connect(address).await.expect("the broker listens"));
+        let mut producer =
+            RawProducer(TcpStream::connect(address).await.expect("the broker listens"));
         producer.0.write_all(b"AMQP\x00\x00\x09\x01").await.expect("written");
         producer.until_method(10, 10).await;
         let login = format!("\0{}\0{}", url.username(), url.password().unwrap_or_default());
-        let start_ok = [vec![0; 4], short(b"PLAIN"), long(login.as_bytes()), short(b"en_US")].concat();
+        let start_ok =
+            [vec![0; 4], short(b"PLAIN"), long(login.as_bytes()), short(b"en_US")].concat();
         producer.method(0, 10, 11, &start_ok).await;
         let mut tune = producer.until_method(10, 30).await;
         tune.truncate(6);
@@ -68,12 +75,19 @@ impl RawProducer {
     }
 
     /// Publishes a message, and waits until the broker has confirmed it.
-    pub async fn publish(&mut self, exchange: &str, routing_key: &[u8], properties: &RawProperties, body: &[u8]) {
+    pub async fn publish(
+        &mut self,
+        exchange: &str,
+        routing_key: &[u8],
+        properties: &RawProperties,
+        body: &[u8],
+    ) {
         let target = [vec![0, 0], short(exchange.as_bytes()), short(routing_key), vec![0]].concat();
         self.method(1, 60, 40, &target).await;
         let size = (body.len() as u64).to_be_bytes();
         let flags = properties.flags.to_be_bytes();
-        self.frame(HEADER, 1, &[&[0, 60, 0, 0][..], &size, &flags, &properties.bytes].concat()).await;
+        self.frame(HEADER, 1, &[&[0, 60, 0, 0][..], &size, &flags, &properties.bytes].concat())
+            .await;
         self.frame(BODY, 1, body).await;
         self.until_method(60, 80).await;
     }
@@ -92,8 +106,12 @@ impl RawProducer {
         loop {
             let (kind, payload) = self.read_frame().await.expect("the broker answers");
             match payload[..] {
-                [0, c, 0, m, ref arguments @ ..] if kind == METHOD && (c, m) == (class, method) => return arguments.to_vec(),
-                [0, 10, 0, 50, ..] | [0, 20, 0, 40, ..] => panic!("refused: {}", String::from_utf8_lossy(&payload)),
+                [0, c, 0, m, ref arguments @ ..] if kind == METHOD && (c, m) == (class, method) => {
+                    return arguments.to_vec();
+                }
+                [0, 10, 0, 50, ..] | [0, 20, 0, 40, ..] => {
+                    panic!("refused: {}", String::from_utf8_lossy(&payload))
+                }
                 _ => {}
             }
         }

@@ -1,4 +1,5 @@
-//! Redis servers that the tests start themselves, on free loopback ports, with data that are thrown away.
+//! Redis servers that the tests start themselves, on free loopback ports, with data that are thrown
+//! away.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +18,10 @@ pub struct Redis {
 impl Redis {
     /// A server for one test, which may kill it. `configuration` is appended to its `redis.conf`.
     pub async fn start(configuration: &str) -> Redis {
-        let directory = tempfile::Builder::new().prefix("groupcast-redis-").tempdir().expect("a scratch folder");
+        let directory = tempfile::Builder::new()
+            .prefix("groupcast-redis-")
+            .tempdir()
+            .expect("a scratch folder");
         let (path, configuration) = (directory.path().to_owned(), configuration.to_owned());
         let given = configuration.clone();
         let url = blocking(move || run_server(&path, "start", &given)).await;
@@ -41,20 +45,23 @@ impl Redis {
     /// Starts the server again as one that has never kept anything.
     pub async fn restart_empty(&self) {
         self.kill().await;
-        std::fs::remove_dir_all(self.directory.path().join("redis/data")).expect("the server's data");
+        std::fs::remove_dir_all(self.directory.path().join("redis/data"))
+            .expect("the server's data");
         self.restart().await;
     }
 
     /// `STOP` freezes the server, `CONT` has it go on.
     pub fn signal(&self, name: &str) {
-        let process = std::fs::read_to_string(self.directory.path().join("redis/server.process")).expect("the server's process");
+        let process = std::fs::read_to_string(self.directory.path().join("redis/server.process"))
+            .expect("the server's process");
         let pid = process.split_whitespace().next().expect("a process id");
         let sent = Command::new("kill").args(["-s", name, pid]).status().expect("kill is there");
         assert!(sent.success());
     }
 
     async fn server(&self, action: &'static str) {
-        let (path, configuration): (PathBuf, _) = (self.directory.path().to_owned(), self.configuration.clone());
+        let (path, configuration): (PathBuf, _) =
+            (self.directory.path().to_owned(), self.configuration.clone());
         blocking(move || run_server(&path, action, &configuration)).await;
     }
 }

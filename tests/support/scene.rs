@@ -51,7 +51,13 @@ impl Scene {
     }
 
     /// Of parts that are running already.
-    pub async fn of(app: String, configuration: String, sandbox: Sandbox, daemon: Daemon, producer: Producer) -> Scene {
+    pub async fn of(
+        app: String,
+        configuration: String,
+        sandbox: Sandbox,
+        daemon: Daemon,
+        producer: Producer,
+    ) -> Scene {
         Scene { app, configuration, sandbox, daemon, producer, machine: Some(among_others().await) }
     }
 
@@ -68,7 +74,9 @@ impl Scene {
 
     pub async fn publish_with_id(&self, job: &Value, id: &str) {
         let body = serde_json::to_vec(job).expect("JSON");
-        self.producer.publish(&self.app, &body, self.producer.properties().with_message_id(id.into())).await;
+        self.producer
+            .publish(&self.app, &body, self.producer.properties().with_message_id(id.into()))
+            .await;
     }
 
     pub async fn dead_letter(&self) -> Delivery {
@@ -81,7 +89,12 @@ impl Scene {
 
     /// Everybody whom the sandbox notified in a group, in order of arrival; with repetitions.
     pub fn notified(&self, group: &str) -> Vec<String> {
-        self.sandbox.received(Some(group)).into_iter().filter_map(|call| call.recipients).flatten().collect()
+        self.sandbox
+            .received(Some(group))
+            .into_iter()
+            .filter_map(|call| call.recipients)
+            .flatten()
+            .collect()
     }
 }
 
@@ -104,7 +117,8 @@ pub async fn sandbox() -> Sandbox {
 pub fn configuration(broker_url: &str, app: &str, endpoint: &str, app_lines: &str) -> String {
     format!(
         "[broker]\nurl = \"{broker_url}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [apps.{app}]\nsdk_app_id = 1400000000\nidentifier = \"administrator\"\nsecret_key = \"{PUBLIC_KEY}\"\n\
+         [apps.{app}]\nsdk_app_id = 1400000000\nidentifier = \"administrator\"\nsecret_key \
+         = \"{PUBLIC_KEY}\"\n\
          endpoint = \"{endpoint}\"\nrequest_timeout = \"1s\"\n\
          retry.first_delay = \"50ms\"\nretry.max_delay = \"200ms\"\n{app_lines}\n"
     )

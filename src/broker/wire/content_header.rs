@@ -1,8 +1,9 @@
 //! Makes the properties of one message readable for the AMQP library. Pure.
 //!
-//! The library closes the connection over a property that is not UTF-8 and over a header frame that is too large. Headers that
-//! are nested thousands of levels deep overflow its stack. RabbitMQ delivers all of these. This module takes such a property out
-//! of the message. [`UNREADABLE_HEADER`] then says what is missing and why.
+//! The library closes the connection over a property that is not UTF-8 and over a header frame that
+//! is too large. Headers that are nested thousands of levels deep overflow its stack. RabbitMQ
+//! delivers all of these. This module takes such a property out of the message.
+//! [`UNREADABLE_HEADER`] then says what is missing and why.
 
 use std::fmt::Write;
 
@@ -17,7 +18,8 @@ const MAX_ACCOUNT: usize = 2000;
 /// Of headers, so many are named: the other properties are named in any case.
 const MAX_HEADERS_NAMED: usize = 3;
 /// Headers that the broker adds: its own account, without which a job stays the same job.
-const BROKERS_HEADERS: [&[u8]; 4] = [b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count"];
+const BROKERS_HEADERS: [&[u8]; 4] =
+    [b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count"];
 /// Class, weight and body size come before the property flags.
 const FIXED_BYTES: usize = 12;
 
@@ -47,8 +49,8 @@ const PROPERTIES: [(&str, Kind); 14] = [
 ];
 const HEADERS: usize = 2;
 
-/// The payload of a content header frame with only what the library can read, in at most `max_bytes`; `None` if the payload
-/// can stay as it is.
+/// The payload of a content header frame with only what the library can read, in at most
+/// `max_bytes`; `None` if the payload can stay as it is.
 pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     let mut message = Message::read(payload)?;
     if payload.len() <= max_bytes && message.problems.is_empty() {
@@ -56,13 +58,17 @@ pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     }
     let mut written = message.write();
     if written.len() > max_bytes {
-        message.headers.retain(|(name, _)| !BROKERS_HEADERS.iter().any(|brokers| name.starts_with(brokers)));
+        message
+            .headers
+            .retain(|(name, _)| !BROKERS_HEADERS.iter().any(|brokers| name.starts_with(brokers)));
         written = message.write();
     }
     if written.len() > max_bytes {
         message.headers.clear();
-        let problem =
-            format!("headers: with the other properties they are {} bytes long; at most {max_bytes} fit", payload.len());
+        let problem = format!(
+            "headers: with the other properties they are {} bytes long; at most {max_bytes} fit",
+            payload.len()
+        );
         message.problems.insert(0, problem);
         written = message.write();
     }
@@ -86,23 +92,38 @@ impl<'a> Message<'a> {
         let mut input = Input(payload);
         let fixed = input.take(FIXED_BYTES)?;
         let flags = u16::from_be_bytes(input.take(2)?.try_into().ok()?);
-        let mut message = Self { fixed, properties: [None; PROPERTIES.len()], headers: Vec::new(), problems: Vec::new() };
+        let mut message = Self {
+            fixed,
+            properties: [None; PROPERTIES.len()],
+            headers: Vec::new(),
+            problems: Vec::new(),
+        };
         for (index, (name, kind)) in PROPERTIES.iter().enumerate() {
             if flags & (0x8000 >> index) == 0 {
                 continue;
             }
             if message.read_property(&mut input, index, name, kind).is_none() {
-                message.problems.push(format!("{name}: ends early; no property behind it can be read"));
+                message
+                    .problems
+                    .push(format!("{name}: ends early; no property behind it can be read"));
                 return Some(message);
             }
         }
         if !input.0.is_empty() {
-            message.problems.push(format!("properties: {} bytes behind them belong to none", input.0.len()));
+            message
+                .problems
+                .push(format!("properties: {} bytes behind them belong to none", input.0.len()));
         }
         Some(message)
     }
 
-    fn read_property(&mut self, input: &mut Input<'a>, index: usize, name: &str, kind: &Kind) -> Option<()> {
+    fn read_property(
+        &mut self,
+        input: &mut Input<'a>,
+        index: usize,
+        name: &str,
+        kind: &Kind,
+    ) -> Option<()> {
         let start = input.0;
         match kind {
             Kind::ShortString => {
@@ -144,10 +165,13 @@ impl<'a> Message<'a> {
             let is_utf8 = std::str::from_utf8(name).is_ok();
             match input.value() {
                 Err(problem) => {
-                    problems.push(format!("header `{shown}`: {problem}; no header behind it can be read"));
+                    problems.push(format!(
+                        "header `{shown}`: {problem}; no header behind it can be read"
+                    ));
                     return problems;
                 }
-                Ok(_) if !is_utf8 => problems.push(format!("header `{shown}`: its name is not UTF-8 (bytes {})", hex(name))),
+                Ok(_) if !is_utf8 => problems
+                    .push(format!("header `{shown}`: its name is not UTF-8 (bytes {})", hex(name))),
                 Ok(value) => match value.check(1) {
                     Ok(()) => self.headers.push((name, &start[..start.len() - input.0.len()])),
                     Err(problem) => problems.push(format!("header `{shown}`: {problem}")),
@@ -158,7 +182,8 @@ impl<'a> Message<'a> {
     }
 
     fn write(&self) -> Vec<u8> {
-        let mut table: Vec<u8> = self.headers.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        let mut table: Vec<u8> =
+            self.headers.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         if !self.problems.is_empty() {
             let account = self.account();
             table.extend(name(UNREADABLE_HEADER));
@@ -169,7 +194,10 @@ impl<'a> Message<'a> {
             table.extend_from_slice(b"t\x01");
         }
         let flag = |index: usize| 0x8000_u16 >> index;
-        let present = (0..PROPERTIES.len()).filter(|index| self.properties[*index].is_some()).map(flag).sum::<u16>();
+        let present = (0..PROPERTIES.len())
+            .filter(|index| self.properties[*index].is_some())
+            .map(flag)
+            .sum::<u16>();
         let mut written = self.fixed.to_vec();
         written.extend_from_slice(&(present | flag(HEADERS)).to_be_bytes());
         for (index, property) in self.properties.iter().enumerate() {
@@ -254,7 +282,8 @@ impl Value<'_> {
         while !input.0.is_empty() {
             if has_names {
                 let name = input.short_string().ok_or("a name in it ends early")?;
-                std::str::from_utf8(name).map_err(|_| format!("a name in it is not UTF-8 (bytes {})", hex(name)))?;
+                std::str::from_utf8(name)
+                    .map_err(|_| format!("a name in it is not UTF-8 (bytes {})", hex(name)))?;
             }
             input.value()?.check(depth + 1)?;
         }

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 
 const FRAME: usize = 131_064;
-/// Of the smallest frame that RabbitMQ 4.1 and later allow. All properties but the headers have less than 4 KiB.
+/// Of the smallest frame that RabbitMQ 4.1 and later allow. All properties but the headers have
+/// less than 4 KiB.
 const SMALLEST: usize = 8_184;
 
 fn short(text: &[u8]) -> Vec<u8> {
@@ -21,10 +22,15 @@ fn long(bytes: &[u8]) -> Vec<u8> {
 
 /// A content header with these properties, which are in the order of the protocol.
 fn header(properties: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let index = |name: &str| PROPERTIES.iter().position(|(known, _)| *known == name).expect("a property");
+    let index =
+        |name: &str| PROPERTIES.iter().position(|(known, _)| *known == name).expect("a property");
     let flags: u16 = properties.iter().map(|(name, _)| 0x8000 >> index(name)).sum();
     let encoded = properties.iter().flat_map(|(_, bytes)| bytes.clone());
-    [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2].into_iter().chain(flags.to_be_bytes()).chain(encoded).collect()
+    [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+        .into_iter()
+        .chain(flags.to_be_bytes())
+        .chain(encoded)
+        .collect()
 }
 
 fn parsed(payload: &[u8]) -> BasicProperties {
@@ -50,7 +56,8 @@ fn problem(properties: &BasicProperties) -> String {
 
 #[test]
 fn what_the_library_can_read_stays_as_it_is() {
-    let headers = [short(b"traceparent"), vec![b'S'], long(b"\xff"), short(b"n"), nested(b'F', 15)].concat();
+    let headers =
+        [short(b"traceparent"), vec![b'S'], long(b"\xff"), short(b"n"), nested(b'F', 15)].concat();
     let properties = [
         ("content_type", short("é".as_bytes())),
         ("headers", long(&headers)),
@@ -76,20 +83,32 @@ fn a_property_that_cannot_be_read_is_left_out_and_named_and_the_others_stay() {
             [vec![b'F'], long(&[short(b"\xff"), vec![b'V']].concat())].concat(),
             "header `in`: a name in it is not UTF-8 (bytes ff)",
         ),
-        (b"in", [vec![b'A'], long(b"Z")].concat(), "header `in`: its value has the unknown type 0x5a"),
+        (
+            b"in",
+            [vec![b'A'], long(b"Z")].concat(),
+            "header `in`: its value has the unknown type 0x5a",
+        ),
         (b"in", [vec![b'A'], long(b"I")].concat(), "header `in`: its value ends early"),
     ];
     for (name, value, expected) in bad_headers {
         let table = [good.clone(), short(name), value, good.clone()].concat();
-        let properties = parsed(&readable(&header(&[("headers", long(&table)), ("message_id", short(b"id"))]), FRAME).unwrap());
+        let properties = parsed(
+            &readable(&header(&[("headers", long(&table)), ("message_id", short(b"id"))]), FRAME)
+                .unwrap(),
+        );
         assert_eq!(problem(&properties), expected);
         assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "id");
         assert!(properties.headers().as_ref().unwrap().inner().contains_key("groupcast-delivery"));
-        assert_eq!(properties.headers().as_ref().unwrap().inner().len(), 3, "a good one, the account, and the mark");
+        assert_eq!(
+            properties.headers().as_ref().unwrap().inner().len(),
+            3,
+            "a good one, the account, and the mark"
+        );
     }
     for (name, kind) in &PROPERTIES {
         if let Kind::ShortString = kind {
-            let properties = parsed(&readable(&header(&[(name, short(b"\x00\xff\x10"))]), FRAME).unwrap());
+            let properties =
+                parsed(&readable(&header(&[(name, short(b"\x00\xff\x10"))]), FRAME).unwrap());
             assert_eq!(problem(&properties), format!("{name}: is not UTF-8 (bytes 00ff10)"));
         }
     }
@@ -97,14 +116,33 @@ fn a_property_that_cannot_be_read_is_left_out_and_named_and_the_others_stay() {
 
 #[test]
 fn what_the_broker_added_goes_first_when_a_header_is_too_large_for_a_frame() {
-    let text = |name: &[u8], bytes: usize| [short(name), vec![b'S'], long(&vec![b'x'; bytes])].concat();
-    let with =
-        |bytes| header(&[("headers", long(&[text(b"x-death", 400), text(b"mine", bytes)].concat())), ("type", short(b"t"))]);
+    let text =
+        |name: &[u8], bytes: usize| [short(name), vec![b'S'], long(&vec![b'x'; bytes])].concat();
+    let with = |bytes| {
+        header(&[
+            ("headers", long(&[text(b"x-death", 400), text(b"mine", bytes)].concat())),
+            ("type", short(b"t")),
+        ])
+    };
     let shrunk = |bytes| parsed(&readable(&with(bytes), 10_000).unwrap());
     assert_eq!(readable(&with(9_000), 10_000), None);
-    assert_eq!(shrunk(9_700).headers().as_ref().unwrap().inner().keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["mine"]);
+    assert_eq!(
+        shrunk(9_700)
+            .headers()
+            .as_ref()
+            .unwrap()
+            .inner()
+            .keys()
+            .map(|name| name.as_str())
+            .collect::<Vec<_>>(),
+        ["mine"]
+    );
     let properties = shrunk(12_000);
-    assert!(problem(&properties).starts_with("headers: with the other properties they are 12"), "{}", problem(&properties));
+    assert!(
+        problem(&properties).starts_with("headers: with the other properties they are 12"),
+        "{}",
+        problem(&properties)
+    );
     assert_eq!(properties.kind().as_ref().unwrap().as_str(), "t");
 }
 

@@ -12,7 +12,8 @@ enum Part {
 }
 use Part::{Fixed, ShortString};
 
-/// Puts question marks for what is not UTF-8 in the exchange and the routing key of a delivery. Nothing here reads them.
+/// Puts question marks for what is not UTF-8 in the exchange and the routing key of a delivery.
+/// Nothing here reads them.
 pub fn make_readable(payload: &mut [u8]) {
     let Some((method, mut rest)) = payload.split_first_chunk_mut::<4>() else { return };
     let parts: &[Part] = match *method {

@@ -1,13 +1,14 @@
-//! Reads what the broker sends before the AMQP library does, so that no message's properties can end a connection.
+//! Reads what the broker sends before the AMQP library does, so that no message's properties can
+//! end a connection.
 //!
 //! ```text
 //! socket (plain or TLS) ▶ Wire ▶ lapin
 //! ```
 //!
-//! A producer can publish a message that the broker delivers and the library cannot read. The library then closes the
-//! connection with all jobs on it, again and again: the message stays first in its queue. [`Wire`] looks at each frame and
-//! makes such a message readable; `accept` rejects it by name. Message bodies pass untouched and, when they
-//! are large, uncopied.
+//! A producer can publish a message that the broker delivers and the library cannot read. The
+//! library then closes the connection with all jobs on it, again and again: the message stays first
+//! in its queue. [`Wire`] looks at each frame and makes such a message readable; `accept` rejects
+//! it by name. Message bodies pass untouched and, when they are large, uncopied.
 
 mod content_header;
 mod method;
@@ -35,10 +36,12 @@ const HEADER: u8 = 2;
 /// Type, channel and size come before a frame's payload, an end byte after it.
 const FRAME_HEAD: usize = 7;
 const FRAME_TAIL: usize = 1;
-/// Until the broker has said how large a frame may be: lapin asks for as much as the broker allows, which is this by default.
+/// Until the broker has said how large a frame may be: lapin asks for as much as the broker allows,
+/// which is this by default.
 const DEFAULT_FRAME_MAX: usize = 131_072;
-/// A larger method or header frame is an error of the connection. The broker does not split header frames: an AMQP 1.0 client of
-/// RabbitMQ 4.x can make one as large as a message may be, 16 MiB by default.
+/// A larger method or header frame is an error of the connection. The broker does not split header
+/// frames: an AMQP 1.0 client of RabbitMQ 4.x can make one as large as a message may be, 16 MiB by
+/// default.
 const MAX_READ_WHOLE: usize = 64 * 1024 * 1024;
 /// What the buffer keeps once it is empty.
 const KEPT_BYTES: usize = 1024 * 1024;
@@ -74,17 +77,29 @@ pub struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    /// `frame_max` is the limit that this side asks for; without one, or with 0, it takes the broker's.
+    /// `frame_max` is the limit that this side asks for; without one, or with 0, it takes the
+    /// broker's.
     pub fn new(socket: S, frame_max: Option<u32>) -> Self {
-        let asked_for = frame_max.filter(|frame_max| *frame_max > 0).map(|frame_max| frame_max as usize);
+        let asked_for =
+            frame_max.filter(|frame_max| *frame_max > 0).map(|frame_max| frame_max as usize);
         let frame_max = asked_for.unwrap_or(DEFAULT_FRAME_MAX);
-        Self { socket, frame_max, asked_for, buffer: Vec::new(), start: 0, checked: 0, end: 0, passing: 0 }
+        Self {
+            socket,
+            frame_max,
+            asked_for,
+            buffer: Vec::new(),
+            start: 0,
+            checked: 0,
+            end: 0,
+            passing: 0,
+        }
     }
 
     fn make_room(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
-            (self.checked, self.end, self.start) = (self.checked - self.start, self.end - self.start, 0);
+            (self.checked, self.end, self.start) =
+                (self.checked - self.start, self.end - self.start, 0);
         }
         if self.end == 0 && self.buffer.len() > KEPT_BYTES {
             self.buffer = Vec::new();
@@ -101,12 +116,18 @@ impl<S> Wire<S> {
             self.passing -= passes;
             self.checked += passes;
             let unchecked = &self.buffer[self.checked..self.end];
-            let Some((&[kind, _, _, size @ ..], rest)) = unchecked.split_first_chunk::<FRAME_HEAD>() else { return Ok(()) };
+            let Some((&[kind, _, _, size @ ..], rest)) =
+                unchecked.split_first_chunk::<FRAME_HEAD>()
+            else {
+                return Ok(());
+            };
             let size = u32::from_be_bytes(size) as usize;
             if !matches!(kind, METHOD | HEADER) {
                 self.passing = FRAME_HEAD + size + FRAME_TAIL;
             } else if size > MAX_READ_WHOLE {
-                let problem = format!("the broker sent a frame of {size} bytes; at most {MAX_READ_WHOLE} are read");
+                let problem = format!(
+                    "the broker sent a frame of {size} bytes; at most {MAX_READ_WHOLE} are read"
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
             } else if rest.len() < size + FRAME_TAIL {
                 return Ok(());
@@ -124,12 +145,17 @@ impl<S> Wire<S> {
         if kind == METHOD {
             method::make_readable(payload);
             if let Some(frame_max) = method::tuned_frame_max(payload) {
-                self.frame_max = self.asked_for.map_or(frame_max, |asked_for| asked_for.min(frame_max));
+                self.frame_max =
+                    self.asked_for.map_or(frame_max, |asked_for| asked_for.min(frame_max));
             }
-        } else if let Some(readable) = content_header::readable(payload, self.frame_max.saturating_sub(FRAME_HEAD + FRAME_TAIL)) {
+        } else if let Some(readable) = content_header::readable(
+            payload,
+            self.frame_max.saturating_sub(FRAME_HEAD + FRAME_TAIL),
+        ) {
             new_size = readable.len();
             self.buffer.splice(begin..begin + size, readable);
-            self.buffer[begin - size_of::<u32>()..begin].copy_from_slice(&(new_size as u32).to_be_bytes());
+            self.buffer[begin - size_of::<u32>()..begin]
+                .copy_from_slice(&(new_size as u32).to_be_bytes());
             self.end = self.end + new_size - size;
         }
         self.checked = begin + new_size + FRAME_TAIL;
@@ -137,7 +163,11 @@ impl<S> Wire<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let wire = &mut *self;
         loop {
             let checked = &wire.buffer[wire.start..wire.checked];
@@ -148,14 +178,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 return Poll::Ready(Ok(count));
             }
             if wire.passing > 0 {
-                // All that was read is handed on: the rest of a large body goes straight to the reader.
+                // All that was read is handed on: the rest of a large body goes straight to the
+                // reader.
                 let most = wire.passing.min(into.len());
-                let count = ready!(Pin::new(&mut wire.socket).poll_read(context, &mut into[..most]))?;
+                let count =
+                    ready!(Pin::new(&mut wire.socket).poll_read(context, &mut into[..most]))?;
                 wire.passing -= count;
                 return Poll::Ready(Ok(count));
             }
             wire.make_room();
-            let count = ready!(Pin::new(&mut wire.socket).poll_read(context, &mut wire.buffer[wire.end..]))?;
+            let count = ready!(
+                Pin::new(&mut wire.socket).poll_read(context, &mut wire.buffer[wire.end..])
+            )?;
             if count == 0 {
                 return Poll::Ready(Ok(0));
             }
@@ -166,7 +200,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
@@ -211,7 +249,10 @@ impl Reactor for WireReactor {
     }
 
     /// The library never asks for this: [`connection`](super::connection) opens the sockets.
-    fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+    fn tcp_connect_addr(
+        &self,
+        address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
         async move { Ok(Wire::new(AsyncTcpStream::Plain(connecting.await?), None)) }
     }
@@ -221,9 +262,13 @@ impl Reactor for WireReactor {
 #[path = "wire_tests.rs"]
 mod tests;
 
-/// What the library reads of a message with these properties and one more header, as it goes over the wire; `None` if it
-/// cannot. `looked_at` is whether the message came through a [`Wire`].
+/// What the library reads of a message with these properties and one more header, as it goes over
+/// the wire; `None` if it cannot. `looked_at` is whether the message came through a [`Wire`].
 #[cfg(test)]
-pub fn as_read(properties: &lapin::BasicProperties, header: &[u8], looked_at: bool) -> Option<lapin::BasicProperties> {
+pub fn as_read(
+    properties: &lapin::BasicProperties,
+    header: &[u8],
+    looked_at: bool,
+) -> Option<lapin::BasicProperties> {
     tests::as_read(properties, header, looked_at)
 }

@@ -9,7 +9,11 @@ use super::*;
 struct Trickle(Cursor<Vec<u8>>, Vec<usize>);
 
 impl AsyncRead for Trickle {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let most = self.1.pop().unwrap_or(into.len()).clamp(1, into.len().max(1)).min(into.len());
         Pin::new(&mut self.0).poll_read(context, &mut into[..most])
     }
@@ -38,7 +42,9 @@ fn tune_of(frame_max: u32) -> Vec<u8> {
 }
 
 fn deliver(routing_key: &[u8]) -> Vec<u8> {
-    let names = [&[1, b't', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0][..], &[routing_key.len() as u8], routing_key].concat();
+    let names =
+        [&[1, b't', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0][..], &[routing_key.len() as u8], routing_key]
+            .concat();
     frame(METHOD, &[&[0, 60, 0, 60][..], &names].concat())
 }
 
@@ -57,7 +63,8 @@ proptest! {
 
 #[tokio::test]
 async fn a_frame_that_cannot_be_read_is_replaced_and_its_neighbours_pass() {
-    let bytes = [header(b"a"), deliver(b"caf\xe9"), header(b"\xff"), frame(3, b"{}"), header(b"b")].concat();
+    let bytes = [header(b"a"), deliver(b"caf\xe9"), header(b"\xff"), frame(3, b"{}"), header(b"b")]
+        .concat();
     for pieces in [vec![], vec![1; 200]] {
         let read = read(&bytes, pieces).await;
         assert!(read.starts_with(&[header(b"a"), deliver(b"caf?")].concat()));
@@ -84,17 +91,26 @@ async fn the_limit_of_a_frame_is_what_the_broker_says() {
 }
 
 /// See [`wire::as_read`](super::as_read).
-pub fn as_read(properties: &BasicProperties, header: &[u8], looked_at: bool) -> Option<BasicProperties> {
+pub fn as_read(
+    properties: &BasicProperties,
+    header: &[u8],
+    looked_at: bool,
+) -> Option<BasicProperties> {
     const TABLE: usize = FRAME_HEAD + 14;
-    let properties = properties.clone().with_headers(properties.headers().clone().unwrap_or_default());
+    let properties =
+        properties.clone().with_headers(properties.headers().clone().unwrap_or_default());
     let frame = AMQPFrame::Header(1, AMQPContentHeader { class_id: 60, body_size: 2, properties });
     let mut buffer = vec![0; 16 * 1024];
-    let written = gen_frame(&frame)(buffer.as_mut_slice().into()).expect("it fits").position as usize;
+    let written =
+        gen_frame(&frame)(buffer.as_mut_slice().into()).expect("it fits").position as usize;
     buffer.truncate(written - FRAME_TAIL);
     let table = u32::from_be_bytes(buffer[TABLE..TABLE + 4].try_into().expect("a length"));
     buffer[TABLE..TABLE + 4].copy_from_slice(&(table + header.len() as u32).to_be_bytes());
     buffer.splice(TABLE + 4..TABLE + 4, header.iter().copied());
     let payload = &buffer[FRAME_HEAD..];
-    let readable = if looked_at { content_header::readable(payload, DEFAULT_FRAME_MAX) } else { None };
-    parse_content_header(readable.as_deref().unwrap_or(payload)).ok().map(|(_, header)| header.properties)
+    let readable =
+        if looked_at { content_header::readable(payload, DEFAULT_FRAME_MAX) } else { None };
+    parse_content_header(readable.as_deref().unwrap_or(payload))
+        .ok()
+        .map(|(_, header)| header.properties)
 }

@@ -14,7 +14,12 @@ use crate::{
     send::Advance,
 };
 
-pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Result<Verdict, Failure> {
+pub async fn run(
+    name: &str,
+    app: &App,
+    config: &Config,
+    message: Message,
+) -> Result<Verdict, Failure> {
     let rules = journey::rules(app, config.broker.max_job_bytes);
     let (progress, mut advances) = watch::channel(Advance::default());
     let bar = bar();
@@ -26,20 +31,31 @@ pub async fn run(name: &str, app: &App, config: &Config, message: Message) -> Re
             watched.set_position(u64::from(ended));
         }
     });
-    let result = journey::deliver_directly(name, app, &rules, message.body, &message.properties, progress).await?;
+    let result =
+        journey::deliver_directly(name, app, &rules, message.body, &message.properties, progress)
+            .await?;
     watching.await?;
     bar.finish_and_clear();
     print(&result)
 }
 
-pub fn count(name: &str, app: &App, config: &Config, message: &Message) -> Result<Verdict, Failure> {
-    let (_, checked) = envelope::read(&message.properties, name, None, &app.replies, Timestamp::now());
+pub fn count(
+    name: &str,
+    app: &App,
+    config: &Config,
+    message: &Message,
+) -> Result<Verdict, Failure> {
+    let (_, checked) =
+        envelope::read(&message.properties, name, None, &app.replies, Timestamp::now());
     let decoded = decode(&message.body, &journey::rules(app, config.broker.max_job_bytes));
-    let job = checked.and(decoded).map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
+    let job = checked
+        .and(decoded)
+        .map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
     let calls = job.batch_count();
     let seconds = f64::from(calls.saturating_sub(app.burst)) / f64::from(app.calls_per_second);
     say(format_args!(
-        "group     {}\naudience  {}\nbatches   {calls}, one call each\nearliest  {seconds:.1} s after the first call, at {} calls a second",
+        "group     {}\naudience  {}\nbatches   {calls}, one call each\nearliest  {seconds:.1} s \
+            after the first call, at {} calls a second",
         job.group_id,
         audience(&job),
         app.calls_per_second,
@@ -62,7 +78,7 @@ fn audience(job: &Job) -> String {
 
 /// Drawn on a terminal only.
 fn bar() -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0).with_style(style)
 }

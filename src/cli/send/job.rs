@@ -73,12 +73,16 @@ impl JobArgs {
         let (option, recipients): (_, Vec<String>) = match (&self.to, &self.to_file) {
             (Some(list), _) => {
                 let recipients: Vec<_> = list.split(',').map(|id| id.trim().to_owned()).collect();
-                recipients.iter().try_for_each(|id| check_user_id(id).map_err(|reason| format!("--to: {id:?} {reason}")))?;
+                recipients.iter().try_for_each(|id| {
+                    check_user_id(id).map_err(|reason| format!("--to: {id:?} {reason}"))
+                })?;
                 ("--to", recipients)
             }
-            (None, Some(file)) => {
-                ("--to-file", recipients_in(&read(file)?).map_err(|reason| format!("--to-file {}: {reason}", file.display()))?)
-            }
+            (None, Some(file)) => (
+                "--to-file",
+                recipients_in(&read(file)?)
+                    .map_err(|reason| format!("--to-file {}: {reason}", file.display()))?,
+            ),
             (None, None) => return Ok(None),
         };
         if recipients.is_empty() || recipients.iter().any(String::is_empty) {
@@ -100,8 +104,10 @@ impl JobArgs {
                 headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
             }
         }
-        let mut properties =
-            BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(2).with_headers(headers);
+        let mut properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2)
+            .with_headers(headers);
         if let Some(id) = &self.id {
             let id = ShortString::try_new(id.as_str()).map_err(|_| "--id: at most 248 bytes")?;
             properties = properties.with_message_id(id);
@@ -113,8 +119,8 @@ impl JobArgs {
     }
 }
 
-/// The UserIDs of a file with one a line. What is evidently something else is refused: it would be sent to recipients that do not
-/// exist, and the result would still be `sent`.
+/// The UserIDs of a file with one a line. What is evidently something else is refused: it would be
+/// sent to recipients that do not exist, and the result would still be `sent`.
 fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
     let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
     let text = std::str::from_utf8(file).map_err(|_| "is not UTF-8")?;
@@ -123,12 +129,14 @@ fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
     for (number, line) in lines {
         if line.starts_with('#') {
             return Err(format!(
-                "line {number} begins with #; comments are not taken. Give a recipient of such a name in a job's JSON"
+                "line {number} begins with #; comments are not taken. Give a recipient of such a \
+                    name in a job's JSON"
             ));
         }
         if recipients.is_empty() && is_heading(line) {
             return Err(format!(
-                "line {number} looks like a heading ({line:?}); leave it out. A recipient of that name can be given with --to"
+                "line {number} looks like a heading ({line:?}); leave it out. A recipient of that \
+                    name can be given with --to"
             ));
         }
         check_user_id(line).map_err(|reason| format!("line {number} {reason}"))?;
@@ -157,17 +165,27 @@ fn is_heading(line: &str) -> bool {
         "userid",
         "userids",
     ];
-    let letters: String = line.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let letters: String = line
+        .chars()
+        .filter(|letter| letter.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect();
     HEADINGS.contains(&letters.as_str())
 }
 
 /// Why a text is hardly a UserID, if so.
 fn check_user_id(text: &str) -> Result<(), &'static str> {
     if text.contains(['[', ']', '{', '}', '"']) {
-        return Err("looks like JSON, or is in quotes; give plain UserIDs. A whole job as JSON is `groupcast send FILE`");
+        return Err(
+            "looks like JSON, or is in quotes; give plain UserIDs. A whole job as JSON is \
+                `groupcast send FILE`",
+        );
     }
     if text.contains([',', ';', '\t']) {
-        return Err("has a separator in it, as a line of several columns has; give one UserID a line, with --to commas between");
+        return Err(
+            "has a separator in it, as a line of several columns has; give one UserID a line, with \
+                --to commas between",
+        );
     }
     if text.contains(char::is_whitespace) {
         return Err("has a blank in it; give one UserID a line, with --to commas between");

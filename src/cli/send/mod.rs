@@ -1,4 +1,5 @@
-//! `groupcast send`: makes a job from options or from its JSON and publishes it, runs it without a broker, or only counts.
+//! `groupcast send`: makes a job from options or from its JSON and publishes it, runs it without a
+//! broker, or only counts.
 
 mod direct;
 mod job;
@@ -27,7 +28,8 @@ pub struct Args {
     /// Wait for the result and print it; exit 1 unless the job was sent
     #[arg(long, conflicts_with_all = ["direct", "dry_run"])]
     wait: bool,
-    /// Call the API from here, without a broker, and print the result; exit 1 unless the job was sent
+    /// Call the API from here, without a broker, and print the result; exit 1 unless the job was
+    /// sent
     #[arg(long, conflicts_with = "dry_run")]
     direct: bool,
     /// Print batches, calls and the earliest finish, and send nothing

@@ -32,10 +32,15 @@ pub async fn only(app: &str, config: &Config, message: Message) -> Result<Verdic
     Ok(Verdict::Good)
 }
 
-pub async fn and_wait(app: &str, config: &Config, mut message: Message) -> Result<Verdict, Failure> {
+pub async fn and_wait(
+    app: &str,
+    config: &Config,
+    mut message: Message,
+) -> Result<Verdict, Failure> {
     let (connection, channel) = connect(config).await?;
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let replies = channel.basic_consume(DIRECT_REPLY_TO.into(), "result".into(), options, Default::default());
+    let replies =
+        channel.basic_consume(DIRECT_REPLY_TO.into(), "result".into(), options, Default::default());
     let replies = bounded("wait for the result", replies).await?;
     message.properties = message.properties.with_reply_to(DIRECT_REPLY_TO.into());
     publish(&channel, app, message).await?;
@@ -46,7 +51,10 @@ pub async fn and_wait(app: &str, config: &Config, mut message: Message) -> Resul
 
 async fn connect(config: &Config) -> Result<(Connection, Channel), Failure> {
     let advice = "is the broker running, and is broker.url right?";
-    let connection = Connector::new(&config.broker)?.connect("send").await.map_err(|error| format!("{error}; {advice}"))?;
+    let connection = Connector::new(&config.broker)?
+        .connect("send")
+        .await
+        .map_err(|error| format!("{error}; {advice}"))?;
     let channel = bounded("open a channel", connection.create_channel()).await?;
     bounded("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok((connection, channel))
@@ -55,14 +63,27 @@ async fn connect(config: &Config) -> Result<(Connection, Channel), Failure> {
 async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), Failure> {
     let queue = queues::jobs(app);
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    #[expect(clippy::disallowed_methods, reason = "a producer of one message, confirmed and mandatory")]
-    let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &message.body, message.properties);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a producer of one message, confirmed and mandatory"
+    )]
+    let publishing = channel.basic_publish(
+        "".into(),
+        queue.as_str().into(),
+        options,
+        &message.body,
+        message.properties,
+    );
     match bounded("publish the job", async { publishing.await?.await }).await? {
         Confirmation::Ack(None) => Ok(()),
-        Confirmation::Ack(Some(_)) => {
-            Err(format!("there is no queue {queue}: start `groupcast run`, or declare it with `groupcast topology`").into())
-        }
-        Confirmation::Nack(_) | Confirmation::NotRequested => Err("the broker could not take the job; try again".into()),
+        Confirmation::Ack(Some(_)) => Err(format!(
+            "there is no queue {queue}: start `groupcast run`, or declare it with \
+                `groupcast topology`"
+        )
+        .into()),
+        Confirmation::Nack(_) | Confirmation::NotRequested => Err("the broker could not take the \
+            job; try again"
+            .into()),
     }
 }
 
@@ -71,13 +92,18 @@ async fn print_result(mut replies: Consumer) -> Result<Verdict, Failure> {
     let first = match timeout(QUIET_WAIT, &mut reply).await {
         Ok(first) => first,
         Err(_) => {
-            eprintln!("no result yet; is `groupcast run` running for this app? Still waiting, until Ctrl-C");
+            eprintln!(
+                "no result yet; is `groupcast run` running for this app? Still waiting, until \
+                    Ctrl-C"
+            );
             reply.await
         }
     };
     match first {
         Some(Ok(reply)) => print(&serde_json::from_slice(&reply.data)?),
-        Some(Err(error)) => Err(format!("lost the broker while waiting for the result: {error}").into()),
+        Some(Err(error)) => {
+            Err(format!("lost the broker while waiting for the result: {error}").into())
+        }
         None => Err("the broker ended the wait for the result".into()),
     }
 }

@@ -55,7 +55,8 @@ fn the_documented_example_is_the_defaults() {
 #[test]
 fn the_environment_alone_is_enough() {
     let variables = [("SDK_APP_ID", "1400000000"), ("SECRET_KEY", "0123"), ("REGION", "tokyo")];
-    let environment = variables.map(|(key, value)| (format!("GROUPCAST__APPS__DEFAULT__{key}").into(), value.into()));
+    let environment = variables
+        .map(|(key, value)| (format!("GROUPCAST__APPS__DEFAULT__{key}").into(), value.into()));
     let config = Config::read(None, environment).unwrap();
     assert_eq!(config.apps["default"].endpoint.as_str(), "https://adminapijpn.im.qcloud.com/");
 }
@@ -76,9 +77,16 @@ fn text_of_the_environment_becomes_every_type() {
         ("PATH", "/bin"),
     ];
     let config = load(SMALLEST, &variables).unwrap();
-    let nodes: Vec<_> = config.broker.urls.iter().map(|url| (url.host(), url.port(), url.expose())).collect();
-    assert_eq!(nodes, [("one", 5672, "amqp://a:x,y@one/v"), ("two", 5600, "amqps://b:z@two:5600/%2f")]);
-    assert_eq!((config.broker.declare, config.broker.hold_bytes, config.broker.prefetch), (false, 1 << 30, 7));
+    let nodes: Vec<_> =
+        config.broker.urls.iter().map(|url| (url.host(), url.port(), url.expose())).collect();
+    assert_eq!(
+        nodes,
+        [("one", 5672, "amqp://a:x,y@one/v"), ("two", 5600, "amqps://b:z@two:5600/%2f")]
+    );
+    assert_eq!(
+        (config.broker.declare, config.broker.hold_bytes, config.broker.prefetch),
+        (false, 1 << 30, 7)
+    );
     assert_eq!(config.admin.listen.to_string(), "0.0.0.0:80");
     let app = &config.apps["default"];
     assert_eq!(app.retry.hold, Duration::from_millis(250));
@@ -104,17 +112,26 @@ fn the_environment_wins_over_the_file_also_as_the_twin_of_a_key() {
     assert_eq!((app.region, app.endpoint.as_str()), (None, "http://127.0.0.1:8089/"));
 
     let in_file = SMALLEST.replace("secret_key =", "secret_key_file =");
-    let app = load(&in_file, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY", "k")]).unwrap().apps.remove("default").unwrap();
+    let app = load(&in_file, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY", "k")])
+        .unwrap()
+        .apps
+        .remove("default")
+        .unwrap();
     assert_eq!((app.secret_key.expose_secret(), app.secret_key_file), ("k", None));
 
     let state = [("GROUPCAST__STATE__URL", "redis://:k@h:6379/0")];
     let config = load(&format!("[state]\nurl_file = \"/nowhere\"\n{SMALLEST}"), &state).unwrap();
-    assert_eq!((config.state.url.store(), config.state.url.expose()), (&StateStore::Redis, "redis://:k@h:6379/0"));
+    assert_eq!(
+        (config.state.url.store(), config.state.url.expose()),
+        (&StateStore::Redis, "redis://:k@h:6379/0")
+    );
 }
 
 #[test]
 fn a_default_gives_way_to_the_limit_it_depends_on() {
-    let app = |lines: &str| load(&format!("{SMALLEST}{lines}\n"), &[]).unwrap().apps.remove("default").unwrap();
+    let app = |lines: &str| {
+        load(&format!("{SMALLEST}{lines}\n"), &[]).unwrap().apps.remove("default").unwrap()
+    };
     assert_eq!(app("calls_per_second = 5").burst, 5);
     assert_eq!(app("retry.max_delay = \"100ms\"").retry.first_delay, Duration::from_millis(100));
     assert_eq!(app("retry.first_delay = \"1m\"").retry.max_delay, Duration::from_secs(60));
@@ -125,7 +142,11 @@ fn a_default_gives_way_to_the_limit_it_depends_on() {
 fn every_region_has_its_own_domains() {
     let mut domains = Vec::new();
     for name in ["china", "singapore", "seoul", "tokyo", "frankfurt", "silicon-valley", "jakarta"] {
-        let app = load(&SMALLEST.replace("singapore", name), &[]).unwrap().apps.remove("default").unwrap();
+        let app = load(&SMALLEST.replace("singapore", name), &[])
+            .unwrap()
+            .apps
+            .remove("default")
+            .unwrap();
         let (primary, backup) = app.region.map(Region::domains).unwrap();
         assert_eq!(app.region.map(Region::name), Some(name));
         assert_eq!(app.endpoint.as_str(), format!("https://{primary}/"));
@@ -148,9 +169,11 @@ fn an_app_may_answer_into_its_own_results_queue() {
 fn what_is_printed_loads_again_once_the_secrets_are_back() {
     let rich = format!(
         "[broker]\nurl = [\"amqp://u:{CANARY}@one/%2f?heartbeat=9\", \"amqps://u:{CANARY}@two\"]\nca_file = \"/a b/c\\\"d\"\n\
-         hold_bytes = 1234567\nmax_job_bytes = \"3KiB\"\n[state]\nurl = \"redis://:{CANARY}@[::1]:1/3\"\n{SMALLEST}\
+         hold_bytes = 1234567\nmax_job_bytes = \"3KiB\"\n[state]\nurl \
+         = \"redis://:{CANARY}@[::1]:1/3\"\n{SMALLEST}\
          results_queue = \"answers\"\nretry.park = [\"90s\"]\nretry.give_up_after = \"1h 1s 5ms\"\n\
-         [apps.other-1]\nsdk_app_id = 1\nsecret_key = \"{CANARY}\"\nendpoint = \"http://[::1]:80\"\n"
+         [apps.other-1]\nsdk_app_id = 1\nsecret_key = \"{CANARY}\"\nendpoint \
+         = \"http://[::1]:80\"\n"
     );
     for text in [SMALLEST, &rich] {
         let config = load(text, &[]).unwrap();
@@ -172,14 +195,32 @@ fn what_is_printed_loads_again_once_the_secrets_are_back() {
 #[test]
 fn a_list_in_a_variable_is_written_as_in_the_file_or_with_commas() {
     for written in ["a.*,b.*", " a.* , b.* ", "[\"a.*\", \"b.*\"]", "['a.*','b.*',]"] {
-        let config = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", written)]).unwrap();
-        assert_eq!(config.apps["default"].replies.patterns().collect::<Vec<_>>(), ["a.*", "b.*"], "{written}");
+        let config =
+            load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", written)]).unwrap();
+        assert_eq!(
+            config.apps["default"].replies.patterns().collect::<Vec<_>>(),
+            ["a.*", "b.*"],
+            "{written}"
+        );
     }
-    let waits = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__RETRY__PARK", "[\"30s\", \"2m\"]")]).unwrap();
-    assert_eq!(waits.apps["default"].retry.park, [Duration::from_secs(30), Duration::from_secs(120)]);
-    let nodes = load(SMALLEST, &[("GROUPCAST__BROKER__URL", "[\"amqp://u:p@one\", \"amqp://u:p@two:1\"]")]).unwrap();
-    assert_eq!(nodes.broker.urls.iter().map(|url| (url.host(), url.port())).collect::<Vec<_>>(), [("one", 5672), ("two", 1)]);
-    assert!(load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", "[\"a\"")]).unwrap_err().contains("must be a list"));
+    let waits =
+        load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__RETRY__PARK", "[\"30s\", \"2m\"]")]).unwrap();
+    assert_eq!(
+        waits.apps["default"].retry.park,
+        [Duration::from_secs(30), Duration::from_secs(120)]
+    );
+    let nodes =
+        load(SMALLEST, &[("GROUPCAST__BROKER__URL", "[\"amqp://u:p@one\", \"amqp://u:p@two:1\"]")])
+            .unwrap();
+    assert_eq!(
+        nodes.broker.urls.iter().map(|url| (url.host(), url.port())).collect::<Vec<_>>(),
+        [("one", 5672), ("two", 1)]
+    );
+    assert!(
+        load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__REPLIES__ALLOW", "[\"a\"")])
+            .unwrap_err()
+            .contains("must be a list")
+    );
 }
 
 #[test]
@@ -195,15 +236,19 @@ fn an_app_with_a_dash_is_reached_by_a_variable_with_an_underscore() {
     assert_eq!(config.apps["my_shop"].secret_key.expose_secret(), "0123");
     let missing = load(&section("my-shop"), &[]).unwrap_err();
     assert!(missing.contains("GROUPCAST__APPS__MY_SHOP__SECRET_KEY"), "{missing}");
-    let wrong = load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY_SHOP__BURST", "0")]).unwrap_err();
+    let wrong =
+        load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY_SHOP__BURST", "0")]).unwrap_err();
     assert!(wrong.starts_with("GROUPCAST__APPS__MY_SHOP__BURST must"), "{wrong}");
-    let twice = load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY-SHOP__SECRET_KEY", "4567")]).unwrap_err();
+    let twice = load(&section("my-shop"), &[key, ("GROUPCAST__APPS__MY-SHOP__SECRET_KEY", "4567")])
+        .unwrap_err();
     assert!(twice.contains("sets the same key as"), "{twice}");
 }
 
 #[test]
 fn a_broker_may_have_an_ipv6_address() {
-    let config = load(&format!("[broker]\nurl = \"amqps://u:p@[fd00::1]:5671/v\"\n{SMALLEST}"), &[]).unwrap();
+    let config =
+        load(&format!("[broker]\nurl = \"amqps://u:p@[fd00::1]:5671/v\"\n{SMALLEST}"), &[])
+            .unwrap();
     assert_eq!((config.broker.urls[0].host(), config.broker.urls[0].port()), ("fd00::1", 5671));
     assert_eq!(config.broker.urls[0].to_string(), "amqps://u:***@[fd00::1]:5671/v");
 }

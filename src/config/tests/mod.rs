@@ -9,7 +9,8 @@ use super::{Config, ConfigFile};
 
 const CANARY: &str = "c4n4ryS3cret";
 
-const SMALLEST: &str = "[apps.default]\nsdk_app_id = 1400000000\nsecret_key = \"c4n4ryS3cret\"\nregion = \"singapore\"\n";
+const SMALLEST: &str = "[apps.default]\nsdk_app_id = 1400000000\nsecret_key \
+    = \"c4n4ryS3cret\"\nregion = \"singapore\"\n";
 
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     let file = ConfigFile { path: "groupcast.toml".into(), text: text.to_owned() };
@@ -17,7 +18,8 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     Config::read(Some(&file), environment).map_err(|error| error.to_string())
 }
 
-/// The smallest configuration with more lines: those before the first section header belong to the app.
+/// The smallest configuration with more lines: those before the first section header belong to the
+/// app.
 fn with(lines: &str) -> String {
     format!("{SMALLEST}{lines}\n")
 }

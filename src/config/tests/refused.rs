@@ -5,11 +5,23 @@ use super::{SMALLEST, refusal, with};
 #[test]
 fn unknown_keys_are_named_with_their_full_path_and_what_was_meant() {
     let cases = [
-        (with("retry.holdd = \"1s\""), "groupcast.toml: unknown key apps.default.retry.holdd; did you mean hold?"),
-        (with("[broker]\nprefetchh = 1"), "groupcast.toml: unknown key broker.prefetchh; did you mean prefetch?"),
+        (
+            with("retry.holdd = \"1s\""),
+            "groupcast.toml: unknown key apps.default.retry.holdd; did you mean hold?",
+        ),
+        (
+            with("[broker]\nprefetchh = 1"),
+            "groupcast.toml: unknown key broker.prefetchh; did you mean prefetch?",
+        ),
         (with("[app.x]"), "groupcast.toml: unknown key app; did you mean apps?"),
-        (with("[log]\ncolour = true"), "groupcast.toml: unknown key log.colour; allowed are format, filter"),
-        (with("[admin]\nx.y = 1"), "groupcast.toml: unknown key admin.x; allowed are listen, hosts, token, token_file"),
+        (
+            with("[log]\ncolour = true"),
+            "groupcast.toml: unknown key log.colour; allowed are format, filter",
+        ),
+        (
+            with("[admin]\nx.y = 1"),
+            "groupcast.toml: unknown key admin.x; allowed are listen, hosts, token, token_file",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(refusal(&text, &[]), expected);
@@ -21,14 +33,22 @@ fn unknown_variables_are_named_with_what_was_meant() {
     let cases = [
         (
             "GROUPCAST__BROKER__PREFETCHH",
-            "unknown variable GROUPCAST__BROKER__PREFETCHH; did you mean GROUPCAST__BROKER__PREFETCH?",
+            "unknown variable GROUPCAST__BROKER__PREFETCHH; did you mean \
+                GROUPCAST__BROKER__PREFETCH?",
         ),
-        ("GROUPCAST__STAT__URL", "unknown variable GROUPCAST__STAT__URL; did you mean GROUPCAST__STATE__URL?"),
+        (
+            "GROUPCAST__STAT__URL",
+            "unknown variable GROUPCAST__STAT__URL; did you mean GROUPCAST__STATE__URL?",
+        ),
         (
             "GROUPCAST__APPS__MY__APP__BURST",
-            "unknown variable GROUPCAST__APPS__MY__APP__BURST; allowed are GROUPCAST__APPS__MY__SDK_APP_ID",
+            "unknown variable GROUPCAST__APPS__MY__APP__BURST; allowed are \
+                GROUPCAST__APPS__MY__SDK_APP_ID",
         ),
-        ("GROUPCAST__broker__url", "unknown variable GROUPCAST__broker__url; write GROUPCAST__SECTION__KEY in capitals"),
+        (
+            "GROUPCAST__broker__url",
+            "unknown variable GROUPCAST__broker__url; write GROUPCAST__SECTION__KEY in capitals",
+        ),
         ("GROUPCAST__", "unknown variable GROUPCAST__; write"),
         ("GROUPCAST__BROKER____URL", "unknown variable GROUPCAST__BROKER____URL; write"),
         ("GROUPCAST__BROKER", "GROUPCAST__BROKER must be a section of keys"),
@@ -37,7 +57,8 @@ fn unknown_variables_are_named_with_what_was_meant() {
         let said = refusal(SMALLEST, &[(name, "1")]);
         assert!(said.starts_with(expected), "{said}\n{expected}");
     }
-    let said = refusal(SMALLEST, &[("GROUPCAST__BROKER", "x"), ("GROUPCAST__BROKER__PREFETCH", "1")]);
+    let said =
+        refusal(SMALLEST, &[("GROUPCAST__BROKER", "x"), ("GROUPCAST__BROKER__PREFETCH", "1")]);
     assert!(said.starts_with("GROUPCAST__BROKER names a section"), "{said}");
 }
 
@@ -49,7 +70,10 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("retry.hold = \"0s\"", "apps.default.retry.hold must be a duration above zero"),
         ("retry.hold = \"900000y\"", "apps.default.retry.hold must be a duration"),
         ("retry.give_up_after = \"0ms\"", "apps.default.retry.give_up_after must"),
-        ("retry.park = [\"500ms\"]", "apps.default.retry.park must be a list of one or more durations of whole seconds"),
+        (
+            "retry.park = [\"500ms\"]",
+            "apps.default.retry.park must be a list of one or more durations of whole seconds",
+        ),
         ("retry.park = []", "apps.default.retry.park must be a list of one or more"),
         ("retry.park = [\"60d\"]", "apps.default.retry.park must be"),
         ("retry = 1", "apps.default.retry must be a section"),
@@ -61,18 +85,42 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("replies.allow = [1]", "apps.default.replies.allow must be a list of queue names"),
         ("[admin]\nhosts = [\"a:9464\"]", "admin.hosts must be a list of names without port"),
         ("[admin]\ntoken = \"\"", "admin.token must not be empty"),
-        ("[admin]\ntoken = \"pass word\"", "admin.token must be ASCII letters, digits and signs without spaces"),
-        ("[admin]\ntoken = \"schlüssel\"", "admin.token must be ASCII letters, digits and signs without spaces"),
-        ("[state]\nca_file = \"ca.pem\"", "state.ca_file has no effect, for state.url does not begin with rediss://"),
-        ("[state]\nurl = \"rediss://h\"\ncert_file = \"c.pem\"", "state.cert_file needs the private key"),
-        ("[telemetry]\notlp_endpoint = \"collector:4318\"", "telemetry.otlp_endpoint must be a scheme, a host and a port"),
-        ("retry.first_delay = \"2s\"\nretry.max_delay = \"1s\"", "apps.default.retry.first_delay must not be longer"),
-        ("pause.probe_first = \"2s\"\npause.probe_max = \"1s\"", "apps.default.pause.probe_first must not be longer"),
+        (
+            "[admin]\ntoken = \"pass word\"",
+            "admin.token must be ASCII letters, digits and signs without spaces",
+        ),
+        (
+            "[admin]\ntoken = \"schlüssel\"",
+            "admin.token must be ASCII letters, digits and signs without spaces",
+        ),
+        (
+            "[state]\nca_file = \"ca.pem\"",
+            "state.ca_file has no effect, for state.url does not begin with rediss://",
+        ),
+        (
+            "[state]\nurl = \"rediss://h\"\ncert_file = \"c.pem\"",
+            "state.cert_file needs the private key",
+        ),
+        (
+            "[telemetry]\notlp_endpoint = \"collector:4318\"",
+            "telemetry.otlp_endpoint must be a scheme, a host and a port",
+        ),
+        (
+            "retry.first_delay = \"2s\"\nretry.max_delay = \"1s\"",
+            "apps.default.retry.first_delay must not be longer",
+        ),
+        (
+            "pause.probe_first = \"2s\"\npause.probe_max = \"1s\"",
+            "apps.default.pause.probe_first must not be longer",
+        ),
         ("request_timeout = \"0s\"", "apps.default.request_timeout must be"),
         ("calls_per_second = 0", "apps.default.calls_per_second must be a whole number, 1 to"),
         ("calls_per_second = -1", "apps.default.calls_per_second must"),
         ("calls_per_second = 1.5", "apps.default.calls_per_second must"),
-        ("calls_per_second = 10\nburst = 11", "apps.default.burst must not be larger than calls_per_second (10)"),
+        (
+            "calls_per_second = 10\nburst = 11",
+            "apps.default.burst must not be larger than calls_per_second (10)",
+        ),
         ("burst = 0", "apps.default.burst must"),
         ("calls_per_second = 100001", "apps.default.calls_per_second must be 100000 at most"),
         ("max_in_flight = 65536", "apps.default.max_in_flight must be 65535 at most"),
@@ -81,9 +129,18 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("batch_size = 501", "apps.default.batch_size must be 500 at most"),
         ("identifier = \" \"", "apps.default.identifier must not be empty"),
         ("identifier = 5", "apps.default.identifier must be text"),
-        ("results_queue = \"groupcast.other.results\"", "apps.default.results_queue must not begin"),
-        ("results_queue = \"amq.rabbitmq.reply-to\"", "apps.default.results_queue must be the name"),
-        ("empty_recipients = \"all\"", "apps.default.empty_recipients must be one of \"broadcast\", \"reject\""),
+        (
+            "results_queue = \"groupcast.other.results\"",
+            "apps.default.results_queue must not begin",
+        ),
+        (
+            "results_queue = \"amq.rabbitmq.reply-to\"",
+            "apps.default.results_queue must be the name",
+        ),
+        (
+            "empty_recipients = \"all\"",
+            "apps.default.empty_recipients must be one of \"broadcast\", \"reject\"",
+        ),
         ("endpoint = \"http://127.0.0.1\"", "apps.default.endpoint is given together with region"),
         ("[broker]\nprefetch = 0", "broker.prefetch must be a whole number, 1 to 65535"),
         ("[broker]\nprefetch = 65536", "broker.prefetch must"),
@@ -145,7 +202,8 @@ fn urls_that_would_connect_elsewhere_or_nowhere_are_refused() {
     ];
     for url in brokers {
         assert!(
-            refusal(&with(&format!("[broker]\nurl = {url:?}")), &[]).starts_with("groupcast.toml: broker.url must "),
+            refusal(&with(&format!("[broker]\nurl = {url:?}")), &[])
+                .starts_with("groupcast.toml: broker.url must "),
             "{url}"
         );
     }
@@ -164,10 +222,18 @@ fn urls_that_would_connect_elsewhere_or_nowhere_are_refused() {
         "file",
     ];
     for url in states {
-        assert!(refusal(&with(&format!("[state]\nurl = {url:?}")), &[]).starts_with("groupcast.toml: state.url must "), "{url}");
+        assert!(
+            refusal(&with(&format!("[state]\nurl = {url:?}")), &[])
+                .starts_with("groupcast.toml: state.url must "),
+            "{url}"
+        );
     }
-    for url in ["ftp://h", "h:80", "http://h/?a=b", "https://h/path", "http://u:p@h", "http://", ""] {
-        let said = refusal(&SMALLEST.replace("region = \"singapore\"", &format!("endpoint = {url:?}")), &[]);
+    for url in ["ftp://h", "h:80", "http://h/?a=b", "https://h/path", "http://u:p@h", "http://", ""]
+    {
+        let said = refusal(
+            &SMALLEST.replace("region = \"singapore\"", &format!("endpoint = {url:?}")),
+            &[],
+        );
         assert!(said.starts_with("groupcast.toml: apps.default.endpoint must "), "{url}: {said}");
     }
 }
@@ -175,7 +241,12 @@ fn urls_that_would_connect_elsewhere_or_nowhere_are_refused() {
 #[test]
 fn what_is_missing_is_named_with_both_ways_to_give_it() {
     for (key, line) in [("sdk_app_id", 1), ("secret_key", 2), ("region", 3)] {
-        let text: Vec<&str> = SMALLEST.lines().enumerate().filter(|(number, _)| *number != line).map(|(_, text)| text).collect();
+        let text: Vec<&str> = SMALLEST
+            .lines()
+            .enumerate()
+            .filter(|(number, _)| *number != line)
+            .map(|(_, text)| text)
+            .collect();
         let said = refusal(&text.join("\n"), &[]);
         assert!(said.starts_with(&format!("apps.default.{key} is missing; write ")), "{said}");
         let variable = format!("or set GROUPCAST__APPS__DEFAULT__{}", key.to_uppercase());
@@ -189,7 +260,10 @@ fn what_is_missing_is_named_with_both_ways_to_give_it() {
 #[test]
 fn an_unknown_region_lists_the_known_ones() {
     let said = refusal(&SMALLEST.replace("singapore", "mumbai"), &[]);
-    assert!(said.contains("\"china\", \"singapore\", \"seoul\"") && said.contains("endpoint"), "{said}");
+    assert!(
+        said.contains("\"china\", \"singapore\", \"seoul\"") && said.contains("endpoint"),
+        "{said}"
+    );
 }
 
 #[test]

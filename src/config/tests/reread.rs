@@ -32,9 +32,13 @@ fn what_is_asked_anew_for_every_call_applies_at_once() {
         assert_eq!((applied, at_next_start), (vec![key.to_owned()], vec![]), "{line}");
         assert_eq!(effective.to_masked_toml(), load(&new, &[]).unwrap().to_masked_toml(), "{line}");
     }
-    let elsewhere = reread(SMALLEST, &SMALLEST.replace("1400000000", "7").replace("singapore", "seoul"));
+    let elsewhere =
+        reread(SMALLEST, &SMALLEST.replace("1400000000", "7").replace("singapore", "seoul"));
     assert_eq!(elsewhere.applied, ["apps.default.region", "apps.default.sdk_app_id"]);
-    assert_eq!(elsewhere.effective.apps["default"].endpoint.as_str(), "https://adminapikr.im.qcloud.com/");
+    assert_eq!(
+        elsewhere.effective.apps["default"].endpoint.as_str(),
+        "https://adminapikr.im.qcloud.com/"
+    );
 }
 
 #[test]
@@ -51,7 +55,11 @@ fn what_was_made_at_the_start_is_left_and_named() {
     for (line, key) in lines {
         let Reread { effective, applied, at_next_start } = reread(SMALLEST, &with(line));
         assert_eq!((applied, at_next_start), (vec![], vec![key.to_owned()]), "{line}");
-        assert_eq!(effective.to_masked_toml(), load(SMALLEST, &[]).unwrap().to_masked_toml(), "{line}");
+        assert_eq!(
+            effective.to_masked_toml(),
+            load(SMALLEST, &[]).unwrap().to_masked_toml(),
+            "{line}"
+        );
     }
 }
 
@@ -76,9 +84,16 @@ fn a_secret_that_changed_is_named_and_not_shown() {
 
 #[test]
 fn what_waits_for_the_next_start_does_not_keep_the_rest_from_applying() {
-    let Reread { effective, applied, at_next_start } =
-        reread(SMALLEST, &with("batch_size = 7\nretry.park = [\"1s\"]\n[log]\nfilter = \"debug\"\nformat = \"json\""));
+    let Reread { effective, applied, at_next_start } = reread(
+        SMALLEST,
+        &with(
+            "batch_size = 7\nretry.park = [\"1s\"]\n[log]\nfilter = \"debug\"\nformat = \"json\"",
+        ),
+    );
     assert_eq!(applied, ["apps.default.batch_size", "log.filter"]);
     assert_eq!(at_next_start, ["apps.default.retry.park", "log.format"]);
-    assert_eq!((effective.apps["default"].batch_size, effective.apps["default"].retry.park.len()), (7, 4));
+    assert_eq!(
+        (effective.apps["default"].batch_size, effective.apps["default"].retry.park.len()),
+        (7, 4)
+    );
 }

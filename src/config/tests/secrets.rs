@@ -26,7 +26,8 @@ fn assert_hidden(text: &str, variables: &[(&str, &str)]) {
 #[test]
 fn a_configuration_never_shows_a_secret() {
     let text = format!(
-        "[broker]\nurl = [\"amqp://u:{CANARY}@h/v\", \"amqps://u:{CANARY}@h\"]\n[state]\nurl = \"rediss://u:{CANARY}@h:1/2\"\n{SMALLEST}"
+        "[broker]\nurl = [\"amqp://u:{CANARY}@h/v\", \"amqps://u:{CANARY}@h\"]\n[state]\nurl \
+            = \"rediss://u:{CANARY}@h:1/2\"\n{SMALLEST}"
     );
     load(&text, &[]).unwrap();
     assert_hidden(&text, &[]);
@@ -147,7 +148,8 @@ fn a_variable_that_is_not_text_is_refused_without_its_value() {
     use std::os::unix::ffi::OsStringExt;
 
     let value = OsString::from_vec([CANARY.as_bytes(), &[0xff]].concat());
-    let error = Config::read(None, [("GROUPCAST__APPS__DEFAULT__SECRET_KEY".into(), value)]).unwrap_err();
+    let error =
+        Config::read(None, [("GROUPCAST__APPS__DEFAULT__SECRET_KEY".into(), value)]).unwrap_err();
     assert_eq!(error.to_string(), "GROUPCAST__APPS__DEFAULT__SECRET_KEY must be valid UTF-8");
     assert!(!format!("{error:?}").contains(CANARY));
 }
@@ -167,13 +169,22 @@ fn secrets_are_read_from_files_without_one_trailing_newline() {
         assert_eq!(app.secret_key_file.unwrap().display().to_string(), variables[0].1);
     }
     for written in [" k", "k \n", "k\n\n", "k\nl", "\"k\"", "\u{feff}k", "k\0"] {
-        let from_file = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY_FILE", &*file("key", written))]).unwrap_err();
+        let from_file = load(
+            SMALLEST,
+            &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY_FILE", &*file("key", written))],
+        )
+        .unwrap_err();
         assert!(from_file.contains("_FILE cannot be used: the file"), "{written:?}: {from_file}");
-        let from_variable = load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY", written)]).unwrap_err();
+        let from_variable =
+            load(SMALLEST, &[("GROUPCAST__APPS__DEFAULT__SECRET_KEY", written)]).unwrap_err();
         assert!(from_variable.contains("must be the secret alone"), "{written:?}: {from_variable}");
     }
-    let urls = (file("broker", &format!("amqps://u:{CANARY}@h\n")), file("state", &format!("redis://:{CANARY}@h\n")));
-    let text = format!("[broker]\nurl_file = {:?}\n[state]\nurl_file = {:?}\n{SMALLEST}", urls.0, urls.1);
+    let urls = (
+        file("broker", &format!("amqps://u:{CANARY}@h\n")),
+        file("state", &format!("redis://:{CANARY}@h\n")),
+    );
+    let text =
+        format!("[broker]\nurl_file = {:?}\n[state]\nurl_file = {:?}\n{SMALLEST}", urls.0, urls.1);
     let config = load(&text, &[]).unwrap();
     assert_eq!(config.broker.urls[0].expose(), format!("amqps://u:{CANARY}@h"));
     assert_eq!(config.state.url.expose(), format!("redis://:{CANARY}@h"));
@@ -189,8 +200,13 @@ fn a_secret_file_that_gives_no_secret_is_named() {
     fs::write(path("empty"), "\n").unwrap();
     fs::write(path("large"), "x".repeat(70_000)).unwrap();
     fs::write(path("wrong"), CANARY).unwrap();
-    for (name, expected) in [("missing", "cannot be read"), ("empty", "is empty"), ("large", "is larger than 64 KiB")] {
-        let text = SMALLEST.replace(&format!("secret_key = {CANARY:?}"), &format!("secret_key_file = {:?}", path(name)));
+    for (name, expected) in
+        [("missing", "cannot be read"), ("empty", "is empty"), ("large", "is larger than 64 KiB")]
+    {
+        let text = SMALLEST.replace(
+            &format!("secret_key = {CANARY:?}"),
+            &format!("secret_key_file = {:?}", path(name)),
+        );
         let said = refusal(&text, &[]);
         assert!(said.starts_with("groupcast.toml: apps.default.secret_key_file "), "{said}");
         assert!(said.contains(&path(name)) && said.contains(expected), "{said}");
@@ -203,14 +219,24 @@ fn a_secret_file_that_gives_no_secret_is_named() {
 #[test]
 fn a_secret_and_its_file_in_one_layer_are_one_too_many() {
     let said = refusal(&with("secret_key_file = \"k\""), &[]);
-    assert_eq!(said, "groupcast.toml: apps.default.secret_key_file is given together with secret_key; keep one of them");
+    assert_eq!(
+        said,
+        "groupcast.toml: apps.default.secret_key_file is given together with secret_key; keep one \
+            of them"
+    );
     let both = [("GROUPCAST__BROKER__URL", "amqp://h"), ("GROUPCAST__BROKER__URL_FILE", "f")];
-    assert!(refusal(SMALLEST, &both).starts_with("GROUPCAST__BROKER__URL_FILE is given together with url"));
+    assert!(
+        refusal(SMALLEST, &both)
+            .starts_with("GROUPCAST__BROKER__URL_FILE is given together with url")
+    );
 }
 
 #[test]
 fn a_masked_secret_is_not_taken_for_a_secret() {
     assert!(refusal(&SMALLEST.replace(CANARY, "***"), &[]).contains("groupcast config"));
     assert!(refusal(&SMALLEST.replace(CANARY, "  "), &[]).contains("must not be empty"));
-    assert!(refusal(&SMALLEST.replace(&format!("{CANARY:?}"), "1234"), &[]).contains("must be text in quotes"));
+    assert!(
+        refusal(&SMALLEST.replace(&format!("{CANARY:?}"), "1234"), &[])
+            .contains("must be text in quotes")
+    );
 }

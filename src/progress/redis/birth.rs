@@ -1,4 +1,5 @@
-//! Whether the data are still the same: a key that is set once and never expires is gone only when all is.
+//! Whether the data are still the same: a key that is set once and never expires is gone only when
+//! all is.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,8 +16,9 @@ pub struct Birth {
 }
 
 impl Birth {
-    /// Asks for the mark, and makes it if it is missing. A write, even where it is there: it fails where writes do.
-    /// Never the same mark twice, or the one made after a loss could not be told from the one before.
+    /// Asks for the mark, and makes it if it is missing. A write, even where it is there: it fails
+    /// where writes do. Never the same mark twice, or the one made after a loss could not be told
+    /// from the one before.
     pub fn ask(&self, pipe: &mut Pipeline) {
         pipe.set_nx(BORN, new_mark()).ignore().get(BORN);
     }

@@ -6,7 +6,8 @@ use crate::diagnosis::Diagnosis;
 
 /// Whether something else is where a record should be: the other keys are as good as ever.
 pub fn is_of_one_key(error: &RedisError) -> bool {
-    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|told| told.contains("WRONGTYPE"))
+    error.code() == Some("WRONGTYPE")
+        || error.detail().is_some_and(|told| told.contains("WRONGTYPE"))
 }
 
 pub fn timed_out() -> Diagnosis {
@@ -18,7 +19,9 @@ pub fn diagnose(error: &RedisError) -> Diagnosis {
     // A refused transaction has a list of refusals; the first is as good as all.
     let refusals = error.clone().into_server_errors();
     let text = match refusals.as_deref().and_then(<[_]>::first) {
-        Some((_, refusal)) => format!("{} {}", refusal.code(), refusal.details().unwrap_or_default()),
+        Some((_, refusal)) => {
+            format!("{} {}", refusal.code(), refusal.details().unwrap_or_default())
+        }
         None if error.is_timeout() => return timed_out(),
         None => error.to_string(),
     };

@@ -1,7 +1,9 @@
-//! The connection: made when it is needed, shared by all that is asked at the same time, and given up with the first error.
+//! The connection: made when it is needed, shared by all that is asked at the same time, and given
+//! up with the first error.
 //!
-//! The library's own `ConnectionManager` keeps a connection whose errors are not of the network, and with it a server that
-//! has become a replica, or the refusal of a login. This one is made anew after any.
+//! The library's own `ConnectionManager` keeps a connection whose errors are not of the network,
+//! and with it a server that has become a replica, or the refusal of a login. This one is made anew
+//! after any.
 
 use std::{
     io,
@@ -14,8 +16,9 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
-    RedisResult, TlsCertificates, aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue,
+    IntoConnectionInfo, Pipeline, RedisError, RedisResult, TlsCertificates,
+    aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
 use tokio::time::timeout;
 
@@ -62,18 +65,28 @@ impl Link {
             if ca.is_none() && client.is_none() {
                 return Client::open(info);
             }
-            let client_tls = client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+            let client_tls =
+                client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
             Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: ca })
         };
-        let client =
-            open().map_err(|_| StoreLost::new("read state.url", "is no URL of a Redis, or its certificates are not PEM"))?;
+        let client = open().map_err(|_| {
+            StoreLost::new(
+                "read state.url",
+                "is no URL of a Redis, or its certificates are not PEM",
+            )
+        })?;
         let address = client.get_connection_info().addr().to_string();
         Ok(Self { client, address, current: Mutex::default() })
     }
 
     /// Sends the commands as one, and takes their answer apart.
-    pub async fn run<T: FromRedisValue>(&self, operation: &'static str, pipe: &Pipeline) -> Result<T, StoreLost> {
-        self.ask(operation, async |mut connected| pipe.query_async(&mut connected.connection).await).await
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        pipe: &Pipeline,
+    ) -> Result<T, StoreLost> {
+        self.ask(operation, async |mut connected| pipe.query_async(&mut connected.connection).await)
+            .await
     }
 
     /// Runs a script with these keys and arguments.
@@ -104,7 +117,9 @@ impl Link {
             Ok(Err(error)) if fault::is_of_one_key(&error) => {
                 return Err(StoreLost::of_record(operation, fault::diagnose(&error)));
             }
-            Ok(Err(error)) => self.why_not_connected(&error).unwrap_or_else(|| self.at_this_address(fault::diagnose(&error))),
+            Ok(Err(error)) => self
+                .why_not_connected(&error)
+                .unwrap_or_else(|| self.at_this_address(fault::diagnose(&error))),
             Err(_) => self.at_this_address(fault::timed_out()),
         };
         self.give_up(&connecting);
@@ -141,7 +156,9 @@ impl Link {
 /// Host and port, unless it is a socket of this machine.
 fn place_of(address: &ConnectionAddr) -> Option<(&str, u16)> {
     match address {
-        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host, *port)),
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host, *port))
+        }
         _ => None,
     }
 }
@@ -156,7 +173,8 @@ async fn connect(client: Client) -> RedisResult<Connected> {
         look_up(host, port).await.map_err(io::Error::other)?;
     }
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-    // A server that wants a password refuses any command until then; the library expects no refusal of a transaction's start.
+    // A server that wants a password refuses any command until then; the library expects no refusal
+    // of a transaction's start.
     redis::cmd("PING").exec_async(&mut connection).await?;
     let mut load = redis::pipe();
     for script in Script::ALL {

@@ -1,8 +1,10 @@
-//! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader sees half of one.
+//! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader
+//! sees half of one.
 //!
-//! A batch that has ended is in a field that is never overwritten and goes before the field of one that has not, so writes
-//! of two processes may come in any order. A field names how the job was cut that it counts by; those of another cut than the
-//! head's are of no account. The key `groupcast:born` is as old as the data: when it is gone, so are they.
+//! A batch that has ended is in a field that is never overwritten and goes before the field of one
+//! that has not, so writes of two processes may come in any order. A field names how the job was
+//! cut that it counts by; those of another cut than the head's are of no account. The key
+//! `groupcast:born` is as old as the data: when it is gone, so are they.
 
 mod birth;
 mod fault;
@@ -19,7 +21,10 @@ use self::{
     records::{Fields, deaths_key, record_key},
     scripts::Script,
 };
-use super::store::{ACTIVE_FOR, Answer, Completion, Key, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
+use super::store::{
+    ACTIVE_FOR, Answer, Completion, Key, Opening, Record, Retention, Sharing, Store, StoreLost,
+    TakeOver, Taken,
+};
 use crate::job::outcome::{BatchProgress, BatchState};
 
 pub struct RedisStore {
@@ -30,10 +35,18 @@ pub struct RedisStore {
 
 impl RedisStore {
     /// Connects with the first operation. Fails if the URL is none.
-    pub fn new(url: &str, certificates: Certificates, retention: Retention) -> Result<Self, StoreLost> {
+    pub fn new(
+        url: &str,
+        certificates: Certificates,
+        retention: Retention,
+    ) -> Result<Self, StoreLost> {
         // A late write to a record that has ended must not shorten its life.
         let under_way = retention.under_way.max(retention.ended);
-        Ok(Self { link: Link::new(url, certificates)?, birth: Birth::default(), retention: Retention { under_way, ..retention } })
+        Ok(Self {
+            link: Link::new(url, certificates)?,
+            birth: Birth::default(),
+            retention: Retention { under_way, ..retention },
+        })
     }
 
     /// Runs a script that changes a record, and says whether the writer has been displaced.
@@ -46,7 +59,8 @@ impl RedisStore {
         arguments: &[&str],
     ) -> Result<(), StoreLost> {
         let (keys, common) = (keys_of(&opening.key), self.common_arguments(opening, kept_for));
-        let arguments: Vec<&str> = common.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let arguments: Vec<&str> =
+            common.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
         match self.link.run_script(operation, script, &keys, &arguments).await? {
             DISPLACED => Err(StoreLost::displaced(operation)),
             _ => Ok(()),
@@ -56,8 +70,15 @@ impl RedisStore {
     /// The arguments that every script for a record has, in their order.
     fn common_arguments(&self, opening: &Opening, kept_for: Duration) -> [String; 5] {
         let Opening { key, epoch, .. } = opening;
-        let (deaths, deaths_kept_for) = (key.earlier_deaths.to_string(), in_ms(self.retention.under_way).to_string());
-        [epoch.to_string(), head_json(opening), in_ms(kept_for).to_string(), deaths, deaths_kept_for]
+        let (deaths, deaths_kept_for) =
+            (key.earlier_deaths.to_string(), in_ms(self.retention.under_way).to_string());
+        [
+            epoch.to_string(),
+            head_json(opening),
+            in_ms(kept_for).to_string(),
+            deaths,
+            deaths_kept_for,
+        ]
     }
 
     async fn open_record(&self, opening: &Opening) -> Result<Record, StoreLost> {
@@ -73,22 +94,28 @@ impl RedisStore {
             return Err(StoreLost::displaced(OPERATION));
         }
         self.birth.compare(born);
-        let record = records::decode(&opening.key, &fields).map_err(|error| StoreLost::of_record(OPERATION, error))?;
+        let record = records::decode(&opening.key, &fields)
+            .map_err(|error| StoreLost::of_record(OPERATION, error))?;
         record.ok_or_else(|| self.link.lost(OPERATION, "it was evicted at once; raise maxmemory"))
     }
 
     async fn find_latest(&self, app: String, job_id: String) -> Result<Option<Record>, StoreLost> {
         const OPERATION: &str = "look a job up";
         let mut key = Key { app, job_id, earlier_deaths: 0 };
-        let deaths: (Vec<u32>,) = self.link.run(OPERATION, redis::pipe().smembers(deaths_key(&key.app, &key.job_id))).await?;
+        let deaths: (Vec<u32>,) = self
+            .link
+            .run(OPERATION, redis::pipe().smembers(deaths_key(&key.app, &key.job_id)))
+            .await?;
         let mut deaths = deaths.0;
         deaths.push(0);
         deaths.sort_unstable_by(|one, other| other.cmp(one));
         // Of those, some may have expired.
         for earlier_deaths in deaths {
             key.earlier_deaths = earlier_deaths;
-            let fields: (Fields,) = self.link.run(OPERATION, redis::pipe().hgetall(record_key(&key))).await?;
-            let record = records::decode(&key, &fields.0).map_err(|error| StoreLost::of_record(OPERATION, error))?;
+            let fields: (Fields,) =
+                self.link.run(OPERATION, redis::pipe().hgetall(record_key(&key))).await?;
+            let record = records::decode(&key, &fields.0)
+                .map_err(|error| StoreLost::of_record(OPERATION, error))?;
             if record.is_some() {
                 return Ok(record);
             }
@@ -113,30 +140,51 @@ impl Store for RedisStore {
             };
             let (json, kept_for) = (progress_json(&progress), self.retention.under_way);
             let arguments = [touched.as_str(), &ended, &json, stands];
-            self.change("record how a batch stands", Script::Note, &opening, kept_for, &arguments).await
+            self.change("record how a batch stands", Script::Note, &opening, kept_for, &arguments)
+                .await
         })
     }
 
-    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
+    fn split_again(
+        &self,
+        opening: Arc<Opening>,
+        batches: Vec<(u32, BatchProgress)>,
+    ) -> Answer<'_, ()> {
         Box::pin(async move {
             let cut = opening.head.cut();
             let field = |batch: u32, progress: &BatchProgress| match progress.state {
-                BatchState::Open | BatchState::Intended => {
-                    [records::touched(cut, batch), format!("{} {}", opening.epoch, progress_json(progress))]
-                }
+                BatchState::Open | BatchState::Intended => [
+                    records::touched(cut, batch),
+                    format!("{} {}", opening.epoch, progress_json(progress)),
+                ],
                 BatchState::Ended(_) => [records::ended(cut, batch), progress_json(progress)],
             };
-            let fields: Vec<String> = batches.iter().flat_map(|(batch, progress)| field(*batch, progress)).collect();
+            let fields: Vec<String> =
+                batches.iter().flat_map(|(batch, progress)| field(*batch, progress)).collect();
             let arguments: Vec<&str> = fields.iter().map(String::as_str).collect();
             let kept_for = self.retention.under_way;
-            self.change("record that a job is split again", Script::SplitAgain, &opening, kept_for, &arguments).await
+            self.change(
+                "record that a job is split again",
+                Script::SplitAgain,
+                &opening,
+                kept_for,
+                &arguments,
+            )
+            .await
         })
     }
 
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
         Box::pin(async move {
             let kept_for = self.retention.of(&completion);
-            self.change("record a job's result", Script::Complete, &opening, kept_for, &[&completion.result]).await
+            self.change(
+                "record a job's result",
+                Script::Complete,
+                &opening,
+                kept_for,
+                &[&completion.result],
+            )
+            .await
         })
     }
 
@@ -148,9 +196,13 @@ impl Store for RedisStore {
         Box::pin(async move {
             let TakeOver { app, at_least, leave_active } = take_over;
             let keys = [records::epoch_key(&app), records::active_key(&app)];
-            let (at_least, active_for) = (at_least.as_millisecond().to_string(), in_ms(ACTIVE_FOR).to_string());
+            let (at_least, active_for) =
+                (at_least.as_millisecond().to_string(), in_ms(ACTIVE_FOR).to_string());
             let arguments = [at_least.as_str(), &active_for, if leave_active { "1" } else { "0" }];
-            let taken = self.link.run_script("take an app's jobs over", Script::TakeOver, &keys, &arguments).await?;
+            let taken = self
+                .link
+                .run_script("take an app's jobs over", Script::TakeOver, &keys, &arguments)
+                .await?;
             Ok(if taken == 0 { Taken::LeftToAnother } else { Taken::Epoch(taken) })
         })
     }
@@ -160,7 +212,11 @@ impl Store for RedisStore {
         Box::pin(async move {
             let keys = [records::epoch_key(&app), records::active_key(&app)];
             let (epoch, active_for) = (epoch.to_string(), in_ms(ACTIVE_FOR).to_string());
-            match self.link.run_script(OPERATION, Script::Confirm, &keys, &[&epoch, &active_for]).await? {
+            match self
+                .link
+                .run_script(OPERATION, Script::Confirm, &keys, &[&epoch, &active_for])
+                .await?
+            {
                 DISPLACED => Err(StoreLost::displaced(OPERATION)),
                 _ => Ok(()),
             }

@@ -1,5 +1,5 @@
-//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in its name whether it ended and
-//! how the job was cut.
+//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in
+//! its name whether it ended and how the job was cut.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -66,8 +66,10 @@ fn batches(fields: &Fields, cut: Cut) -> Result<Vec<(u32, BatchProgress)>, Strin
             let Some(batch) = of_this_cut else { continue };
             let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
             // That of a batch which has not ended begins with the epoch of its writer.
-            let json = json.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');
-            let progress: BatchProgress = serde_json::from_str(json).map_err(|error| damaged(field, &error))?;
+            let json =
+                json.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');
+            let progress: BatchProgress =
+                serde_json::from_str(json).map_err(|error| damaged(field, &error))?;
             batches.insert(batch, progress);
         }
     }

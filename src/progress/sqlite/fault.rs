@@ -31,7 +31,9 @@ impl Failure {
     /// The words of whoever refused, and the advice.
     pub fn diagnosis(&self) -> Diagnosis {
         let (what, advice) = match self {
-            Self::Sqlite(error) => (error.to_string(), error.sqlite_error_code().and_then(after_refusal_of_sqlite)),
+            Self::Sqlite(error) => {
+                (error.to_string(), error.sqlite_error_code().and_then(after_refusal_of_sqlite))
+            }
             Self::File(error) => (error.to_string(), after_refusal_of_the_system(error.kind())),
             Self::NotOurs(what) => (what.clone(), None),
         };
@@ -46,13 +48,15 @@ impl fmt::Display for Failure {
 }
 
 const FREE_SPACE: &str = "free space on its disk";
-const GRANT_ACCESS: &str = "let this process write to the file and its folder, or set state.url to another file";
+const GRANT_ACCESS: &str =
+    "let this process write to the file and its folder, or set state.url to another file";
 
 fn after_refusal_of_sqlite(code: ErrorCode) -> Option<&'static str> {
     Some(match code {
         ErrorCode::DiskFull => FREE_SPACE,
         ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => {
-            "move the file away, with its -wal and -shm; a new one is made, and jobs under way may be sent again"
+            "move the file away, with its -wal and -shm; a new one is made, and jobs under way may \
+                be sent again"
         }
         ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied => GRANT_ACCESS,
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
@@ -68,7 +72,9 @@ fn after_refusal_of_sqlite(code: ErrorCode) -> Option<&'static str> {
 fn after_refusal_of_the_system(kind: io::ErrorKind) -> Option<&'static str> {
     Some(match kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FREE_SPACE,
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "make its folder, or set state.url to another file",
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            "make its folder, or set state.url to another file"
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => GRANT_ACCESS,
         _ => return None,
     })

@@ -1,4 +1,5 @@
-//! The file as the writer uses it: opened when it is needed, and noticed when another is in its place.
+//! The file as the writer uses it: opened when it is needed, and noticed when another is in its
+//! place.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -76,7 +77,8 @@ impl StateFile {
         if place::identity(&self.path)? == Some(file) {
             return Ok(None);
         }
-        warn!(file = %self.path.display(), "the state file was removed; a new one is made; jobs under way may be sent again");
+        warn!(file = %self.path.display(), "the state file was removed; a new one is made; jobs \
+            under way may be sent again");
         self.close();
         self.opened = None;
         Ok(wal)
@@ -93,7 +95,8 @@ impl StateFile {
                 OpenFlags::SQLITE_OPEN_READ_ONLY
             }
         };
-        let mut connection = Connection::open_with_flags(&self.path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let mut connection =
+            Connection::open_with_flags(&self.path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(32);
         match self.access {

@@ -1,8 +1,9 @@
 //! Records in a SQLite file of this machine.
 //!
-//! One thread, the writer, owns the file and does all that is asked of it, as much as is waiting in one transaction: the
-//! price of a commit is shared, and no thread of the runtime waits for a disk. An answer is given after the commit. A
-//! failure ends the connection; the next command opens the file anew, so the store recovers by itself.
+//! One thread, the writer, owns the file and does all that is asked of it, as much as is waiting in
+//! one transaction: the price of a commit is shared, and no thread of the runtime waits for a disk.
+//! An answer is given after the commit. A failure ends the connection; the next command opens the
+//! file anew, so the store recovers by itself.
 
 mod fault;
 mod file;
@@ -33,7 +34,9 @@ use self::{
     stored::StoredRecord,
     writer::{Batch, Command, Done, Work, Writer},
 };
-use super::store::{Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken};
+use super::store::{
+    Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken,
+};
 use crate::{
     diagnosis::Diagnosis,
     job::outcome::{BatchProgress, BatchState},
@@ -50,18 +53,24 @@ pub struct SqliteStore {
     path: PathBuf,
 }
 
-/// Locks a file beside the state file: the locks on that one are SQLite's own. Where no file can be made, there is nothing to
-/// claim, and the store will say why.
+/// Locks a file beside the state file: the locks on that one are SQLite's own. Where no file can be
+/// made, there is nothing to claim, and the store will say why.
 pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
-    let Ok(file) = fs::OpenOptions::new().create(true).append(true).open(place::beside(path, ".lock")) else { return Ok(None) };
+    let Ok(file) =
+        fs::OpenOptions::new().create(true).append(true).open(place::beside(path, ".lock"))
+    else {
+        return Ok(None);
+    };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another daemon uses it. Daemons with the same apps need a Redis in common; daemons with other apps a file each (state.url)";
+            let reason = "another daemon uses it. Daemons with the same apps need a Redis in \
+                common; daemons with other apps a file each (state.url)";
             Err(StoreLost::new("use the state file", format!("{}: {reason}", path.display())))
         }
         Err(fs::TryLockError::Error(error)) => {
-            warn!(file = %path.display(), %error, "cannot lock the state file; let no other daemon use it");
+            warn!(file = %path.display(), %error, "cannot lock the state file; let no other daemon \
+                use it");
             Ok(None)
         }
     }
@@ -75,27 +84,41 @@ impl SqliteStore {
 
     /// Only reads, and never makes the file.
     pub fn existing(path: PathBuf) -> Self {
-        Self::start(path, Access::ReadOnly, Retention { ended: Duration::ZERO, under_way: Duration::ZERO })
+        Self::start(
+            path,
+            Access::ReadOnly,
+            Retention { ended: Duration::ZERO, under_way: Duration::ZERO },
+        )
     }
 
     fn start(path: PathBuf, access: Access, retention: Retention) -> Self {
         let (commands, receiver) = mpsc::channel(MAX_WAITING);
         let writer = Writer::new(StateFile::new(path.clone(), access), retention);
         // Without the thread its end of the channel is gone, which every operation finds out.
-        if let Err(error) = thread::Builder::new().name("state-writer".into()).spawn(move || writer.run(receiver)) {
+        if let Err(error) =
+            thread::Builder::new().name("state-writer".into()).spawn(move || writer.run(receiver))
+        {
             error!(%error, "cannot start the thread that writes the state file");
         }
         Self { commands, path }
     }
 
     async fn ask(&self, operation: &'static str, work: Work) -> Result<Done, StoreLost> {
-        let at_this_path = |reason: Diagnosis| Diagnosis { what: format!("{}: {}", self.path.display(), reason.what), ..reason };
-        let lost = |what: &str, advice: &'static str| StoreLost::new(operation, at_this_path(Diagnosis::new(what, advice)));
+        let at_this_path = |reason: Diagnosis| Diagnosis {
+            what: format!("{}: {}", self.path.display(), reason.what),
+            ..reason
+        };
+        let lost = |what: &str, advice: &'static str| {
+            StoreLost::new(operation, at_this_path(Diagnosis::new(what, advice)))
+        };
         let asked = async {
             let (answer, answered) = oneshot::channel();
             let gone = || lost("the thread that writes it has ended", "restart the process");
             self.commands.send(Command { work, answer }).await.map_err(|_| gone())?;
-            answered.await.map_err(|_| gone())?.map_err(|reason| StoreLost::new(operation, at_this_path(reason)))
+            answered
+                .await
+                .map_err(|_| gone())?
+                .map_err(|reason| StoreLost::new(operation, at_this_path(reason)))
         };
         let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}"), "check its disk");
         match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?? {
@@ -112,8 +135,12 @@ impl SqliteStore {
     }
 
     fn decode(&self, operation: &'static str, stored: StoredRecord) -> Result<Record, StoreLost> {
-        let undecodable =
-            |error| StoreLost::of_record(operation, format!("{}: a record is damaged: {error}", self.path.display()));
+        let undecodable = |error| {
+            StoreLost::of_record(
+                operation,
+                format!("{}: a record is damaged: {error}", self.path.display()),
+            )
+        };
         stored.decode().map_err(undecodable)
     }
 }
@@ -132,14 +159,23 @@ impl Store for SqliteStore {
         Box::pin(async { self.ask("record how a batch stands", work).await.map(drop) })
     }
 
-    fn split_again(&self, opening: Arc<Opening>, batches: Vec<(u32, BatchProgress)>) -> Answer<'_, ()> {
-        let batches = batches.into_iter().map(|(batch, progress)| Batch::new(batch, progress)).collect();
+    fn split_again(
+        &self,
+        opening: Arc<Opening>,
+        batches: Vec<(u32, BatchProgress)>,
+    ) -> Answer<'_, ()> {
+        let batches =
+            batches.into_iter().map(|(batch, progress)| Batch::new(batch, progress)).collect();
         let work = Work::SplitAgain { opening, batches };
         Box::pin(async { self.ask("record that a job is split again", work).await.map(drop) })
     }
 
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
-        Box::pin(async { self.ask("record a job's result", Work::Complete { opening, completion }).await.map(drop) })
+        Box::pin(async {
+            self.ask("record a job's result", Work::Complete { opening, completion })
+                .await
+                .map(drop)
+        })
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
@@ -151,13 +187,19 @@ impl Store for SqliteStore {
         Box::pin(async move {
             match self.ask(operation, Work::TakeOver(take_over)).await? {
                 Done::Taken(taken) => Ok(taken),
-                Done::Changed | Done::Found(_) | Done::Displaced => Err(StoreLost::new(operation, "there is no answer")),
+                Done::Changed | Done::Found(_) | Done::Displaced => {
+                    Err(StoreLost::new(operation, "there is no answer"))
+                }
             }
         })
     }
 
     fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
-        Box::pin(async move { self.ask("confirm that the app's jobs are here", Work::Confirm { app, epoch }).await.map(drop) })
+        Box::pin(async move {
+            self.ask("confirm that the app's jobs are here", Work::Confirm { app, epoch })
+                .await
+                .map(drop)
+        })
     }
 
     fn probe(&self) -> Answer<'_, ()> {
@@ -170,7 +212,8 @@ impl Store for SqliteStore {
 }
 
 impl Work {
-    /// An intent has to survive the end of the machine; the rest is found out again by asking the API again.
+    /// An intent has to survive the end of the machine; the rest is found out again by asking the
+    /// API again.
     fn outlives_the_machine(&self) -> bool {
         matches!(self, Self::Note { batch: Batch { state: BatchState::Intended, .. }, .. })
     }

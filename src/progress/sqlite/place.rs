@@ -30,7 +30,8 @@ pub fn identity(path: &Path) -> io::Result<Option<Identity>> {
     }
 }
 
-/// Makes the file if it is missing, for nobody else to read, and removes what another left beside it.
+/// Makes the file if it is missing, for nobody else to read, and removes what another left beside
+/// it.
 pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
     // Or two processes that miss the file at once would remove each other's `-wal`.
     let _lock = lock_folder(path)?;
@@ -44,7 +45,8 @@ pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
             }
         }
     }
-    // One that is there is left to SQLite: closing it here would release the locks that SQLite has on it.
+    // One that is there is left to SQLite: closing it here would release the locks that SQLite has
+    // on it.
     if is_missing {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     }
@@ -62,7 +64,9 @@ fn lock_folder(path: &Path) -> Result<Option<File>, Failure> {
             Err(TryLockError::WouldBlock) => pause(),
         }
     }
-    Err(Failure::NotOurs("another process has been making it for too long; end that process".to_owned()))
+    Err(Failure::NotOurs(
+        "another process has been making it for too long; end that process".to_owned(),
+    ))
 }
 
 /// What SQLite keeps beside the file, under this ending.
@@ -72,7 +76,10 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     beside.into()
 }
 
-#[expect(clippy::disallowed_methods, reason = "the writer's own thread, which is no thread of the runtime")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the writer's own thread, which is no thread of the runtime"
+)]
 fn pause() {
     thread::sleep(FOLDER_LOCK_PAUSE);
 }

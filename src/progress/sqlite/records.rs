@@ -55,10 +55,16 @@ impl<'a> Records<'a> {
             Work::Open(opening) if self.is_displaced(opening)? => Ok(Done::Displaced),
             Work::Open(opening) => self.open(opening).map(|record| Done::Found(Some(record))),
             Work::Note { opening, batch } => {
-                self.fenced(opening, batch.state != BatchState::Intended, || self.note(opening, batch))
+                self.fenced(opening, batch.state != BatchState::Intended, || {
+                    self.note(opening, batch)
+                })
             }
-            Work::SplitAgain { opening, batches } => self.fenced(opening, false, || self.split_again(opening, batches)),
-            Work::Complete { opening, completion } => self.fenced(opening, true, || self.complete(opening, completion)),
+            Work::SplitAgain { opening, batches } => {
+                self.fenced(opening, false, || self.split_again(opening, batches))
+            }
+            Work::Complete { opening, completion } => {
+                self.fenced(opening, true, || self.complete(opening, completion))
+            }
             Work::Find { app, job_id } => self.find(app, job_id).map(Done::Found),
             Work::TakeOver(take_over) => self.take_over(take_over).map(Done::Taken),
             Work::Confirm { app, epoch } => self.confirm(app, *epoch),
@@ -85,7 +91,10 @@ impl<'a> Records<'a> {
     }
 
     fn newest_epoch(&self, app: &str) -> rusqlite::Result<i64> {
-        let newest = self.prepare("SELECT epoch FROM epochs WHERE app = ?1")?.query_row([app], |row| row.get(0)).optional()?;
+        let newest = self
+            .prepare("SELECT epoch FROM epochs WHERE app = ?1")?
+            .query_row([app], |row| row.get(0))
+            .optional()?;
         Ok(newest.unwrap_or(0))
     }
 
@@ -110,11 +119,10 @@ impl<'a> Records<'a> {
 
     fn hold(&self, app: &str, epoch: i64) -> rusqlite::Result<()> {
         let active_until = self.in_future(ACTIVE_FOR);
-        self.prepare("INSERT OR REPLACE INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)")?.execute(params![
-            app,
-            epoch,
-            active_until
-        ])?;
+        self.prepare(
+            "INSERT OR REPLACE INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)",
+        )?
+        .execute(params![app, epoch, active_until])?;
         Ok(())
     }
 
@@ -122,7 +130,8 @@ impl<'a> Records<'a> {
     fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
         let key = opening.key.clone();
         let Some(job) = self.present(opening)? else {
-            let head = if has_one_batch(opening) { head_of(opening) } else { self.make(opening)?.head };
+            let head =
+                if has_one_batch(opening) { head_of(opening) } else { self.make(opening)?.head };
             return Ok(StoredRecord { key, head, batches: Vec::new(), result: None });
         };
         let batches = if job.result.is_none() {
@@ -135,7 +144,11 @@ impl<'a> Records<'a> {
     }
 
     fn note(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
-        if has_one_batch(opening) { self.note_only_batch(opening, batch) } else { self.note_batch(opening, batch) }
+        if has_one_batch(opening) {
+            self.note_only_batch(opening, batch)
+        } else {
+            self.note_batch(opening, batch)
+        }
     }
 
     fn note_only_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
@@ -143,10 +156,12 @@ impl<'a> Records<'a> {
         let expires_at = self.in_future(self.retention.under_way);
         // Otherwise the batch or the job has ended meanwhile, or the job is cut in another way.
         self.prepare(
-            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, progress_ended, progress_epoch)
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, \
+                progress_ended, progress_epoch)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (app, job_id, earlier_deaths) DO UPDATE
-             SET progress = excluded.progress, progress_ended = excluded.progress_ended, progress_epoch = excluded.progress_epoch
+             SET progress = excluded.progress, progress_ended = excluded.progress_ended, \
+             progress_epoch = excluded.progress_epoch
              WHERE result IS NULL AND NOT progress_ended
                 AND (excluded.progress_ended OR progress_epoch <= excluded.progress_epoch)
                 AND head ->> 'batch_size' = excluded.head ->> 'batch_size'
@@ -173,7 +188,8 @@ impl<'a> Records<'a> {
             self.prepare(
                 "INSERT INTO batches (job, batch, progress, ended, epoch)
                  SELECT id, ?4, ?5, ?6, ?8 FROM jobs
-                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND head ->> 'batch_size' = ?7
+                 WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3 AND result IS NULL AND \
+                 head ->> 'batch_size' = ?7
                         AND head ->> 'within' IS ?9
                  ON CONFLICT (job, batch) DO UPDATE
                  SET progress = excluded.progress, ended = excluded.ended, epoch = excluded.epoch
@@ -191,7 +207,8 @@ impl<'a> Records<'a> {
                 cut.within
             ])
         };
-        // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the file is not the one that the job was opened in.
+        // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the
+        // file is not the one that the job was opened in.
         if write()? == 0 && self.present(opening)?.is_none() {
             self.make(opening)?;
             write()?;
@@ -206,12 +223,23 @@ impl<'a> Records<'a> {
             None => self.make(opening)?,
         };
         let expires_at = self.in_future(self.retention.under_way);
-        self.prepare("UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended = 0 WHERE id = ?1")?
-            .execute(params![job.id, head_of(opening), expires_at])?;
+        self.prepare(
+            "UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended \
+            = 0 WHERE id = ?1",
+        )?
+        .execute(params![job.id, head_of(opening), expires_at])?;
         self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
-        let mut insert = self.prepare("INSERT INTO batches (job, batch, progress, ended, epoch) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        let mut insert = self.prepare(
+            "INSERT INTO batches (job, batch, progress, ended, epoch) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
         for batch in batches {
-            insert.execute(params![job.id, batch.number, batch.json, batch.has_ended(), opening.epoch])?;
+            insert.execute(params![
+                job.id,
+                batch.number,
+                batch.json,
+                batch.has_ended(),
+                opening.epoch
+            ])?;
         }
         Ok(())
     }
@@ -233,7 +261,11 @@ impl<'a> Records<'a> {
         }
         if !has_one_batch(opening) {
             let id = "SELECT id FROM jobs WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3";
-            self.prepare(&format!("DELETE FROM batches WHERE job = ({id})"))?.execute(params![app, job_id, earlier_deaths])?;
+            self.prepare(&format!("DELETE FROM batches WHERE job = ({id})"))?.execute(params![
+                app,
+                job_id,
+                earlier_deaths
+            ])?;
         }
         Ok(())
     }
@@ -242,7 +274,8 @@ impl<'a> Records<'a> {
         let latest = self
             .prepare(
                 "SELECT id, head, result, expires_at, progress, earlier_deaths FROM jobs
-                 WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC LIMIT 1",
+                 WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC \
+                 LIMIT 1",
             )?
             .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(5)?)))
             .optional()?;
@@ -250,18 +283,34 @@ impl<'a> Records<'a> {
             return Ok(None);
         };
         let key = Key { app: app.to_owned(), job_id: job_id.to_owned(), earlier_deaths };
-        Ok(Some(StoredRecord { key, batches: self.batches(&job)?, head: job.head, result: job.result }))
+        Ok(Some(StoredRecord {
+            key,
+            batches: self.batches(&job)?,
+            head: job.head,
+            result: job.result,
+        }))
     }
 
-    /// Looks at the records after the one with the id `after`, at most [`LOOKED_AT`], and removes up to `most` that have expired.
+    /// Looks at the records after the one with the id `after`, at most [`LOOKED_AT`], and removes
+    /// up to `most` that have expired.
     pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Removed> {
-        let mut next = self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-        let looked_at: Vec<(i64, i64)> =
-            next.query_map([after, LOOKED_AT], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
-        let expired: Vec<i64> =
-            looked_at.iter().filter(|(_, expires_at)| *expires_at <= self.now).map(|(id, _)| *id).take(most).collect();
+        let mut next =
+            self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+        let looked_at: Vec<(i64, i64)> = next
+            .query_map([after, LOOKED_AT], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        let expired: Vec<i64> = looked_at
+            .iter()
+            .filter(|(_, expires_at)| *expires_at <= self.now)
+            .map(|(id, _)| *id)
+            .take(most)
+            .collect();
         expired.iter().try_for_each(|id| self.remove(*id))?;
-        let last = if expired.len() == most { expired.last().copied() } else { looked_at.last().map(|(id, _)| *id) };
+        let last = if expired.len() == most {
+            expired.last().copied()
+        } else {
+            looked_at.last().map(|(id, _)| *id)
+        };
         Ok(Removed { count: expired.len(), up_to: last })
     }
 
@@ -291,16 +340,26 @@ impl<'a> Records<'a> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let head = head_of(opening);
         let expires_at = self.in_future(self.retention.under_way);
-        self.prepare("INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
-        Ok(Job { id: self.connection.last_insert_rowid(), head, result: None, expires_at, progress: None })
+        self.prepare(
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, \
+            ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
+        Ok(Job {
+            id: self.connection.last_insert_rowid(),
+            head,
+            result: None,
+            expires_at,
+            progress: None,
+        })
     }
 
     fn keep_under_way(&self, job: &Job) -> rusqlite::Result<()> {
         let coarse = COARSE.min(self.retention.under_way / 24);
         let expires_at = self.in_future(self.retention.under_way);
         if expires_at - job.expires_at > in_ms(coarse) {
-            self.prepare("UPDATE jobs SET expires_at = ?2 WHERE id = ?1")?.execute([job.id, expires_at])?;
+            self.prepare("UPDATE jobs SET expires_at = ?2 WHERE id = ?1")?
+                .execute([job.id, expires_at])?;
         }
         Ok(())
     }
@@ -333,7 +392,13 @@ impl Batch {
 
 impl Job {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, head: row.get(1)?, result: row.get(2)?, expires_at: row.get(3)?, progress: row.get(4)? })
+        Ok(Self {
+            id: row.get(0)?,
+            head: row.get(1)?,
+            result: row.get(2)?,
+            expires_at: row.get(3)?,
+            progress: row.get(4)?,
+        })
     }
 }
 

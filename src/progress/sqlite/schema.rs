@@ -1,4 +1,5 @@
-//! The tables. `user_version` says which form of them a file has; one that we do not know is never written to.
+//! The tables. `user_version` says which form of them a file has; one that we do not know is never
+//! written to.
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -15,7 +16,8 @@ const JOBS: &str = "
         head           TEXT NOT NULL,    -- JSON
         result         TEXT,             -- JSON, once the job has ended
         expires_at     INTEGER NOT NULL, -- Unix milliseconds
-        progress       TEXT,             -- JSON, of a job's only batch; those of other jobs have rows of their own
+        progress       TEXT,             -- JSON, of a job's only batch; those of other jobs have \
+        rows of their own
         progress_ended INTEGER NOT NULL DEFAULT 0,
         progress_epoch INTEGER NOT NULL DEFAULT 0,
         UNIQUE (app, job_id, earlier_deaths)
@@ -82,10 +84,12 @@ pub fn make(connection: &mut Connection) -> Result<(), Failure> {
 pub fn check(connection: &Connection) -> Result<(), Failure> {
     match form(connection)? {
         Form::Ours => Ok(()),
-        Form::First | Form::Second => {
-            Err(Failure::NotOurs("was written by an older version; `groupcast run` brings it up to date".to_owned()))
+        Form::First | Form::Second => Err(Failure::NotOurs(
+            "was written by an older version; `groupcast run` brings it up to date".to_owned(),
+        )),
+        Form::Empty => {
+            Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned()))
         }
-        Form::Empty => Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned())),
     }
 }
 
@@ -96,15 +100,19 @@ pub fn write_version(connection: &Connection) -> rusqlite::Result<()> {
 
 fn form(connection: &Connection) -> Result<Form, Failure> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match version {
         VERSION => Ok(Form::Ours),
         2 => Ok(Form::Second),
         1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),
         newer if newer > VERSION => Err(Failure::NotOurs(format!(
-            "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or set state.url to another file"
+            "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or \
+                set state.url to another file"
         ))),
-        _ => Err(Failure::NotOurs("is the database of something else; set state.url to another file".to_owned())),
+        _ => Err(Failure::NotOurs(
+            "is the database of something else; set state.url to another file".to_owned(),
+        )),
     }
 }

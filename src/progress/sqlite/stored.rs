@@ -1,5 +1,5 @@
-//! A record as it is in the tables. The writer moves its JSON; who asked takes it apart, so that one that is damaged harms
-//! nobody else.
+//! A record as it is in the tables. The writer moves its JSON; who asked takes it apart, so that
+//! one that is damaged harms nobody else.
 
 use super::super::store::{Key, Record};
 
@@ -13,7 +13,8 @@ pub struct StoredRecord {
 
 impl StoredRecord {
     pub fn decode(self) -> Result<Record, serde_json::Error> {
-        let batches = self.batches.into_iter().map(|(batch, json)| Ok((batch, serde_json::from_str(&json)?)));
+        let batches =
+            self.batches.into_iter().map(|(batch, json)| Ok((batch, serde_json::from_str(&json)?)));
         Ok(Record {
             key: self.key,
             head: serde_json::from_str(&self.head)?,

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::job::outcome::BatchOutcome;
 
-const LONG: Retention = Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(1) };
+const LONG: Retention =
+    Retention { ended: Duration::from_hours(1), under_way: Duration::from_hours(1) };
 const NO_TIME: Retention = Retention { ended: Duration::ZERO, under_way: Duration::ZERO };
 
 fn scratch() -> (TempDir, PathBuf) {
@@ -28,7 +29,14 @@ fn opening(job_id: &str) -> Arc<Opening> {
     let received_at = "2026-01-01T00:00:00Z".parse().unwrap();
     Arc::new(Opening {
         key,
-        head: Head { content: "c0".to_owned(), batch_size: 500, within: None, batches: 3, duplicates: 0, received_at },
+        head: Head {
+            content: "c0".to_owned(),
+            batch_size: 500,
+            within: None,
+            batches: 3,
+            duplicates: 0,
+            received_at,
+        },
         epoch: 0,
     })
 }
@@ -55,7 +63,10 @@ fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
         })
         .unzip();
     writer.carry_out(commands);
-    answers.iter_mut().map(|answered| answered.try_recv().expect("an answer").map_err(|why| why.to_string())).collect()
+    answers
+        .iter_mut()
+        .map(|answered| answered.try_recv().expect("an answer").map_err(|why| why.to_string()))
+        .collect()
 }
 
 fn batches(writer: &mut Writer, job_id: &str) -> usize {
@@ -118,7 +129,8 @@ fn a_file_that_was_replaced_is_read_as_it_came() {
 #[test]
 fn a_damaged_file_says_what_to_do_and_works_once_that_is_done() {
     let (_folder, path) = scratch();
-    fs::write(&path, "not a database, and longer than a header of a hundred bytes: ".repeat(20)).unwrap();
+    fs::write(&path, "not a database, and longer than a header of a hundred bytes: ".repeat(20))
+        .unwrap();
     let mut writer = writer(&path, LONG);
     let told = group(&mut writer, vec![Work::Probe]).unwrap_err();
     assert!(told.contains("not a database; move the file away"), "{told}");
@@ -136,7 +148,10 @@ fn a_place_where_no_file_can_be_says_what_to_do() {
     let told = refusal(&folder.path().join("missing/state.db"));
     assert!(told.contains("make its folder, or set state.url"), "{told}");
     let told = refusal(folder.path());
-    assert!(told.contains("let this process write to the file and its folder, or set state.url"), "{told}");
+    assert!(
+        told.contains("let this process write to the file and its folder, or set state.url"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -160,7 +175,10 @@ async fn a_lock_of_another_process_is_waited_for_and_then_told_of() {
 
     let start = Instant::now();
     let told = store.probe().await.unwrap_err().to_string();
-    assert!(told.contains("state.db: database is locked; another process holds the file"), "{told}");
+    assert!(
+        told.contains("state.db: database is locked; another process holds the file"),
+        "{told}"
+    );
     assert!(start.elapsed() < ANSWER_TIMEOUT);
 
     other.execute_batch("ROLLBACK").unwrap();
@@ -173,7 +191,12 @@ fn a_full_disk_undoes_the_group_and_the_next_one_succeeds_when_there_is_space() 
     let mut writer = writer(&path, LONG);
     group(&mut writer, vec![note("before")]).unwrap();
     // SQLite reports a file that may not grow as it does a full disk.
-    writer.file.connection(Durability::Process).unwrap().pragma_update(None, "max_page_count", 8).unwrap();
+    writer
+        .file
+        .connection(Durability::Process)
+        .unwrap()
+        .pragma_update(None, "max_page_count", 8)
+        .unwrap();
     let jobs = || (0..500).map(|number| note(&format!("job-{number}"))).collect();
     let told = group(&mut writer, jobs()).unwrap_err();
     assert!(told.contains("full; free space on its disk"), "{told}");
@@ -195,7 +218,9 @@ async fn what_waits_together_is_committed_together() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let notes = (0..100).map(|batch| {
         let store = store.clone();
-        tokio::spawn(async move { store.note(opening("job"), batch, BatchProgress::default()).await.unwrap() })
+        tokio::spawn(async move {
+            store.note(opening("job"), batch, BatchProgress::default()).await.unwrap()
+        })
     });
     let notes: Vec<_> = notes.collect();
     tokio::task::yield_now().await;
@@ -211,7 +236,9 @@ async fn what_waits_together_is_committed_together() {
 fn only_an_intent_is_on_the_disk_before_its_answer() {
     let (_folder, path) = scratch();
     let mut file = StateFile::new(path, Access::Full);
-    for (durability, synchronous) in [(Durability::Process, 1), (Durability::Machine, 2), (Durability::Process, 1)] {
+    for (durability, synchronous) in
+        [(Durability::Process, 1), (Durability::Machine, 2), (Durability::Process, 1)]
+    {
         let connection = file.connection(durability).unwrap();
         let level: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
         assert_eq!(level, synchronous);
@@ -225,7 +252,11 @@ fn only_an_intent_is_on_the_disk_before_its_answer() {
 #[test]
 fn expired_records_are_removed_in_portions() {
     let (_folder, path) = scratch();
-    group(&mut writer(&path, NO_TIME), (0..1100).map(|number| note(&format!("job-{number}"))).collect()).unwrap();
+    group(
+        &mut writer(&path, NO_TIME),
+        (0..1100).map(|number| note(&format!("job-{number}"))).collect(),
+    )
+    .unwrap();
     let mut writer = writer(&path, LONG);
     group(&mut writer, vec![note("fresh")]).unwrap();
     for left in [601, 101, 1, 1] {
@@ -237,7 +268,9 @@ fn expired_records_are_removed_in_portions() {
 #[test]
 fn records_that_are_kept_for_long_stop_no_removal_of_those_behind_them() {
     let (_folder, path) = scratch();
-    let notes = |kind: &str, count: usize| (0..count).map(|number| note(&format!("{kind}-{number}"))).collect();
+    let notes = |kind: &str, count: usize| {
+        (0..count).map(|number| note(&format!("{kind}-{number}"))).collect()
+    };
     group(&mut writer(&path, LONG), notes("scheduled", 6_000)).unwrap();
     group(&mut writer(&path, NO_TIME), notes("expired", 700)).unwrap();
     let mut writer = writer(&path, LONG);
@@ -258,7 +291,11 @@ fn opening_of_one_batch(job_id: &str) -> Arc<Opening> {
 }
 
 fn ended(calls: u32) -> BatchProgress {
-    BatchProgress { calls, state: BatchState::Ended(BatchOutcome::Sent), ..BatchProgress::default() }
+    BatchProgress {
+        calls,
+        state: BatchState::Ended(BatchOutcome::Sent),
+        ..BatchProgress::default()
+    }
 }
 
 #[tokio::test]
@@ -275,7 +312,11 @@ async fn a_job_of_one_batch_has_a_record_from_its_first_note_on() {
         assert_eq!(noted().await, [(0, progress.clone())]);
     }
     store.note(job.clone(), 0, open.clone()).await.unwrap();
-    assert_eq!((noted().await, count(&path, "batches")), (vec![(0, ended(2))], 0), "it stays as it ended");
+    assert_eq!(
+        (noted().await, count(&path, "batches")),
+        (vec![(0, ended(2))], 0),
+        "it stays as it ended"
+    );
 
     store.complete(job.clone(), answered("{}")).await.unwrap();
     store.note(job.clone(), 0, open).await.unwrap();
@@ -288,9 +329,15 @@ async fn a_job_of_one_batch_that_is_split_again_stands_as_its_new_batches_do() {
     let (_folder, path) = scratch();
     let store = SqliteStore::new(path, LONG);
     let job = opening_of_one_batch("job");
-    store.note(job.clone(), 0, BatchProgress { calls: 1, ..BatchProgress::default() }).await.unwrap();
-    let split =
-        Arc::new(Opening { head: Head { batch_size: 50, batches: 10, ..job.head.clone() }, key: job.key.clone(), epoch: 0 });
+    store
+        .note(job.clone(), 0, BatchProgress { calls: 1, ..BatchProgress::default() })
+        .await
+        .unwrap();
+    let split = Arc::new(Opening {
+        head: Head { batch_size: 50, batches: 10, ..job.head.clone() },
+        key: job.key.clone(),
+        epoch: 0,
+    });
     store.split_again(split.clone(), vec![(3, ended(1))]).await.unwrap();
     store.note(job, 0, ended(1)).await.unwrap();
     assert_eq!(store.open(split).await.unwrap().batches, [(3, ended(1))]);
@@ -303,12 +350,15 @@ fn a_file_of_the_first_form_is_brought_up_to_date() {
     connection
         .execute_batch(
             "CREATE TABLE jobs (
-                id INTEGER PRIMARY KEY, app TEXT NOT NULL, job_id TEXT NOT NULL, earlier_deaths INTEGER NOT NULL,
-                head TEXT NOT NULL, result TEXT, expires_at INTEGER NOT NULL, UNIQUE (app, job_id, earlier_deaths)
+                id INTEGER PRIMARY KEY, app TEXT NOT NULL, job_id TEXT NOT NULL, earlier_deaths \
+                INTEGER NOT NULL,
+                head TEXT NOT NULL, result TEXT, expires_at INTEGER NOT NULL, UNIQUE (app, job_id, \
+                earlier_deaths)
              ) STRICT;
              CREATE INDEX jobs_by_expiry ON jobs (expires_at);
              CREATE TABLE batches (
-                job INTEGER NOT NULL, batch INTEGER NOT NULL, progress TEXT NOT NULL, ended INTEGER NOT NULL,
+                job INTEGER NOT NULL, batch INTEGER NOT NULL, progress TEXT NOT NULL, ended \
+                INTEGER NOT NULL,
                 PRIMARY KEY (job, batch)
              ) STRICT, WITHOUT ROWID;
              INSERT INTO jobs VALUES (1, 'chat', 'job', 0, '{}', NULL, 9000000000000);
@@ -317,18 +367,28 @@ fn a_file_of_the_first_form_is_brought_up_to_date() {
         )
         .unwrap();
     drop(connection);
-    let told = group(&mut Writer::new(StateFile::new(path.clone(), Access::ReadOnly), LONG), vec![Work::Probe]).unwrap_err();
+    let told = group(
+        &mut Writer::new(StateFile::new(path.clone(), Access::ReadOnly), LONG),
+        vec![Work::Probe],
+    )
+    .unwrap_err();
     assert!(told.contains("`groupcast run` brings it up to date"), "{told}");
     let mut writer = writer(&path, LONG);
     assert_eq!(batches(&mut writer, "job"), 1);
-    group(&mut writer, vec![Work::Note { opening: opening_of_one_batch("other"), batch: Batch::new(0, ended(1)) }]).unwrap();
+    group(
+        &mut writer,
+        vec![Work::Note { opening: opening_of_one_batch("other"), batch: Batch::new(0, ended(1)) }],
+    )
+    .unwrap();
     assert_eq!(count(&path, "jobs"), 2);
 }
 
 #[tokio::test]
 async fn who_only_reads_makes_no_file_and_changes_none() {
     let (_folder, path) = scratch();
-    let find = async || SqliteStore::existing(path.clone()).find("chat".to_owned(), "job".to_owned()).await;
+    let find = async || {
+        SqliteStore::existing(path.clone()).find("chat".to_owned(), "job".to_owned()).await
+    };
     let told = find().await.unwrap_err().to_string();
     assert!(told.contains("state.db: No such file"), "{told}");
     assert!(!path.exists());

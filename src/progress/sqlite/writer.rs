@@ -1,4 +1,5 @@
-//! The thread that owns the file: takes a command and all that wait behind it, and carries them out in one transaction.
+//! The thread that owns the file: takes a command and all that wait behind it, and carries them out
+//! in one transaction.
 //!
 //! Either all of a group happens and is answered for, or none of it.
 
@@ -70,7 +71,11 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(number: u32, progress: BatchProgress) -> Self {
-        Self { number, json: serde_json::to_string(&progress).expect("progress is always JSON"), state: progress.state }
+        Self {
+            number,
+            json: serde_json::to_string(&progress).expect("progress is always JSON"),
+            state: progress.state,
+        }
     }
 }
 
@@ -130,14 +135,18 @@ impl Writer {
 
     fn transact(&mut self, group: &[Command]) -> Result<Vec<Done>, Failure> {
         let outlives_the_machine = group.iter().any(|command| command.work.outlives_the_machine());
-        let durability = if outlives_the_machine { Durability::Machine } else { Durability::Process };
+        let durability =
+            if outlives_the_machine { Durability::Machine } else { Durability::Process };
         let behavior = match self.file.access() {
             Access::Full => TransactionBehavior::Immediate,
             Access::ReadOnly => TransactionBehavior::Deferred,
         };
         let transaction = self.file.connection(durability)?.transaction_with_behavior(behavior)?;
         let records = Records::new(&transaction, now(), self.retention);
-        let done = group.iter().map(|command| records.carry_out(&command.work)).collect::<Result<_, _>>()?;
+        let done = group
+            .iter()
+            .map(|command| records.carry_out(&command.work))
+            .collect::<Result<_, _>>()?;
         transaction.commit()?;
         Ok(done)
     }
@@ -156,7 +165,8 @@ impl Writer {
                 self.more_to_remove = false;
                 self.removed_up_to = 0;
             }
-            // Records that are kept for longer may stand before those that have expired: the next look goes on from here.
+            // Records that are kept for longer may stand before those that have expired: the next
+            // look goes on from here.
             Ok(Removed { count, up_to }) => {
                 self.more_to_remove = count > 0;
                 self.removed_up_to = up_to.unwrap_or(0);
@@ -167,14 +177,16 @@ impl Writer {
                 self.more_to_remove = false;
             }
         }
-        self.next_removal = now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
+        self.next_removal =
+            now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
     }
 
     fn remove_some(&mut self, now: i64) -> Result<Removed, Failure> {
         let after = self.removed_up_to;
         let connection = self.file.connection(Durability::Process)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let removed = Records::new(&transaction, now, self.retention).remove_expired(after, MAX_REMOVED)?;
+        let removed =
+            Records::new(&transaction, now, self.retention).remove_expired(after, MAX_REMOVED)?;
         transaction.commit()?;
         Ok(removed)
     }

@@ -1,8 +1,10 @@
-//! A partition of the broker: the node of the active consumer loses its peers, and its client stays connected.
+//! A partition of the broker: the node of the active consumer loses its peers, and its client stays
+//! connected.
 //!
-//! The other nodes take the consumer's deliveries back, and the next consumer gets them. The consumer that is cut off keeps
-//! them all the same, and it is delivered copies of the jobs that waited. Its node can commit nothing: what it acknowledges
-//! or gives back is lost. When the nodes meet again, its subscription ends.
+//! The other nodes take the consumer's deliveries back, and the next consumer gets them. The
+//! consumer that is cut off keeps them all the same, and it is delivered copies of the jobs that
+//! waited. Its node can commit nothing: what it acknowledges or gives back is lost. When the nodes
+//! meet again, its subscription ends.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -34,11 +36,14 @@ impl Broker {
 
     fn cut_off(&mut self, publisher_too: bool) {
         let copies: VecDeque<Message> = self.jobs.clone();
-        let Some(active) = self.consumers.iter_mut().find(|consumer| consumer.is_active()) else { return };
+        let Some(active) = self.consumers.iter_mut().find(|consumer| consumer.is_active()) else {
+            return;
+        };
         active.cut_off = Some(copies);
         let held = active.unacknowledged.values().map(|(message, _)| message.clone()).collect();
         let publishes_in_vain = publisher_too.then(|| active.life.clone());
-        self.partition = Partition { publishes_in_vain, began_at: Some(Instant::now()), ended_at: None };
+        self.partition =
+            Partition { publishes_in_vain, began_at: Some(Instant::now()), ended_at: None };
         self.take_back(held);
         self.changed.notify_waiters();
     }
@@ -65,6 +70,11 @@ impl Shared {
 
     /// Whether the broker cannot confirm what this process publishes.
     pub(super) fn publishes_in_vain(&self, life: &Arc<Life>) -> bool {
-        self.lock().broker.partition.publishes_in_vain.as_ref().is_some_and(|cut_off| Arc::ptr_eq(cut_off, life))
+        self.lock()
+            .broker
+            .partition
+            .publishes_in_vain
+            .as_ref()
+            .is_some_and(|cut_off| Arc::ptr_eq(cut_off, life))
     }
 }
