@@ -1,4 +1,4 @@
-//! What the status page shows, as it is now.
+//! The contents of the status page at this moment.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{journey::failures::Failure, send::HeldJob, subscribe::consume::Subscribed};
 
-/// Of many jobs the page shows those with the most calls left.
+/// If there are more jobs, the page shows those with the most calls left.
 const MAX_JOBS: usize = 20;
 
 #[derive(Debug, Serialize)]
@@ -24,18 +24,19 @@ pub struct Status {
     activity: BTreeMap<String, Activity>,
 }
 
-/// What goes on in an app.
+/// What an app is doing.
 #[derive(Debug, Serialize)]
 struct Activity {
-    /// It is idle, or stands by while another replica has the jobs: the broker does not say which.
+    /// The app is idle, or this replica stands by while another has the jobs. The broker does not
+    /// say which.
     no_job_yet: bool,
     paused_by_operator: bool,
     calls_per_second_limit: u32,
-    /// The present pace, lower after answers that say "slow down".
+    /// The current rate limit. It is lower after answers that say "slow down".
     calls_per_second_allowed: f64,
-    /// Calls that left in each of the last seconds, the oldest first.
+    /// Calls sent in each of the last seconds, the oldest first.
     calls: Vec<u32>,
-    /// Messages in the jobs queue that nobody holds; `null` if not known.
+    /// Messages in the jobs queue that are not delivered to a consumer; `null` if not known.
     jobs_waiting: Option<u32>,
     /// Messages in the wait queues: parked and scheduled jobs.
     jobs_parked: Option<u32>,
@@ -43,7 +44,7 @@ struct Activity {
     results_unrouted: Option<u32>,
     jobs_held: usize,
     calls_left: u64,
-    /// Until the held jobs are sent, if every call is accepted.
+    /// Time until the held jobs are sent, if the API accepts every call.
     eta_seconds: Option<f64>,
     jobs: Vec<ShownJob>,
     failures: Vec<Failure>,
@@ -56,7 +57,7 @@ struct ShownJob {
     eta_seconds: Option<f64>,
 }
 
-/// How many messages were in an app's queues a moment ago, where that is known.
+/// How many messages were in an app's queues at the last count, if known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Queues {
     pub jobs: Option<u32>,
@@ -83,7 +84,7 @@ impl Status {
 
 impl Activity {
     async fn of(app: &ShownApp, calls: Vec<u32>, queues: Queues) -> Self {
-        let mut held = app.pipeline.held().await;
+        let mut held = app.pipeline.held();
         held.sort_by_key(|job| std::cmp::Reverse(left(job)));
         let rate = app.pipeline.calls_per_second();
         let seconds = |calls: u64| (rate > 0.0).then(|| calls as f64 / rate);
@@ -121,8 +122,8 @@ fn left(job: &HeldJob) -> u64 {
     u64::from(job.batches - job.batches_ended)
 }
 
-/// Jobs take turns: until one with so many calls left is done, each other one has had as many, or
-/// all of its own.
+/// Jobs take turns. When a job with `of_this` calls left is done, each other job has made as many
+/// calls, or all of its own.
 fn calls_until_done(of_this: u64, held: &[HeldJob]) -> u64 {
     held.iter().map(|job| left(job).min(of_this)).sum()
 }

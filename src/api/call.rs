@@ -1,7 +1,7 @@
-//! One HTTP request to the API. Nothing else calls it.
+//! Makes one HTTP request to the API. No other code calls the API.
 //!
-//! The URL carries the UserSig, so no error that leaves here carries the URL, and redirects are
-//! never followed.
+//! The URL contains the UserSig. So no error that leaves this module contains the URL, and the
+//! client never follows redirects.
 
 use std::{
     error::Error as _,
@@ -16,28 +16,27 @@ use std::{
 use super::{answer::parse, classify::Answer, target::Target};
 use crate::config::App;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 
-/// The API's answers have about 100 bytes; more than this is something else's.
+/// The API's answers have about 100 bytes. A larger answer comes from another server.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// What the dispatcher calls: the API, or in tests a stand-in without sockets.
+/// The API as the sending of jobs sees it. Tests replace it with a stand-in without sockets.
 pub trait Api: Send + Sync + 'static {
-    /// Sends one request body. `on_write` has the last word when the connection is there and the
-    /// request is to be written.
-    fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> impl Future<Output = Answer> + Send;
+    /// Sends one request body. When the connection is open and the request is about to be written,
+    /// `on_write` decides whether to send it.
+    fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer>;
 
-    /// The API refused the UserSig: the next call makes a new one, with a key that is read again if
-    /// it is in a file.
+    /// Call this when the API has refused the UserSig. The next call makes a new one. If the key is
+    /// in a file, the daemon reads the file again first.
     fn renew_user_sig(&self);
 }
 
-/// Asked once, at the moment of writing.
-pub trait OnWrite: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static {}
+/// Called once, when the request is about to be written.
+pub type OnWrite = Box<dyn FnOnce() -> AtWrite + Send + Sync>;
 
-impl<F: FnOnce() -> AtWrite + Send + Sync + Unpin + 'static> OnWrite for F {}
-
-/// Whether a request that could be written now should be.
+/// Whether to send a request that is about to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtWrite {
     Send,
@@ -52,13 +51,13 @@ impl Caller {
         Ok(Self(RwLock::new(Arc::new(Target::of(app)?))))
     }
 
-    /// What the calls of another configuration would go to. The connections and the UserSig are
-    /// kept if they serve it too.
+    /// The target for another configuration. It reuses the connections and the UserSig if they
+    /// still fit.
     pub fn target_of(&self, app: &App) -> Result<Target, reqwest::Error> {
         self.target().for_app(app)
     }
 
-    /// From the next call on. Calls under way stay what they are.
+    /// Sets the target from the next call on. Calls in flight keep the old one.
     pub fn aim_at(&self, target: Target) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
     }
@@ -69,33 +68,35 @@ impl Caller {
 }
 
 impl Api for Caller {
-    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
-        let fate = Arc::new(Fate::default());
-        let fate_of_body = fate.clone();
-        let on_write = move || match fate_of_body.settle(AT_WRITE) {
-            Ok(()) => {
-                let decision = on_write();
-                if decision == AtWrite::Withdraw {
-                    fate_of_body.0.store(WITHDRAWN, Ordering::Release);
+    fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let fate = Arc::new(Fate::default());
+            let fate_of_body = fate.clone();
+            let on_write = move || match fate_of_body.settle(AT_WRITE) {
+                Ok(()) => {
+                    let decision = on_write();
+                    if decision == AtWrite::Withdraw {
+                        fate_of_body.0.store(WITHDRAWN, Ordering::Release);
+                    }
+                    decision
                 }
-                decision
-            }
-            Err(_) => AtWrite::Withdraw,
-        };
-        let body = WatchedBody { bytes: Some(body.into()), on_write: Some(on_write) };
-        let target = self.target();
-        let user_sig = target.user_sig().await;
-        let (address, request) = target.request(&user_sig);
-        let answer = match request.body(reqwest::Body::wrap(body)).send().await {
-            Ok(response) => read(response, &user_sig).await,
-            Err(error) => match fate.settle(GIVEN_UP) {
-                Ok(()) => Answer::NotSent { why: target.why_not_reached(address, error) },
-                Err(WITHDRAWN) => Answer::Withdrawn,
-                Err(_) => Answer::NoAnswer { info: describe(error) },
-            },
-        };
-        target.learn(address, &answer);
-        answer
+                Err(_) => AtWrite::Withdraw,
+            };
+            let body = WatchedBody { bytes: Some(body.into()), on_write: Some(Box::new(on_write)) };
+            let target = self.target();
+            let user_sig = target.user_sig().await;
+            let (address, request) = target.request(&user_sig);
+            let answer = match request.body(reqwest::Body::wrap(body)).send().await {
+                Ok(response) => read(response, &user_sig).await,
+                Err(error) => match fate.settle(GIVEN_UP) {
+                    Ok(()) => Answer::NotSent { why: target.why_not_reached(address, error) },
+                    Err(WITHDRAWN) => Answer::Withdrawn,
+                    Err(_) => Answer::NoAnswer { info: describe(error) },
+                },
+            };
+            target.learn(address, &answer);
+            answer
+        })
     }
 
     fn renew_user_sig(&self) {
@@ -128,7 +129,7 @@ async fn read(mut response: reqwest::Response, user_sig: &str) -> Answer {
     parse(http_status, &body, user_sig)
 }
 
-/// An error with its causes and without its URL.
+/// The text of an error with its causes and without its URL.
 pub(super) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -145,23 +146,23 @@ const AT_WRITE: u8 = 1;
 const WITHDRAWN: u8 = 2;
 const GIVEN_UP: u8 = 3;
 
-/// What became of a request. The first of the two that decide it sets it: the write, or the caller
-/// that stops waiting.
+/// What became of a request. The first of two events decides it: the body is written, or the call
+/// gives up.
 #[derive(Default)]
 struct Fate(AtomicU8);
 
 impl Fate {
-    /// Fails with what it is already.
+    /// Returns the present value as the error if it is already settled.
     fn settle(&self, fate: u8) -> Result<(), u8> {
         self.0.compare_exchange(UNDECIDED, fate, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 }
 
-/// A request body that tells when it is taken to be written: then the connection stands and the
-/// bytes leave.
-struct WatchedBody<F> {
+/// A request body that calls `on_write` when the HTTP client takes it. At that moment the
+/// connection is open and the client writes the bytes.
+struct WatchedBody {
     bytes: Option<Bytes>,
-    on_write: Option<F>,
+    on_write: Option<OnWrite>,
 }
 
 /// The request was withdrawn before any of it was written.
@@ -169,7 +170,7 @@ struct WatchedBody<F> {
 #[error("withdrawn before it was sent")]
 struct Withdrawn;
 
-impl<F: OnWrite> Body for WatchedBody<F> {
+impl Body for WatchedBody {
     type Data = Bytes;
     type Error = Withdrawn;
 

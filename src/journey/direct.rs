@@ -43,12 +43,12 @@ pub async fn deliver_directly(
         lease: Lease::unlimited(),
         entry: None,
         batches: Vec::new(),
-        told: Some(told),
+        advance: Some(told),
         span: Span::none(),
     };
     loop {
         let Submission { job, envelope, .. } = &submission;
-        match dispatcher.send(submission.clone()).await {
+        match dispatcher.send(&submission).await {
             Ok(Ending::Finished(report)) => {
                 return Ok(JobResult::finished(name, envelope, job, &report, clock::now()));
             }

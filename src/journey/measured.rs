@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::{
@@ -13,24 +14,26 @@ use crate::{
     journey::meter::Meter,
 };
 
-pub struct Measured<A> {
-    api: Arc<A>,
+pub struct Measured {
+    api: Arc<dyn Api>,
     meter: Arc<Meter>,
 }
 
-impl<A> Measured<A> {
-    pub fn new(api: Arc<A>, meter: Arc<Meter>) -> Self {
+impl Measured {
+    pub fn new(api: Arc<dyn Api>, meter: Arc<Meter>) -> Self {
         Self { api, meter }
     }
 }
 
-impl<A: Api> Api for Measured<A> {
-    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
-        let _in_flight = self.meter.has_a_call_in_flight();
-        let started = Instant::now();
-        let answer = self.api.call(body, on_write).await;
-        self.meter.count_call(&answer, started.elapsed());
-        answer
+impl Api for Measured {
+    fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let _in_flight = self.meter.has_a_call_in_flight();
+            let started = Instant::now();
+            let answer = self.api.call(body, on_write).await;
+            self.meter.count_call(&answer, started.elapsed());
+            answer
+        })
     }
 
     fn renew_user_sig(&self) {

@@ -213,26 +213,26 @@ impl Work for Pipeline {
             warn!(
                 app = self.app,
                 "the broker takes jobs back that are not acknowledged within {timeout:?} \
-                    (consumer_timeout). From now on a job is held \
-                 for {held_at_most:?} at most, then parked. Raise consumer_timeout at the broker, \
-                 or set retry.hold to a third of it"
+                    (consumer_timeout). From now on a job is held for {held_at_most:?} at most, \
+                    then parked. Raise consumer_timeout at the broker, or set retry.hold to a \
+                    third of it"
             );
             self.dispatcher.hold_at_most(held_at_most);
         }
     }
 
-    async fn let_go(&self) {
+    fn calls_have_ended(&self) {
         self.tenure.end();
-        self.dispatcher.let_go().await;
+        self.dispatcher.begin_idle_time();
     }
 }
 
 impl Pipeline {
-    pub fn new<A: Api>(
+    pub fn new(
         name: &str,
         app: &App,
         max_job_bytes: u64,
-        api: Arc<A>,
+        api: Arc<dyn Api>,
         publisher: Publisher,
         progress: Progress,
     ) -> Self {
@@ -455,8 +455,15 @@ impl Pipeline {
             ));
         }
         let (job, envelope, lease) = (Arc::new(job), Arc::new(envelope), lease.clone());
-        let submission =
-            Submission { job, envelope, lease, entry, batches, told: None, span: Span::current() };
+        let submission = Submission {
+            job,
+            envelope,
+            lease,
+            entry,
+            batches,
+            advance: None,
+            span: Span::current(),
+        };
         self.send(submission, fingerprint, properties).await
     }
 
@@ -469,7 +476,7 @@ impl Pipeline {
         properties: &BasicProperties,
     ) -> Result<Owed, Interrupted> {
         loop {
-            let sent = self.dispatcher.send(submission.clone()).await;
+            let sent = self.dispatcher.send(&submission).await;
             let Submission { job, envelope, entry, lease, .. } = &submission;
             let ending = match sent {
                 Err(Unfinished::Store(_)) if envelope.redeliveries >= RETURNED_AT_MOST => {
@@ -526,9 +533,8 @@ impl Pipeline {
             warn!(
                 app = self.app,
                 "the API does not take batches of up to {} recipients (code 10005); jobs go on in \
-                    batches of {SMALL_BATCH} at most. \
-                 Set batch_size = {SMALL_BATCH} for this app, or each start costs some refused \
-                 calls again",
+                    batches of {SMALL_BATCH} at most. Set batch_size = {SMALL_BATCH} for this app, \
+                    or each start costs some refused calls again",
                 submission.job.cut().batch_size,
             );
         }

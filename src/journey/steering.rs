@@ -52,8 +52,8 @@ impl Pipeline {
     }
 
     /// The jobs that are being sent.
-    pub async fn held(&self) -> Vec<HeldJob> {
-        self.dispatcher.held().await
+    pub fn held(&self) -> Vec<HeldJob> {
+        self.dispatcher.held()
     }
 
     /// The last jobs that were not sent whole, the newest first.

@@ -1,44 +1,40 @@
-//! What the rest of the crate has of an app's dispatcher: it starts one, hands it jobs, and sees
-//! how its calls fare.
+//! What the rest of the crate has of the sending: it starts one dispatcher for each app, gives it
+//! jobs, and sees how the app's calls fare.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{sync::watch, task::JoinSet};
 use tracing::error;
 
-use super::{Dispatch, Ending, HeldJob, Submission, Supervision, Unfinished, condition::Condition};
+use super::{
+    Ending, HeldJob, Submission, Supervision, Unfinished, condition::Condition, gate::Gate,
+    job::SendingJob,
+};
 use crate::{
     api::call::Api,
+    clock,
     config::{App, Pause, Retry},
     pace::Pacer,
 };
 
-/// Jobs handed over and not yet taken up.
-const INBOX: usize = 64;
 /// A third of the time after which brokers commonly take deliveries back. A job that is split again
 /// is taken up twice.
 const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
-/// Hands jobs to an app's dispatcher.
-#[derive(Clone)]
+/// Sends the jobs of one app.
 pub struct Dispatcher {
-    commands: mpsc::Sender<Command>,
-    tuning: Arc<watch::Sender<Tuning>>,
+    gate: Arc<Gate>,
+    tuning: watch::Sender<Tuning>,
     condition: watch::Receiver<Condition>,
-}
-
-pub(super) enum Command {
-    Send(Submission, oneshot::Sender<Result<Ending, Unfinished>>),
-    /// Let go of jobs whose lease no longer allows calls.
-    LetGo,
-    Tell(oneshot::Sender<Vec<HeldJob>>),
+    /// Ends with this.
+    _driver: JoinSet<()>,
 }
 
 /// What a dispatcher works with.
-pub struct Settings<A> {
+pub struct Settings {
     pub app: String,
-    pub api: Arc<A>,
+    pub api: Arc<dyn Api>,
     pub pacer: Pacer,
     pub supervision: Supervision,
     /// Whether the outcome of a call that starts now could be told and recorded.
@@ -49,9 +45,9 @@ pub struct Settings<A> {
     pub is_halted: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-impl<A> Settings<A> {
+impl Settings {
     /// For a caller who waits, and works alone.
-    pub fn attended(app: &str, api: Arc<A>, pacer: Pacer) -> Self {
+    pub fn attended(app: &str, api: Arc<dyn Api>, pacer: Pacer) -> Self {
         Self {
             app: app.to_owned(),
             api,
@@ -88,31 +84,26 @@ impl Tuning {
 }
 
 impl Dispatcher {
-    /// Runs until the last handle is dropped. A panic ends the jobs that were being sent, not the
-    /// dispatcher.
-    pub fn start<A: Api>(settings: Settings<A>, tuning: Tuning) -> Self {
-        let (sender, mut inbox) = mpsc::channel(INBOX);
-        let settings = Arc::new(settings);
+    pub fn start(settings: Settings, tuning: Tuning) -> Self {
         let (tuning, tuned) = watch::channel(tuning);
-        let (told, condition) = watch::channel(Condition::Working);
-        let told = Arc::new(told);
-        tokio::spawn(async move {
-            let dispatch = || Dispatch::new(settings.clone(), tuned.clone(), told.clone());
-            while AssertUnwindSafe(dispatch().run(&mut inbox)).catch_unwind().await.is_err() {
-                error!("the dispatcher panicked; its jobs come again");
+        let (announced, condition) = watch::channel(Condition::Working);
+        let gate = Arc::new(Gate::new(settings, tuned, announced));
+        let mut driver = JoinSet::new();
+        let to_drive = gate.clone();
+        driver.spawn(async move {
+            while AssertUnwindSafe(to_drive.clone().drive()).catch_unwind().await.is_err() {
+                error!("the driver of an app's calls panicked; it starts anew");
             }
         });
-        Self { commands: sender, tuning: Arc::new(tuning), condition }
+        Self { gate, tuning, condition, _driver: driver }
     }
 
     /// Sends a job's batches and says how that ended.
-    pub async fn send(&self, submission: Submission) -> Result<Ending, Unfinished> {
-        let (done, ending) = oneshot::channel();
-        self.commands.send(Command::Send(submission, done)).await.map_err(|_| Unfinished::LetGo)?;
-        ending.await.map_err(|_| Unfinished::LetGo)?
+    pub async fn send(&self, submission: &Submission) -> Result<Ending, Unfinished> {
+        SendingJob::new(&self.gate, submission).run().await
     }
 
-    /// Holds for what is decided from now on; a changed pace is noticed too.
+    /// Works by other values from now on.
     pub fn tune(&self, tuning: Tuning) {
         self.tuning.send_modify(|present| {
             let held_at_most = present.held_at_most;
@@ -129,18 +120,15 @@ impl Dispatcher {
         self.tuning.borrow().held_at_most
     }
 
-    /// Lets go of the jobs whose lease no longer allows calls.
-    pub async fn let_go(&self) {
-        let _ = self.commands.send(Command::LetGo).await;
+    /// The app has no subscription, and so no jobs: from now on the time does not count towards
+    /// giving a batch up.
+    pub fn begin_idle_time(&self) {
+        self.gate.lock().idle.begin(clock::now());
     }
 
     /// The jobs that are being sent.
-    pub async fn held(&self) -> Vec<HeldJob> {
-        let (answer, told) = oneshot::channel();
-        match self.commands.send(Command::Tell(answer)).await {
-            Ok(()) => told.await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        }
+    pub fn held(&self) -> Vec<HeldJob> {
+        self.gate.held()
     }
 
     /// How the app's calls fare, now and from now on.

@@ -83,7 +83,7 @@ mod tests {
             lease: Lease::unlimited(),
             entry: None,
             batches: Vec::new(),
-            told: None,
+            advance: None,
             span: tracing::Span::none(),
         }
     }

@@ -26,8 +26,8 @@ pub struct Submission {
     pub entry: Option<Entry>,
     /// How far it has come before.
     pub batches: Vec<(u32, BatchProgress)>,
-    /// Told how far it has come.
-    pub told: Option<watch::Sender<Advance>>,
+    /// Shows how far it has come.
+    pub advance: Option<watch::Sender<Advance>>,
     /// What the spans of its batches belong to.
     pub span: Span,
 }

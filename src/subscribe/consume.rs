@@ -145,8 +145,8 @@ pub trait Work: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// The broker takes deliveries back that are not acknowledged within this time.
     fn acknowledge_within(&self, _timeout: Duration) {}
-    /// Leases no longer allow calls: let their jobs go.
-    fn let_go(&self) -> impl Future<Output = ()> + Send;
+    /// The subscription's leases no longer allow calls.
+    fn calls_have_ended(&self);
 }
 
 /// Whether an app has a subscription, for whoever watches.
@@ -360,7 +360,7 @@ async fn hand_out<S: Subscription, W: Work>(
     }
     // Before the broker hears of it: from then on a standby replica may call.
     calls_end.cancel();
-    work.let_go().await;
+    work.calls_have_ended();
     if let Ended::Lost(_) = ended
         && let Some(timeout) =
             subscription.acknowledgement_timeout(&OldestDeliveries::among(&in_hand)).await
@@ -377,8 +377,9 @@ async fn hand_out<S: Subscription, W: Work>(
     if drained.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
         lost.cancel();
-        // A job can wait for its record as long as the store is away.
-        tasks.shutdown().await;
+        // A job waits for its record as long as the store is away, without any right to calls. If
+        // it were aborted, an outcome that is known would not be recorded.
+        tasks.detach_all();
     }
     ended
 }

@@ -154,8 +154,7 @@ pub async fn serves_one_consumer(
         Ok(_) => Ok(Err(Diagnosis::new(
             format!("{queue} serves several consumers at once"),
             "make it a quorum queue with x-single-active-consumer = true, as `groupcast topology` \
-                prints it, then start the daemon \
-             again",
+                prints it, then start the daemon again",
         ))),
     }
 }
@@ -368,8 +367,8 @@ mod tests {
     #[test]
     fn the_time_in_which_to_acknowledge_is_read_from_the_brokers_words() {
         let told = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout \
-            value used: 60000 ms. This timeout \
-                    value can be configured, see consumers doc guide to learn more";
+            value used: 60000 ms. This timeout value can be configured, see consumers doc guide to \
+            learn more";
         assert_eq!(timeout_in(told), Some(Duration::from_secs(60)));
         for other in [
             "PRECONDITION_FAILED - unknown delivery tag 80",

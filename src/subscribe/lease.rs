@@ -62,6 +62,11 @@ impl Lease {
             || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
     }
 
+    /// Returns when no further call may start.
+    pub async fn until_calls_end(&self) {
+        self.calls_end.cancelled().await;
+    }
+
     /// Runs `work` unless the lease is lost before it is done.
     pub async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, BrokerLost> {
         self.lost

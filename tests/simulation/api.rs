@@ -1,5 +1,5 @@
-//! The API in memory. It knows of each batch what really happened, and checks each call at the
-//! moment it is written.
+//! The API in memory. It knows what really happened to each batch, and checks each call when it is
+//! written.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
@@ -30,23 +31,24 @@ use crate::{
 
 /// The clocks of the daemon and of this file round differently.
 const ROUNDING: Duration = Duration::from_millis(3);
-/// After that no call may leave.
+/// How long a process may know an outcome that is not recorded. After that it must make no call.
 const UNRECORDED_AT_MOST: Duration = Duration::from_millis(1003);
 
-/// For how long the store's word counts that no other replica has the jobs.
+/// How long the store's confirmation is valid that no other replica has the jobs.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub struct Api {
     /// The calls of the last second, and who made them.
     arrivals: VecDeque<(Instant, Arc<Life>)>,
-    /// By group and first recipient.
+    /// The batches, by group and first recipient.
     pub batches: BTreeMap<(String, String), Facts>,
-    /// Calls of batches of jobs with an id that had been accepted before.
+    /// Repeated calls of accepted batches, of jobs with an id.
     repeats: usize,
     /// When a group was first called for.
     first_tried: BTreeMap<String, Instant>,
-    /// Calls, reached or not, in the part of an episode that comes after all other trouble.
+    /// Calls during an episode after all other trouble has ended, even those that did not reach the
+    /// API.
     pub calls_in_vain: u32,
 }
 
@@ -56,20 +58,20 @@ pub struct Facts {
     pub calls: u32,
     pub accepted: u32,
     pub refused: bool,
-    /// How often it met a fault of the account.
+    /// How often the batch got a fault of the account.
     pub account_refusals: u32,
-    /// Whether it met one after its group had been tried for as long as a batch is.
+    /// Whether the batch got one after its group had been tried for as long as a batch is.
     pub refused_late: bool,
     /// Whether a call was accepted and its answer was on its way.
     is_accepted: bool,
-    /// A call had an outcome that the daemon could not know.
+    /// Whether a call had an outcome that the daemon could not know.
     pub in_doubt: bool,
     written_at: Option<Instant>,
-    /// When the call was written that the daemon was then told is accepted.
+    /// When the call was written about which the daemon was told that it is accepted.
     told_of: Option<Instant>,
     /// Which process was told so, and when.
     told_to: Option<(Arc<Life>, Instant)>,
-    /// When the last call was written that was accepted, or that nobody knows of.
+    /// When the last call was written that was accepted, or whose outcome the daemon does not know.
     doubtful_since: Option<Instant>,
 }
 
@@ -99,56 +101,64 @@ enum Outcome {
 }
 
 impl crate::api::call::Api for SimulatedApi {
-    async fn call(&self, body: Vec<u8>, on_write: impl OnWrite) -> Answer {
-        let request: Request = serde_json::from_slice(&body).expect("JSON");
-        let faults = &self.world.scenario().faults;
-        // A connection's handshake, at times.
-        if self.world.coin() {
-            sleep(self.world.up_to(Duration::from_millis(200))).await;
-        }
-        self.life.goes_on().await;
-        self.world.lock().api.first_tried.entry(request.group.clone()).or_insert_with(Instant::now);
-        let episode = self.episode();
-        if matches!(episode, Some(EpisodeKind::Unreachable)) && self.world.coin() {
-            return Answer::NotSent { why: Diagnosis::unknown("no route") };
-        }
-        if self.world.happens(faults.api_no_effect / 2.0) {
-            return Answer::NotSent { why: Diagnosis::unknown("connection refused") };
-        }
-        if self.world.has(Defect::RecordBeforeAnswer) {
-            self.record_as_sent(&request);
-        }
-        if on_write() == AtWrite::Withdraw {
-            return Answer::Withdrawn;
-        }
-        let outcome = match episode {
-            Some(EpisodeKind::Unreachable) => Outcome::LostUnheard,
-            Some(EpisodeKind::Refused(code)) => Outcome::RefusedAll(code),
-            None if self.world.scenario().filtered.as_ref() == Some(&request.group) => {
-                Outcome::Account
+    fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let request: Request = serde_json::from_slice(&body).expect("JSON");
+            let faults = &self.world.scenario().faults;
+            // Sometimes the call needs a connection's handshake.
+            if self.world.coin() {
+                sleep(self.world.up_to(Duration::from_millis(200))).await;
             }
-            None => self.outcome(),
-        };
-        if request.group.starts_with("groupcast-probe") {
-            self.check_pace();
             self.life.goes_on().await;
-            return match outcome {
-                Outcome::Accepted => self.answered(&request, &Outcome::Refused),
-                _ => self.answered(&request, &outcome),
-            };
-        }
-        self.written(&request, &outcome);
-        let answer_after = match outcome {
-            Outcome::AcceptedUnheard | Outcome::LostUnheard => {
-                self.world.scenario().app.request_timeout
+            self.world
+                .lock()
+                .api
+                .first_tried
+                .entry(request.group.clone())
+                .or_insert_with(Instant::now);
+            let episode = self.episode();
+            if matches!(episode, Some(EpisodeKind::Unreachable)) && self.world.coin() {
+                return Answer::NotSent { why: Diagnosis::unknown("no route") };
             }
-            _ => self.world.up_to(
-                Duration::from_millis(50) + Duration::from_millis(1800).mul_f64(faults.slowness),
-            ),
-        };
-        sleep(answer_after).await;
-        self.life.goes_on().await;
-        self.answered(&request, &outcome)
+            if self.world.happens(faults.api_no_effect / 2.0) {
+                return Answer::NotSent { why: Diagnosis::unknown("connection refused") };
+            }
+            if self.world.has(Defect::RecordBeforeAnswer) {
+                self.record_as_sent(&request);
+            }
+            if on_write() == AtWrite::Withdraw {
+                return Answer::Withdrawn;
+            }
+            let outcome = match episode {
+                Some(EpisodeKind::Unreachable) => Outcome::LostUnheard,
+                Some(EpisodeKind::Refused(code)) => Outcome::RefusedAll(code),
+                None if self.world.scenario().filtered.as_ref() == Some(&request.group) => {
+                    Outcome::Account
+                }
+                None => self.outcome(),
+            };
+            if request.group.starts_with("groupcast-probe") {
+                self.check_pace();
+                self.life.goes_on().await;
+                return match outcome {
+                    Outcome::Accepted => self.answered(&request, &Outcome::Refused),
+                    _ => self.answered(&request, &outcome),
+                };
+            }
+            self.written(&request, &outcome);
+            let answer_after = match outcome {
+                Outcome::AcceptedUnheard | Outcome::LostUnheard => {
+                    self.world.scenario().app.request_timeout
+                }
+                _ => self.world.up_to(
+                    Duration::from_millis(50)
+                        + Duration::from_millis(1800).mul_f64(faults.slowness),
+                ),
+            };
+            sleep(answer_after).await;
+            self.life.goes_on().await;
+            self.answered(&request, &outcome)
+        })
     }
 
     fn renew_user_sig(&self) {}
@@ -172,7 +182,7 @@ impl SimulatedApi {
         }
     }
 
-    /// What all calls get now.
+    /// The episode that applies to all calls now.
     fn episode(&self) -> Option<EpisodeKind> {
         let now = self.world.elapsed();
         let episode = self
@@ -185,7 +195,7 @@ impl SimulatedApi {
         Some(episode.kind)
     }
 
-    /// The messages of the plan that this call can be for.
+    /// The planned messages that this call can be for.
     fn planned(&self, request: &Request) -> Vec<usize> {
         let wants =
             |planned: &Planned| planned.job.as_ref().is_some_and(|job| job.group == request.group);
@@ -224,7 +234,8 @@ impl SimulatedApi {
         let in_doubt = matches!(outcome, Outcome::AcceptedUnheard | Outcome::LostUnheard);
         facts.accepted += u32::from(accepted);
         facts.in_doubt |= in_doubt;
-        // Four groups may be taken for guilty before the fifth shows that they are not.
+        // The daemon may reject the jobs of four groups before a fifth group shows that the app is
+        // at fault.
         facts.refused |= matches!(outcome, Outcome::Refused | Outcome::RefusedAll(10_007 | 60_099));
         facts.account_refusals += u32::from(matches!(
             outcome,
@@ -238,7 +249,7 @@ impl SimulatedApi {
         let app = &self.world.scenario().app;
         let (repeats, take_overs) = (world.api.repeats, world.records.take_overs());
         drop(world);
-        // What was in flight at a take-over, and what one second of calls allows.
+        // The calls that were in flight at a take-over, and the calls of one second.
         if repeats > take_overs * (app.max_in_flight + app.calls_per_second as usize) {
             self.world.broken(format!(
                 "{repeats} calls of accepted batches after {take_overs} take-overs"
@@ -286,7 +297,7 @@ impl SimulatedApi {
         }
     }
 
-    /// A batch that needs no further call gets none.
+    /// Checks that a batch gets no call that it does not need.
     fn check_batch(
         &self,
         planned: &Planned,
@@ -305,15 +316,15 @@ impl SimulatedApi {
         let world = self.world.lock();
         let recorded =
             planned.id.as_ref().is_some_and(|id| world.records.has_ended(id, batch as u32));
-        // A replica may take the jobs over while the store fails, and read a record before the
-        // other one can write what it knows.
+        // A replica may take the jobs over while the store fails. It may then read a record before
+        // the other replica can write its outcomes.
         let recorded = recorded && !world.records.is_unrecorded_lately();
         let facts = world.api.batches.get(&key(request));
         let without_excuse = |since: Option<Instant>| match (since, &planned.id) {
             (None, _) => false,
             (Some(since), Some(_)) => world.last_failure().is_none_or(|failure| failure < since),
-            // Nobody recognises a job without an id when it comes again, and it can come more than
-            // once. Parked, it has a record.
+            // The daemon cannot recognise a job without an id when it comes again, and it can come
+            // more than once. A parked job has a record.
             (Some(since), None) => {
                 let was_parked =
                     numbers.iter().any(|&number| world.broker.fates[number].parkings > 0);
@@ -346,7 +357,8 @@ impl SimulatedApi {
         }
     }
 
-    /// No call leaves while this process has known an outcome for a second and not recorded it.
+    /// Checks that this process makes no call while it has an outcome unrecorded for more than a
+    /// second.
     fn check_unrecorded(&self) {
         let world = self.world.lock();
         let waits = |planned: &&Planned| {
@@ -379,9 +391,9 @@ impl SimulatedApi {
         }
     }
 
-    /// Each process keeps the limit, and all together keep it too. In a partition, the calls of a
-    /// replica that was displaced less than a second ago come on top: they are no more than its
-    /// bucket held.
+    /// Checks that each process keeps the limit, and all processes together too. In a partition,
+    /// the calls of a replica that was displaced less than a second ago come on top. They are no
+    /// more than its bucket held.
     fn check_pace(&self) {
         let now = Instant::now();
         let app = &self.world.scenario().app;
@@ -408,7 +420,8 @@ impl SimulatedApi {
         }
     }
 
-    /// No call leaves a second after another replica has taken the jobs over.
+    /// Checks that this process makes no call more than a second after another replica has taken
+    /// the jobs over.
     fn check_tenure(&self) {
         let displaced_for = self.world.lock().records.displaced_for(&self.life);
         if let Some(displaced_for) = displaced_for.filter(|time| *time >= CONFIRMED_FOR) {
@@ -418,7 +431,7 @@ impl SimulatedApi {
         }
     }
 
-    /// What a daemon does that counts a batch as sent before it knows.
+    /// The defect of a daemon that records a batch as sent before it knows.
     fn record_as_sent(&self, request: &Request) {
         let Some(planned) = self
             .planned(request)

@@ -1,5 +1,5 @@
-//! Mistakes made on purpose at the seams of the pipeline: what a daemon would do that had them. The
-//! simulation has to find each.
+//! Deliberate mistakes in the pipeline's interfaces, as a faulty daemon would make them. The
+//! simulation must find each.
 
 use std::sync::Arc;
 
@@ -18,47 +18,47 @@ use crate::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// The job is acknowledged before the broker has confirmed its answer.
+    /// The job is acknowledged before the broker has confirmed its result.
     AckBeforeConfirm,
     /// A message that no queue takes counts as published.
     NotMandatory,
     /// A batch is recorded as sent before the API has answered.
     RecordBeforeAnswer,
-    /// What a record says of batches is not looked at.
+    /// The recorded progress of batches is ignored.
     ResendOfRecorded,
     /// A parked job is acknowledged before the wait queue has it.
     ParkWithoutConfirm,
-    /// Calls go on after the delivery is somebody else's.
+    /// Calls continue after the broker has given the delivery to another consumer.
     NoFencing,
-    /// The store does not say that another replica has taken a newer epoch.
+    /// The store does not report a newer epoch of another replica.
     EpochUnchecked,
-    /// The first call of a subscription does not wait until the calls of another replica are a
-    /// second old.
+    /// The first call of a subscription does not wait until the other replica's calls are a second
+    /// old.
     NoWaitAtTakeOver,
     /// The result is not recorded before the acknowledgement.
     NotCompleted,
-    /// The dead letter is not waited for.
+    /// The daemon does not wait for the confirm of the dead letter.
     LetterWithoutConfirm,
     /// No intent is recorded before a call that must not be repeated.
     NoIntents,
     /// A message goes to the AMQP library as the broker sent it.
     UnreadablePassed,
-    /// What the broker has given up is not read.
+    /// Jobs that the broker has given up are not read.
     UndeliverableUnread,
     /// An outcome that cannot be recorded at once is forgotten.
     OutcomesDropped,
-    /// Calls go on while outcomes are not recorded.
+    /// Calls continue while outcomes are not recorded.
     CallsUnrecorded,
-    /// An outcome counts as recorded once the store answers a probe.
+    /// An outcome counts as recorded when the store answers a probe.
     ProbeIsProof,
-    /// What is in hand goes back before it is parked, when a subscription ends in an orderly way.
+    /// At an orderly end of a subscription, jobs go back before they are parked.
     CutAtOnce,
-    /// When the broker closes a connection over a message, all that were under way on it are
-    /// blamed.
+    /// When the broker closes a connection over a message, the daemon blames all messages in flight
+    /// on it.
     BlameAllUnderWay,
     /// A result waits until its full reply queue has room.
     WaitForFullQueue,
-    /// A broker that does not confirm is taken for one that has no such queue.
+    /// When the broker does not confirm, the daemon assumes that the queue is missing.
     SilenceIsMissing,
 }
 
@@ -87,13 +87,13 @@ impl Defect {
     ];
 }
 
-/// The pipeline, with a defect if the run has one that sits around it.
+/// The pipeline, with the run's defect if it belongs here.
 pub struct Flawed {
     pub pipeline: Pipeline,
     pub world: Shared,
 }
 
-/// A delivery that nobody ever seems to take away.
+/// A delivery that never seems to be taken away.
 struct Clung(Arc<dyn Acknowledge>);
 
 impl Acknowledge for Clung {
@@ -148,7 +148,7 @@ impl Work for Flawed {
         self.pipeline.process(delivery, lease).await
     }
 
-    async fn let_go(&self) {
-        self.pipeline.let_go().await;
+    fn calls_have_ended(&self) {
+        self.pipeline.calls_have_ended();
     }
 }

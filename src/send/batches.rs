@@ -1,0 +1,244 @@
+//! How the batches of one job stand while it is sent.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{sync::watch, time::Instant};
+use tracing::Span;
+
+use super::{Advance, Attempts, Submission, idle::IdleTimes};
+use crate::{
+    api::{classify::Verdict, codes::Class},
+    clock,
+    job::outcome::{
+        BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
+    },
+    telemetry::spans,
+};
+
+pub(super) struct Batches {
+    batches: Vec<BatchProgress>,
+    /// Since when the batches that are tried again have been failing.
+    failing: BTreeMap<u32, Instant>,
+    /// Of batches that have been called for and have no outcome yet.
+    spans: BTreeMap<u32, Span>,
+    /// How many have ended, and have their outcome recorded.
+    ended: Arc<AtomicU32>,
+    advance: Option<watch::Sender<Advance>>,
+}
+
+/// Whether any of a request left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    Sent,
+    NotSent,
+}
+
+impl Batches {
+    pub fn of(submission: &Submission) -> Self {
+        let mut batches = vec![BatchProgress::default(); submission.job.batch_count() as usize];
+        for (batch, progress) in &submission.batches {
+            if let Some(known) = batches.get_mut(*batch as usize) {
+                known.clone_from(progress);
+                known.conclude_intent();
+            }
+        }
+        let ended = batches.iter().filter(|batch| batch.outcome().is_some()).count() as u32;
+        let advance = submission.advance.clone();
+        let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
+        let batches = Self { batches, failing, spans, ended: Arc::new(ended.into()), advance };
+        batches.report_advance(ended);
+        batches
+    }
+
+    /// How many have ended, for others to see.
+    pub fn ended(&self) -> Arc<AtomicU32> {
+        self.ended.clone()
+    }
+
+    pub fn have_all_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) as usize == self.batches.len()
+    }
+
+    /// The batches that are to be sent.
+    pub fn unsent(&self) -> impl Iterator<Item = u32> {
+        let unsent = |(_, batch): &(u32, &BatchProgress)| batch.outcome().is_none();
+        (0..).zip(&self.batches).filter(unsent).map(|(index, _)| index)
+    }
+
+    pub fn get(&self, batch: u32) -> &BatchProgress {
+        &self.batches[batch as usize]
+    }
+
+    pub fn set_state(&mut self, batch: u32, state: BatchState) {
+        if let BatchState::Ended(_) = state {
+            self.failing.remove(&batch);
+            self.spans.remove(&batch);
+        }
+        self.batches[batch as usize].state = state;
+    }
+
+    /// The span of a call that is about to be made, as part of the span of the batch.
+    pub fn span_of_call(&mut self, batch: u32, Submission { job, span, .. }: &Submission) -> Span {
+        if span.is_disabled() {
+            return Span::none();
+        }
+        let attempt = self.batches[batch as usize].calls + 1;
+        let new = || spans::of_batch(span, batch, job.recipients_in(batch));
+        spans::of_call(self.spans.entry(batch).or_insert_with(new), attempt)
+    }
+
+    pub fn have_begun(&self) -> bool {
+        self.batches.iter().any(|batch| *batch != BatchProgress::default())
+    }
+
+    /// Counts a call that came back, and says where its batch stands.
+    pub fn count(
+        &mut self,
+        batch: u32,
+        request: Request,
+        verdict: &Verdict,
+        idle: &IdleTimes,
+    ) -> Attempts {
+        let (now, wall) = (Instant::now(), clock::now());
+        let progress = &mut self.batches[batch as usize];
+        let failing_since = *self.failing.entry(batch).or_insert(now);
+        progress.calls += u32::from(request == Request::Sent);
+        match verdict {
+            Verdict::Failed { class: Class::RateLimited | Class::TooManyRecipients, .. } => {}
+            Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
+        }
+        let since_first = progress.failing_for(idle, wall);
+        // From now on it counts from a moment that leaves the idle time out.
+        progress.first_attempt_at = since_first.and_then(|since| wall.checked_sub(since).ok());
+        match verdict {
+            Verdict::Failed { class: Class::RateLimited, .. } => {}
+            Verdict::Failed { .. } | Verdict::Sent => {
+                progress.first_attempt_at.get_or_insert(wall);
+            }
+        }
+        progress.last_attempt_at = progress.first_attempt_at.and(Some(wall));
+        Attempts {
+            count: progress.attempts,
+            since_first: since_first.unwrap_or_default(),
+            held: now - failing_since,
+        }
+    }
+
+    /// Counts a batch whose outcome is recorded.
+    pub fn count_ended(&self) {
+        self.report_advance(self.ended.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+
+    /// Ends the batches that have no outcome, because the job's deadline has passed.
+    pub fn expire_unsent(&mut self) {
+        for batch in &mut self.batches {
+            if batch.outcome().is_none() {
+                let info = DEADLINE_PASSED.into();
+                let fault = Fault { code: None, http_status: None, info };
+                let (kind, attempts) = (FailureKind::Expired, batch.attempts);
+                batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts });
+            }
+        }
+        let ended = self.batches.len() as u32;
+        self.ended.store(ended, Ordering::Relaxed);
+        self.report_advance(ended);
+    }
+
+    pub fn into_report(self) -> Report {
+        Report::of(self.batches)
+    }
+
+    /// The batches that something is known of.
+    pub fn into_touched(self) -> Vec<(u32, BatchProgress)> {
+        let is_touched =
+            |(_, progress): &(u32, BatchProgress)| *progress != BatchProgress::default();
+        (0..).zip(self.batches).filter(is_touched).collect()
+    }
+
+    fn report_advance(&self, ended: u32) {
+        if let Some(advance) = &self.advance {
+            advance.send_replace(Advance { ended, batches: self.batches.len() as u32 });
+        }
+    }
+}
+
+impl BatchProgress {
+    /// How long it has been failing, without the time in which the app was idle.
+    pub(super) fn failing_for(&self, idle: &IdleTimes, now: Timestamp) -> Option<Duration> {
+        let first = self.first_attempt_at?;
+        let since_first: Duration = now.duration_since(first).try_into().unwrap_or_default();
+        Some(since_first.saturating_sub(idle.since(self.last_attempt_at.unwrap_or(first), now)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::codes::Effect;
+
+    fn batches() -> Batches {
+        let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
+        let batches = vec![BatchProgress::default()];
+        Batches { batches, failing, spans, ended: Arc::default(), advance: None }
+    }
+
+    fn failed(class: Class) -> Verdict {
+        Verdict::Failed {
+            class,
+            fault: Fault { code: None, http_status: None, info: String::new() },
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_pause_does_not_count_towards_giving_up_whatever_the_batch_was_answered()
+    {
+        for class in [Class::Account, Class::Credential, Class::Transient(Effect::None)] {
+            clock::simulated::start_at(jiff::Timestamp::UNIX_EPOCH);
+            let mut idle = IdleTimes::new();
+            idle.end(clock::now());
+            let mut batches = batches();
+            let hours = |hours: u64| tokio::time::advance(Duration::from_secs(3600 * hours));
+            let transient = failed(Class::Transient(Effect::None));
+            batches.count(0, Request::Sent, &failed(class), &idle);
+            hours(1).await;
+            for _ in 0..2 {
+                idle.begin(clock::now());
+                hours(25).await;
+                assert_eq!(
+                    batches.get(0).failing_for(&idle, clock::now()).unwrap().as_secs(),
+                    3600,
+                    "{class:?}"
+                );
+                idle.end(clock::now());
+            }
+            let attempts = batches.count(0, Request::Sent, &transient, &idle);
+            assert_eq!((attempts.since_first.as_secs(), attempts.count), (3600, 2), "{class:?}");
+            hours(2).await;
+            let attempts = batches.count(0, Request::Sent, &transient, &idle);
+            assert_eq!(
+                (attempts.since_first.as_secs(), attempts.count),
+                (3 * 3600, 3),
+                "{class:?}"
+            );
+            // Another process, from the record: it knows nothing of the time before its first job.
+            let mut others = IdleTimes::new();
+            hours(30).await;
+            others.end(clock::now());
+            hours(1).await;
+            let record = batches.get(0).clone();
+            assert_eq!(
+                record.failing_for(&others, clock::now()).unwrap().as_secs(),
+                4 * 3600,
+                "{class:?}"
+            );
+        }
+    }
+}

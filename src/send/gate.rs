@@ -1,0 +1,434 @@
+//! Grants the calls of one app, one by one: first room in flight, then a token, then the choice of
+//! the job. So the batch whose turn it is at the moment of the token is the one that goes.
+//!
+//! # How
+//!
+//! Each job that is being sent has a [`Place`]. The job says which of its batches are ready, and
+//! receives a [`Grant`] for each call that it may make. Every event that may free a call grants what
+//! is possible at once: a batch becomes ready, an outcome is recorded, a probe is answered. The
+//! app's driver (`probe.rs`) does the same when time alone is the event.
+//!
+//! # What keeps it exact
+//!
+//! - What the app's jobs share is behind one lock, and no code holds it across an await.
+//! - A grant carries its room in flight and its token as guards. A job that panics or is dropped
+//!   gives both back.
+//! - A grant is handed to a job only while the job has a place, so no grant is lost.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tracing::debug;
+
+use super::{
+    HeldJob, Settings, Submission, Supervision, Tuning,
+    batches::{Batches, Request},
+    breaker::{Allowed, Blame, Breaker, Waits},
+    condition::{Condition, Trouble},
+    decision::{Circumstances, Decision, decide},
+    idle::IdleTimes,
+};
+use crate::{
+    api::{
+        classify::{Answer, Verdict, classify},
+        codes::Class,
+    },
+    clock, delay,
+    job::{Envelope, Job, outcome::BatchProgress},
+    pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
+};
+
+/// How soon to look again when no event tells that calls may start.
+pub(super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+pub(super) struct Gate {
+    pub settings: Settings,
+    pub tuning: watch::Receiver<Tuning>,
+    pub condition: watch::Sender<Condition>,
+    /// The driver has to look sooner than it planned.
+    pub look_again: Notify,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub breaker: Breaker,
+    pub idle: IdleTimes,
+    /// When the driver looks for calls by itself.
+    pub driver_looks_at: Option<Instant>,
+    queue: FairQueue,
+    /// In the order in which they came.
+    jobs: BTreeMap<JobKey, Member>,
+    next_key: JobKey,
+    /// Calls whose outcome is not yet recorded. A crash may repeat so many.
+    in_flight: usize,
+}
+
+/// A job as the gate knows it.
+struct Member {
+    job: Arc<Job>,
+    envelope: Arc<Envelope>,
+    batches_ended: Arc<AtomicU32>,
+    /// Whether it still wants calls.
+    is_sending: bool,
+    /// What the job has not yet taken.
+    granted: VecDeque<Grant>,
+    /// The app's condition or its configuration has changed, and the job has not yet heard of it.
+    has_changed: bool,
+    wake: Arc<Notify>,
+}
+
+/// What the gate tells a job.
+pub(super) enum Event {
+    Granted(Grant),
+    /// The app's condition or its configuration has changed.
+    Changed,
+}
+
+/// The right to make one call.
+pub(super) struct Grant {
+    pub batch: u32,
+    pub granted_at: Instant,
+    pub slot: SendSlot,
+    pub room: Room,
+}
+
+/// Room for a call in flight, until the outcome of the call is recorded.
+pub(super) struct Room(Arc<Gate>);
+
+/// A job's place at the gate. The job is granted calls until it leaves or is dropped.
+pub(super) struct Place {
+    gate: Arc<Gate>,
+    key: JobKey,
+    priority: u8,
+    wake: Arc<Notify>,
+}
+
+/// Whether a batch may be tried again.
+pub(super) enum MayTry {
+    Now,
+    LookAgainAfter(Duration),
+    /// It has been tried for long enough, and this outage is the reason that it ends with.
+    NoMore(Trouble),
+}
+
+/// When to look for calls to grant again, if no event comes before.
+pub(super) enum Next {
+    AtAnEvent,
+    At(Instant),
+    ProbeNow,
+}
+
+impl Gate {
+    pub fn new(
+        settings: Settings,
+        tuning: watch::Receiver<Tuning>,
+        condition: watch::Sender<Condition>,
+    ) -> Self {
+        let waits = Waits::of(&tuning.borrow());
+        let state = State {
+            breaker: Breaker::new(waits, settings.supervision, Instant::now()),
+            idle: IdleTimes::new(),
+            driver_looks_at: None,
+            queue: FairQueue::default(),
+            jobs: BTreeMap::new(),
+            next_key: 0,
+            in_flight: 0,
+        };
+        Self { settings, tuning, condition, look_again: Notify::new(), state: Mutex::new(state) }
+    }
+
+    /// No code panics while it holds the lock.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a job a place. It is granted no call before it says that a batch is ready.
+    pub fn enter(
+        self: &Arc<Self>,
+        submission: &Submission,
+        batches_ended: Arc<AtomicU32>,
+    ) -> Place {
+        let Submission { job, envelope, lease, .. } = submission;
+        let (job, envelope, priority) = (job.clone(), envelope.clone(), envelope.priority);
+        let wake = Arc::new(Notify::new());
+        let member = Member {
+            job,
+            envelope,
+            batches_ended,
+            is_sending: true,
+            granted: VecDeque::new(),
+            has_changed: false,
+            wake: wake.clone(),
+        };
+        let mut state = self.lock();
+        if lease.allows_calls() {
+            state.idle.end(clock::now());
+        }
+        let key = state.next_key;
+        state.next_key += 1;
+        state.jobs.insert(key, member);
+        Place { gate: self.clone(), key, priority, wake }
+    }
+
+    /// Grants the calls that may leave now, and has the driver look when the next one may.
+    fn admit(self: &Arc<Self>, state: &mut State) {
+        let now = Instant::now();
+        let next = match self.grant_calls(state, now) {
+            Next::AtAnEvent => return,
+            Next::At(at) => at,
+            Next::ProbeNow => now,
+        };
+        if state.driver_looks_at.is_none_or(|planned| next < planned) {
+            state.driver_looks_at = Some(next);
+            self.look_again.notify_one();
+        }
+    }
+
+    pub fn grant_calls(self: &Arc<Self>, state: &mut State, now: Instant) -> Next {
+        let most_in_flight = self.tuning.borrow().max_in_flight;
+        let most_in_flight = match state.breaker.allowed(most_in_flight, now) {
+            Allowed::Calls { in_flight } => in_flight,
+            // The replica that has the jobs makes the probes.
+            Allowed::Probe | Allowed::ProbeAt(_) if !state.may_probe() => return Next::AtAnEvent,
+            Allowed::Probe => return Next::ProbeNow,
+            Allowed::ProbeAt(at) => return Next::At(at),
+            Allowed::Nothing => return Next::AtAnEvent,
+        };
+        if let Some(until) = state.breaker.waits_for_another_group()
+            && state.of_another_group().is_none()
+        {
+            if until > now {
+                return Next::At(until);
+            }
+            if state.in_flight > 0 {
+                return Next::AtAnEvent;
+            }
+            state.breaker.no_other_group_came(now);
+            self.announce_condition(state, now);
+            return Next::At(now);
+        }
+        while !state.queue.is_empty() && state.in_flight < most_in_flight {
+            if !(self.settings.may_start)() {
+                return Next::At(now + LOOK_AGAIN_AFTER);
+            }
+            match self.settings.pacer.turn(now) {
+                Turn::Now(slot) => self.grant(state, slot, now),
+                Turn::At(at) => return Next::At(at),
+                Turn::AfterAWrite => return Next::At(now + LOOK_AGAIN_AFTER),
+            }
+        }
+        Next::AtAnEvent
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, slot: SendSlot, granted_at: Instant) {
+        let Some((key, batch)) = state.choose() else { return slot.unused() };
+        let Some(member) = state.jobs.get_mut(&key) else { return slot.unused() };
+        state.in_flight += 1;
+        member.granted.push_back(Grant { batch, granted_at, slot, room: Room(self.clone()) });
+        member.wake.notify_one();
+    }
+
+    /// Decides what follows from the answer to a batch's call, which was granted at `granted_at`.
+    pub fn decide(
+        &self,
+        submission: &Submission,
+        batches: &mut Batches,
+        (batch, granted_at): (u32, Instant),
+        answer: Answer,
+    ) -> Decision {
+        let now = Instant::now();
+        let Submission { job, envelope, .. } = submission;
+        let request = match answer {
+            Answer::NotSent { .. } => Request::NotSent,
+            _ => Request::Sent,
+        };
+        let verdict = classify(answer).on_batch_of(job.recipients_in(batch));
+        let state = &mut *self.lock();
+        let attempts = batches.count(batch, request, &verdict, &state.idle);
+        let blame = state.breaker.judge(&verdict, &job.group_id, granted_at, now);
+        let refused_since = state.breaker.refused_since(&job.group_id);
+        let group_refused_for = refused_since.map_or(Duration::ZERO, |since| now - since);
+        if let Verdict::Failed { class, fault } = &verdict {
+            if *class == Class::RateLimited {
+                self.settings.pacer.slow_down(now);
+            }
+            let (job_id, code, info) = (&envelope.job_id, fault.code, &fault.info);
+            debug!(job_id, batch, ?class, code, info, "a call failed");
+        }
+        if blame == Blame::UserSig {
+            self.settings.api.renew_user_sig();
+        }
+        let decision = decide(
+            verdict,
+            &Circumstances {
+                blame,
+                promise: envelope.delivery,
+                attempts,
+                group_refused_for,
+                policy: &self.tuning.borrow().retry,
+                supervision: self.settings.supervision,
+                jitter: delay::jitter(),
+            },
+        );
+        batches.set_state(batch, decision.state());
+        self.announce_condition(state, now);
+        decision
+    }
+
+    /// Whether the breaker has paused the app.
+    pub fn is_paused(&self) -> bool {
+        self.lock().breaker.condition().is_paused()
+    }
+
+    /// Whether a batch may be tried again. In an outage no call comes back whose failure would end
+    /// a batch that has been tried for long enough, so the batch ends without one.
+    pub fn may_try(&self, progress: &BatchProgress) -> MayTry {
+        let state = self.lock();
+        let Condition::Outage(why) = state.breaker.condition() else { return MayTry::Now };
+        let Some(tried_for) = progress.failing_for(&state.idle, clock::now()) else {
+            return MayTry::Now;
+        };
+        let retry = &self.tuning.borrow().retry;
+        match retry.give_up_after.saturating_sub(tried_for) {
+            Duration::ZERO => MayTry::NoMore(why.clone()),
+            left => MayTry::LookAgainAfter(left.min(retry.max_delay)),
+        }
+    }
+
+    /// Until when a job may be held that was taken up at `taken_up`. In an outage nobody knows how
+    /// long it will have to wait, so it is held for less time.
+    pub fn held_until(&self, taken_up: Instant) -> Option<Instant> {
+        if self.settings.supervision == Supervision::Attended {
+            return None;
+        }
+        let outage_since = self.lock().breaker.outage_since();
+        let tuning = self.tuning.borrow();
+        let longest = taken_up + tuning.held_at_most;
+        let in_outage = outage_since.map(|since| since.max(taken_up) + tuning.retry.hold);
+        Some(in_outage.map_or(longest, |until| until.min(longest)))
+    }
+
+    /// Whether a job may be held until `at`.
+    pub fn may_hold_until(&self, at: Instant, now: Instant) -> bool {
+        let hold = self.tuning.borrow().retry.hold;
+        self.settings.supervision == Supervision::Attended
+            || at.saturating_duration_since(now) <= hold
+    }
+
+    /// The jobs that are being sent.
+    pub fn held(&self) -> Vec<HeldJob> {
+        let held = |member: &Member| HeldJob {
+            job_id: member.envelope.job_id.clone(),
+            group_id: member.job.group_id.clone(),
+            batches: member.job.batch_count(),
+            batches_ended: member.batches_ended.load(Ordering::Relaxed),
+        };
+        self.lock().jobs.values().map(held).collect()
+    }
+}
+
+impl State {
+    /// A paused app has given its jobs back. In an outage this process has them, or another one.
+    fn may_probe(&self) -> bool {
+        self.breaker.condition().is_paused() || self.jobs.values().any(|member| member.is_sending)
+    }
+
+    fn choose(&mut self) -> Option<(JobKey, u32)> {
+        match self.of_another_group().filter(|_| self.breaker.prefers_other_groups()) {
+            Some(key) => self.queue.take_of(key).map(|batch| (key, batch)),
+            None => self.queue.take_next(),
+        }
+    }
+
+    /// The job that came last of a group that was not refused. Those before it may be one
+    /// producer's mistake.
+    fn of_another_group(&self) -> Option<JobKey> {
+        let may_be_tried = |(key, member): &(&JobKey, &Member)| {
+            self.queue.has(**key) && !self.breaker.has_refused(&member.job.group_id)
+        };
+        self.jobs.iter().rev().find(may_be_tried).map(|(key, _)| *key)
+    }
+
+    /// Tells every job that the app's condition or its configuration has changed.
+    pub fn tell_jobs(&mut self) {
+        for member in self.jobs.values_mut() {
+            member.has_changed = true;
+            member.wake.notify_one();
+        }
+    }
+
+    fn take_event(&mut self, key: JobKey) -> Option<Event> {
+        let member = self.jobs.get_mut(&key)?;
+        if std::mem::take(&mut member.has_changed) {
+            return Some(Event::Changed);
+        }
+        member.granted.pop_front().map(Event::Granted)
+    }
+}
+
+impl Place {
+    /// The job begins: these batches are ready.
+    pub fn begin(&self, batches: impl IntoIterator<Item = u32>) {
+        let mut state = self.gate.lock();
+        state.queue.add(self.key, self.priority, batches);
+        self.gate.admit(&mut state);
+    }
+
+    /// A batch is ready for another attempt.
+    pub fn ready_again(&self, batch: u32) {
+        let mut state = self.gate.lock();
+        state.queue.put_back(self.key, batch);
+        self.gate.admit(&mut state);
+    }
+
+    /// What the gate tells next.
+    pub async fn event(&self) -> Event {
+        loop {
+            if let Some(event) = self.gate.lock().take_event(self.key) {
+                return event;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// The job wants no further call. The gate knows it until the place is dropped.
+    pub fn leave(&self) {
+        let unused = {
+            let mut state = self.gate.lock();
+            state.queue.remove(self.key);
+            state.jobs.get_mut(&self.key).map(|member| {
+                member.is_sending = false;
+                std::mem::take(&mut member.granted)
+            })
+        };
+        // With the lock free: the room of a grant goes to another job.
+        unused.into_iter().flatten().for_each(|grant| grant.slot.unused());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
+        let mut state = self.gate.lock();
+        state.jobs.remove(&self.key);
+        self.gate.admit(&mut state);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.in_flight -= 1;
+        self.0.admit(&mut state);
+    }
+}

@@ -1,0 +1,161 @@
+//! What concerns the whole app: the probes while it is paused or the API cannot be reached, and the
+//! condition that everybody sees.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::{
+    breaker::Waits,
+    condition::Condition,
+    gate::{Gate, LOOK_AGAIN_AFTER, Next, State},
+};
+use crate::{
+    api::{
+        call::AtWrite,
+        classify::{Answer, Verdict, classify},
+        codes::Class,
+        probe,
+    },
+    clock,
+    pace::{SendSlot, Turn},
+};
+
+/// After an outage of this length, calls begin with a tenth of the rate.
+const LONG_OUTAGE: Duration = Duration::from_secs(10);
+
+impl Gate {
+    /// Grants calls when their time comes, and makes the probes. Does not end.
+    pub async fn drive(self: Arc<Self>) {
+        let mut tuning = self.tuning.clone();
+        let mut probes = FuturesUnordered::new();
+        loop {
+            let next = {
+                let (mut state, now) = (self.lock(), Instant::now());
+                let mut next = self.grant_calls(&mut state, now);
+                if let Next::ProbeNow = next {
+                    next = match self.settings.pacer.turn(now) {
+                        Turn::Now(slot) => {
+                            probes.push(self.probe(&mut state, slot));
+                            Next::AtAnEvent
+                        }
+                        Turn::At(at) => Next::At(at),
+                        Turn::AfterAWrite => Next::At(now + LOOK_AGAIN_AFTER),
+                    };
+                }
+                state.driver_looks_at = match next {
+                    Next::At(at) => Some(at),
+                    Next::AtAnEvent | Next::ProbeNow => None,
+                };
+                state.driver_looks_at
+            };
+            tokio::select! {
+                biased;
+                Some(answer) = probes.next() => self.judge_probe(answer),
+                () = self.look_again.notified() => {}
+                Ok(()) = tuning.changed() => {
+                    let (mut state, now) = (self.lock(), Instant::now());
+                    state.breaker.reconfigured(Waits::of(&tuning.borrow()), now);
+                    state.tell_jobs();
+                }
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// A probe. `None` if it is not made, because another replica consumes.
+    fn probe(&self, state: &mut State, slot: SendSlot) -> BoxFuture<'static, Option<Answer>> {
+        let is_paused = state.breaker.condition().is_paused();
+        if is_paused {
+            self.settings.api.renew_user_sig();
+        }
+        state.breaker.probe_leaves();
+        let api = self.settings.api.clone();
+        let on_write = move || {
+            slot.written(Instant::now());
+            AtWrite::Send
+        };
+        // In an outage this process still has the jobs.
+        let is_with_another = is_paused.then(|| (self.settings.is_with_another)());
+        Box::pin(async move {
+            if let Some(is_with_another) = is_with_another
+                && is_with_another.await
+            {
+                return None;
+            }
+            Some(api.call(probe::body(), Box::new(on_write)).await)
+        })
+    }
+
+    fn judge_probe(&self, answer: Option<Answer>) {
+        let (mut state, now) = (self.lock(), Instant::now());
+        match answer.map(classify) {
+            // Should the other replica stop, this one's subscription has to be there.
+            None => state.breaker.resume(now),
+            Some(verdict) => {
+                if let Verdict::Failed { class: Class::RateLimited, .. } = verdict {
+                    self.settings.pacer.slow_down(now);
+                }
+                state.breaker.judge_probe(&verdict, now);
+            }
+        }
+        self.announce_condition(&mut state, now);
+    }
+
+    /// Says once what has changed for the whole app.
+    pub fn announce_condition(&self, state: &mut State, now: Instant) {
+        let before = self.condition.borrow().clone();
+        let present = state.breaker.condition().clone();
+        if before == present {
+            return;
+        }
+        let app = &self.settings.app;
+        match (&before, &present) {
+            (_, Condition::Paused(why)) => {
+                let (code, http_status, info, advice) =
+                    (why.code, why.http_status, &why.info, why.advice);
+                error!(
+                    app,
+                    code,
+                    http_status,
+                    info,
+                    advice,
+                    "app paused: {}; its jobs stay in the queue",
+                    why.reason
+                );
+            }
+            (_, Condition::Outage(why)) => {
+                warn!(
+                    app,
+                    info = why.info,
+                    advice = why.advice,
+                    "{}; single probes until it answers",
+                    why.reason
+                );
+            }
+            (Condition::Outage(why), Condition::Working) => {
+                info!(app, "the API can be reached again");
+                self.settings.pacer.begin_with(rate_after(why.since), now);
+            }
+            (Condition::Paused(_) | Condition::Working, Condition::Working) => {
+                info!(app, "app goes on");
+                // A job that returns much later from a wait queue has waited for its own failure.
+                if !(self.settings.is_halted)() {
+                    state.idle.end(clock::now());
+                }
+            }
+        }
+        self.condition.send_replace(present);
+        state.tell_jobs();
+    }
+}
+
+/// With which share of the rate calls begin after an outage: the longer it was, the more others
+/// wait for its end too.
+fn rate_after(outage_since: Timestamp) -> f64 {
+    let lasted = clock::now().duration_since(outage_since).as_secs_f64();
+    (1.0 - lasted / LONG_OUTAGE.as_secs_f64()).max(0.1)
+}
