@@ -1,8 +1,8 @@
-//! Reads the values that AMQP headers have.
+//! Reads the values of AMQP headers.
 
 use lapin::types::AMQPValue;
 
-/// Text of either kind; a long string need not be UTF-8.
+/// A short or long string as text. A long string need not be UTF-8.
 pub fn as_text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => Some(text.to_string()),
@@ -11,7 +11,7 @@ pub fn as_text(value: &AMQPValue) -> Option<String> {
     }
 }
 
-/// Clients write a number as wide as they like when they move a letter by hand.
+/// A number of any width, because clients choose the width when an operator moves a letter by hand.
 pub fn as_number(value: &AMQPValue) -> Option<i64> {
     match value {
         AMQPValue::ShortShortInt(number) => Some((*number).into()),

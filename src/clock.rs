@@ -1,14 +1,14 @@
-//! The wall clock, for what people and other processes see: deadlines, records, results. Waiting
-//! goes by tokio's clock.
+//! The wall clock, for what people and other processes see: deadlines, records, results. Waits use
+//! tokio's clock.
 //!
-//! In tests on paused time a wall clock can be set that moves with tokio's.
+//! Tests on paused time can set a wall clock that moves with tokio's.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// The present moment.
+/// The current time.
 pub fn now() -> Timestamp {
     #[cfg(test)]
     if let Some(now) = simulated::now() {
@@ -17,7 +17,7 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// A moment of two clocks: a monotonic one, and the wall clock, which goes on while the machine is
+/// A moment on two clocks: a monotonic one, and the wall clock, which goes on while the machine is
 /// suspended.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
@@ -30,12 +30,13 @@ impl Moment {
         Self { instant: Instant::now(), wall: now() }
     }
 
-    /// Before anything that is still of account.
+    /// A moment so long ago that every limit on its age has passed.
     pub fn long_ago() -> Self {
         Self { instant: Instant::now(), wall: Timestamp::UNIX_EPOCH }
     }
 
-    /// By the clock that went further. One that was set forward makes the time longer than it was.
+    /// The elapsed time by the clock that advanced further. If the wall clock was set forward, the
+    /// result is too long.
     pub fn elapsed(self) -> Duration {
         let by_wall = now().duration_since(self.wall).try_into().unwrap_or_default();
         self.instant.elapsed().max(by_wall)

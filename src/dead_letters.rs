@@ -1,8 +1,7 @@
-//! Dead letters looked through, one after the other: shown, sent back to the jobs queue, or
-//! removed.
+//! Takes the dead letters of an app one by one, to show, redrive or remove them.
 //!
-//! A letter is removed only after its copy is confirmed; what dies in between leaves both, and the
-//! second copy of a job with a `message_id` is answered from its record.
+//! A redrive removes a letter only after the broker has confirmed its copy. A crash in between
+//! leaves both. The daemon answers the second copy of a job with a `message_id` from its record.
 
 use std::time::Duration;
 
@@ -27,11 +26,11 @@ use crate::{
     job::{ATTEMPT_HEADER, DEADLINE_HEADER},
 };
 
-/// The kind of letters that the broker made, of jobs that it has delivered too often.
+/// The kind of letters that the broker made, for example of jobs that it delivered too often.
 pub const UNDELIVERABLE: &str = "undeliverable";
-/// The kind that fails in the same way as often as it is sent.
+/// The kind of rejected jobs, which fail in the same way every time.
 pub const INVALID: &str = "invalid";
-/// The kind whose deadline has passed.
+/// The kind of jobs whose deadline has passed.
 pub const EXPIRED: &str = "expired";
 
 /// The dead letters of an app as they were when this was opened.
@@ -40,18 +39,18 @@ pub struct DeadLetters {
     queue: Browser,
 }
 
-/// A letter that is held: it is left, removed, or sent again.
+/// A letter that was taken. It is then left, removed or redriven.
 pub struct Letter {
     message: Browsed,
     pub summary: Summary,
 }
 
-/// What a letter says of itself. What it does not say is `null`.
+/// What a letter says about itself. Missing values are `null`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     pub job_id: Option<String>,
     pub group_id: Option<String>,
-    /// How many are still to be notified; `null` for all members.
+    /// The number of recipients that are still to be notified; `null` for all members.
     pub recipients: Option<usize>,
     pub status: Option<String>,
     pub kind: String,
@@ -62,27 +61,27 @@ pub struct Summary {
     pub bytes: usize,
 }
 
-/// Which letters are meant; without any condition all.
+/// Selects letters. Without a condition it selects all.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     pub job_id: Option<String>,
     pub group_id: Option<String>,
     pub code: Option<i64>,
     pub kind: Option<String>,
-    /// Died at least so long ago.
+    /// Dead-lettered at least this long ago.
     pub older_than: Option<Duration>,
-    /// Died at most so long ago.
+    /// Dead-lettered at most this long ago.
     pub newer_than: Option<Duration>,
 }
 
-/// What of a letter is left behind when it is sent again.
+/// Whether a redriven job keeps its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
     Kept,
     Dropped,
 }
 
-/// How many letters were sent again, and how many were not meant.
+/// How many letters were redriven, and how many were left in the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Redriven {
     pub sent_again: u32,
@@ -94,12 +93,12 @@ impl DeadLetters {
         Ok(Self { app: app.to_owned(), queue: Browser::open(connector, queues::dead(app)).await? })
     }
 
-    /// How many are not taken yet.
+    /// How many letters are not taken yet.
     pub fn left(&self) -> u32 {
         self.queue.left()
     }
 
-    /// Takes the next one. What comes while letters are looked through is not among them.
+    /// Takes the next letter. Letters that arrive after `open` are not included.
     pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
         let next = self.queue.next().await?;
         Ok(next.map(|message| Letter {
@@ -108,7 +107,8 @@ impl DeadLetters {
         }))
     }
 
-    /// Sends a job again, by its queue and so at the app's pace, and removes its letter.
+    /// Publishes a job to its jobs queue, so that it is sent at the app's pace, and removes its
+    /// letter.
     pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerLost> {
         let jobs = queues::jobs(&self.app);
         let refused = |why: String| Err(BrokerLost::new("send a dead letter again", why));
@@ -132,13 +132,13 @@ impl DeadLetters {
         self.queue.remove(letter.message).await
     }
 
-    /// Gives back what was not removed.
+    /// Gives back the letters that were not removed.
     pub async fn close(self) {
         self.queue.close().await;
     }
 }
 
-/// Sends all letters again that are meant and have a chance. Tells `each` of every letter.
+/// Redrives all selected letters that have a chance. Calls `each` for every letter.
 pub async fn redrive(
     letters: &mut DeadLetters,
     filter: &Filter,
@@ -171,7 +171,7 @@ impl Letter {
 
 impl Summary {
     fn of(body: &[u8], properties: &BasicProperties) -> Self {
-        /// As much of a job as there is.
+        /// The parts of a job's body that the summary shows, as far as it has them.
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Body {
@@ -219,8 +219,8 @@ impl Filter {
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
     }
 
-    /// The same, without jobs that would only be rejected again, unless they are asked for, or
-    /// would expire again.
+    /// Like `means`, but without letters that would fail again. These are invalid jobs, unless the
+    /// filter asks for them, and expired jobs that keep their deadline.
     pub fn means_to_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
         let has_a_chance = match letter.kind.as_str() {
             INVALID => self.kind.as_deref() == Some(INVALID),
@@ -231,8 +231,8 @@ impl Filter {
     }
 }
 
-/// What goes along when a job is sent again: what its producer set, its id, also a generated one,
-/// and how often it has died.
+/// The properties of a redriven job: what its producer set, its id, even a generated one, and how
+/// often it was dead-lettered.
 fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties {
     let mut headers = kept_headers(properties);
     let noted =
@@ -245,7 +245,7 @@ fn redriven(properties: &BasicProperties, deadline: Deadline) -> BasicProperties
     }
     let redriven = kept_properties(properties).with_headers(headers).with_delivery_mode(2);
     match noted("groupcast-job-id").and_then(as_text) {
-        // Another program may have written the header: a text that is no job id would have the job
+        // Another program may have written the header. With an invalid id the job would be
         // rejected.
         Some(id)
             if redriven.message_id().is_none() && envelope::objection_to_job_id(&id).is_none() =>
@@ -266,7 +266,7 @@ fn without(headers: FieldTable, unwanted: &str) -> FieldTable {
     kept
 }
 
-/// The broker's own note on a letter that it made.
+/// When the broker dead-lettered the job, according to its `x-death` header.
 fn died_at_the_brokers(properties: &BasicProperties) -> Option<Timestamp> {
     let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")?
     else {

@@ -1,14 +1,14 @@
-//! How long to wait before trying again. The one place that uses `backoff`.
+//! Computes how long to wait before the next attempt. No other file uses `backoff`.
 //!
-//! `backoff` computes the exponential part; the jitter is ours, so that a seed decides it and tests
-//! can repeat a run.
+//! `backoff` computes the exponential part. The jitter is computed here, so that a seed decides it
+//! and tests can repeat a run.
 
 use std::time::Duration;
 
 use backoff::{ExponentialBackoff, backoff::Backoff};
 
-/// The wait after failed attempt number `attempt` (from 1): `first`, doubled each time up to `max`,
-/// then scaled by 0.5 to 1.5 with `jitter` from 0 to 1, so that many waiters spread.
+/// The wait after failed attempt number `attempt` (from 1): `first`, doubled each time up to `max`.
+/// `jitter`, from 0 to 1, scales it by 0.5 to 1.5, so that many waits spread out.
 pub fn after_attempt(attempt: u32, first: Duration, max: Duration, jitter: f64) -> Duration {
     let mut backoff = ExponentialBackoff {
         current_interval: first,
@@ -19,13 +19,13 @@ pub fn after_attempt(attempt: u32, first: Duration, max: Duration, jitter: f64) 
         max_elapsed_time: None,
         ..ExponentialBackoff::default()
     };
-    // Doubling for longer than this reaches any maximum.
+    // After this many doublings every maximum is reached.
     let doublings = attempt.clamp(1, 40);
     let exponential = (0..doublings).filter_map(|_| backoff.next_backoff()).last().unwrap_or(max);
     exponential.min(max).mul_f64(0.5 + jitter.clamp(0.0, 1.0))
 }
 
-/// A jitter by chance, from 0 to 1. In tests a seed can decide it.
+/// A random jitter from 0 to 1. In tests a seed can decide it.
 pub fn jitter() -> f64 {
     #[cfg(test)]
     if let Some(jitter) = seeded::jitter() {

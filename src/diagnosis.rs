@@ -1,5 +1,5 @@
-//! Why a server cannot be reached, and what to do about it, in words: for the log, `/readyz` and
-//! `groupcast check` alike.
+//! Explains why a server cannot be reached and what to do about it, for the log, `/readyz` and
+//! `groupcast check`.
 //!
 //! A cause is found by the types of the errors, never by their text. Each cause has its own
 //! sentence and its own advice.
@@ -14,7 +14,7 @@ use tokio::net::lookup_host;
 pub struct Diagnosis {
     /// A sentence without its full stop.
     pub what: String,
-    /// The words of the library, the system or the server.
+    /// The message of the library, the system or the server.
     pub said: Option<String>,
     pub advice: Option<Cow<'static, str>>,
 }
@@ -24,7 +24,7 @@ impl Diagnosis {
         Self { what: what.into(), said: None, advice: Some(advice.into()) }
     }
 
-    /// Of an error that has no sentence of its own.
+    /// The diagnosis of an error that has no sentence of its own.
     pub fn unknown(said: impl ToString) -> Self {
         Self { what: said.to_string(), said: None, advice: None }
     }
@@ -59,7 +59,7 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// A host name that has no address, or that the name server says nothing about.
+/// A host name that could not be resolved to an address.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct UnknownHost {
@@ -73,7 +73,7 @@ impl UnknownHost {
     }
 }
 
-/// Looks a host name up, with an error that says that this was what failed.
+/// Resolves a host name. The type of the error shows that the lookup failed.
 pub async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, UnknownHost> {
     match lookup_host((host, port)).await {
         Ok(addresses) => Ok(addresses.collect()),
@@ -81,31 +81,31 @@ pub async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, UnknownHo
     }
 }
 
-/// Why a connection failed, as far as the errors say.
+/// Why a connection failed, as far as the errors show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     UnknownHost(String),
     Refused,
     NoRoute,
     NoAnswer,
-    /// The connection was open, and the server ended it without an answer.
+    /// The connection was open, and the server closed it without an answer.
     Closed,
     UnknownAuthority,
-    /// With the names that the certificate has, as far as they are known.
+    /// The certificate is for other names, which are listed as far as they are known.
     OtherName(Vec<String>),
     Expired,
     NotYetValid,
     /// Another fault of the server's certificate.
     BadCertificate,
-    /// The server wants a certificate from us, or refuses the one it was shown.
+    /// The server requires a client certificate, or refuses the one that it got.
     OurCertificate,
     NotTls,
-    /// Both speak TLS and agree on no version or cipher.
+    /// Both sides speak TLS but have no version or cipher in common.
     NoCommonTls,
 }
 
 impl Cause {
-    /// The cause nearest to the origin of an error.
+    /// The known cause that is nearest to the origin of an error.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         chain(error).filter_map(Self::of_one).last()
     }
@@ -165,7 +165,7 @@ impl Cause {
         }
     }
 
-    /// Whether a connection stood, and TLS failed on it.
+    /// Whether the connection was open and TLS failed on it.
     pub fn is_of_tls(&self) -> bool {
         match self {
             Self::UnknownHost(_)
@@ -200,16 +200,12 @@ impl Cause {
                         "correct host and port in {settings}; if they are right, look for a \
                             firewall or a wrong name server"
                     ),
-                    Kind::Broker | Kind::Redis => format!(
-                        "start {what}, or correct host and port \
-                        in {settings}"
-                    ),
+                    Kind::Broker | Kind::Redis => {
+                        format!("start {what}, or correct host and port in {settings}")
+                    }
                 };
                 Diagnosis::new(
-                    format!(
-                        "{address} refuses the connection: nothing listens on that \
-                    port"
-                    ),
+                    format!("{address} refuses the connection: nothing listens on that port"),
                     advice,
                 )
             }
@@ -228,13 +224,13 @@ impl Cause {
                 format!("{address} closed the connection before it answered"),
                 format!(
                     "check in {settings} that the port is right and whether it is one for TLS; \
-                    {what}'s log may say more"
+                        {what}'s log may say more"
                 ),
             ),
             Self::UnknownAuthority => Diagnosis::new(
                 format!(
-                    "the certificate of {address} is signed by an authority that is not \
-                    trusted here"
+                    "the certificate of {address} is signed by an authority that is not trusted \
+                        here"
                 ),
                 server.trust(),
             ),
@@ -242,27 +238,21 @@ impl Cause {
                 let names = if names.is_empty() {
                     String::new()
                 } else {
-                    format!(
-                        ", but for \
-                    {}",
-                        names.join(", ")
-                    )
+                    format!(", but for {}", names.join(", "))
                 };
-                let what = format!(
-                    "the certificate of {address} is not for the name \
-                    `{host}`{names}"
-                );
+                let what =
+                    format!("the certificate of {address} is not for the name `{host}`{names}");
                 let advice = match server.kind {
                     Kind::Api => {
                         format!(
-                            "correct the host name in {settings}, or look for a proxy or a \
-                            name server that leads elsewhere"
+                            "correct the host name in {settings}, or look for a proxy or a name \
+                                server that leads elsewhere"
                         )
                     }
                     Kind::Broker | Kind::Redis => {
                         format!(
-                            "write a name of the certificate in {settings}, or give {} a \
-                                certificate for `{host}`",
+                            "write a name from the certificate as the host in {settings}, or give \
+                                {} a certificate for `{host}`",
                             server.name()
                         )
                     }
@@ -272,16 +262,15 @@ impl Cause {
             Self::Expired => Diagnosis::new(
                 format!("the certificate of {address} has expired"),
                 match server.kind {
-                    Kind::Api => "compare this machine's clock (`date`) with the certificate. If \
-                        the clock is right, look for a proxy that \
-                                  opens TLS connections; if endpoint names a server of your own, \
-                                  renew its certificate, otherwise tell \
-                                  the vendor"
+                    Kind::Api => "compare this machine's clock (`date`) with the dates in the \
+                        certificate. If the clock is right, look for a proxy that intercepts TLS. \
+                        If endpoint names a server of your own, renew its certificate; otherwise \
+                        ask the vendor's support"
                         .to_owned(),
                     Kind::Broker | Kind::Redis => {
                         format!(
-                            "renew the certificate of {what}; if it is not old, correct this \
-                            machine's clock (`date`)"
+                            "renew the certificate of {what}. If its dates say that it is still \
+                                valid, correct this machine's clock (`date`)"
                         )
                     }
                 },
@@ -289,8 +278,7 @@ impl Cause {
             Self::NotYetValid => Diagnosis::new(
                 format!("the certificate of {address} is not valid yet"),
                 format!(
-                    "correct this machine's clock, or give {what} a certificate that is valid \
-                    now"
+                    "correct this machine's clock, or give {what} a certificate that is valid now"
                 ),
             ),
             Self::BadCertificate => Diagnosis::new(
@@ -299,18 +287,14 @@ impl Cause {
             ),
             Self::OurCertificate => Diagnosis::new(
                 format!(
-                    "{address} wants a certificate from its clients and does not accept this \
-                    one, or none was given"
+                    "{address} wants a certificate from its clients and does not accept this one, \
+                        or none was given"
                 ),
                 server.client_certificate(),
             ),
-            Self::NotTls => Diagnosis::new(
-                format!(
-                    "{address} does not speak \
-                TLS"
-                ),
-                server.without_tls(),
-            ),
+            Self::NotTls => {
+                Diagnosis::new(format!("{address} does not speak TLS"), server.without_tls())
+            }
             Self::NoCommonTls => Diagnosis::new(
                 format!("{address} offers no TLS version or cipher that is accepted here"),
                 format!(
@@ -346,11 +330,11 @@ impl Server<'_> {
         }
     }
 
-    /// Where its address is written.
+    /// The settings that have its address.
     fn settings(&self) -> &'static str {
         match self.kind {
             Kind::Broker => "broker.url",
-            Kind::Api => "endpoint or region",
+            Kind::Api => "endpoint (or in region, if endpoint is not set)",
             Kind::Redis => "state.url",
         }
     }
@@ -360,16 +344,16 @@ impl Server<'_> {
             Kind::Broker => "broker.ca_file",
             Kind::Redis => "state.ca_file",
             Kind::Api => {
-                return "look for a proxy that opens TLS connections; if its authority is to be \
-                    trusted, add that to this machine's \
-                        trusted authorities, or name a PEM file with all of them in the variable \
-                        SSL_CERT_FILE"
+                return "look for a proxy that intercepts TLS: `openssl s_client -connect \
+                    HOST:PORT` shows who issued the certificate. To trust that authority, add it \
+                    to this machine's trusted authorities, or set the variable SSL_CERT_FILE of \
+                    the daemon to a PEM file with all authorities to trust"
                     .into();
             }
         };
         format!(
             "name the authority's certificate in {file}, or add it to this machine's trusted \
-            authorities"
+                authorities"
         )
         .into()
     }
@@ -405,13 +389,13 @@ impl Server<'_> {
     }
 }
 
-/// An error and what caused it.
+/// An error and its causes, the origin last.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
         if let Some(error) = error.downcast_ref::<io::Error>()
             && let Some(inner) = error.get_ref()
         {
-            // `source` would leave this one out.
+            // `source` would skip this error.
             Some(inner)
         } else if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
             Some(&**shared)
@@ -421,7 +405,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// A certificate's name without the type that the library shows with it: `DnsName("localhost")`.
+/// A certificate's name without the type that the library adds, as in `DnsName("localhost")`.
 fn plain(name: &str) -> String {
     name.split_once("(\"").and_then(|(_, name)| name.strip_suffix("\")")).unwrap_or(name).to_owned()
 }
@@ -436,7 +420,7 @@ mod tests {
         rustls::Error::InvalidCertificate(error)
     }
 
-    /// As the libraries wrap it.
+    /// Wraps an error as the libraries do.
     fn wrapped(error: rustls::Error) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, io::Error::other(error))
     }

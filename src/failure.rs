@@ -1,4 +1,4 @@
-//! How a command ends: for `groupcast run`, and for those that do one thing.
+//! How a command ends, both `groupcast run` and the commands that do one thing.
 
 /// Why a command failed, in words for its user.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Failure {
     }
 }
 
-/// What a command that did not fail found.
+/// The finding of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Good,

@@ -1,10 +1,10 @@
 //! groupcast takes notification jobs from RabbitMQ, calls the Tencent Chat REST API
 //! `send_group_system_notification` no faster than it allows, and answers every job.
 //!
-//! The journey of a job: [`subscribe`] hands deliveries out. [`accept`] makes one into a valid
-//! [`job::Job`]. [`progress`] knows how far it came before. [`send`] sends its batches, one after
-//! the other as [`pace`] allows, through [`api`], which judges the answers. [`settle`] publishes
-//! what the job owes. No stage starts another; [`journey`] alone knows their order.
+//! The journey of a job: [`subscribe`] receives a delivery. [`accept`] turns it into a valid
+//! [`job::Job`]. [`progress`] looks up how far the job came before. [`send`] sends its batches
+//! through [`api`], when [`pace`] allows it. [`settle`] publishes the dead letter and the result,
+//! and records the result. No stage starts another one. Only [`journey`] knows their order.
 
 pub mod daemon;
 pub mod journey;

@@ -1,11 +1,11 @@
-//! PEM files for TLS, looked through when they are read: what is wrong with one would otherwise be
-//! told as a fault of the server.
+//! Checks PEM files for TLS when they are read. Otherwise a bad file would look like a fault of the
+//! server.
 
 use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-/// What a file has to hold.
+/// What a file must contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Certificates,
@@ -35,7 +35,7 @@ fn objection(bytes: &[u8], content: Content) -> Option<&'static str> {
         _ if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) => {
             "is UTF-16; write it anew as plain text"
         }
-        // DER, as PKCS#12 is too.
+        // DER begins with this byte, and so does PKCS#12.
         _ if bytes.first() == Some(&0x30) => {
             "is not PEM; convert it, from PKCS#12 with `openssl pkcs12 -in FILE -nodes -out \
                 NEW.pem`, from DER with `openssl x509 -inform der`"

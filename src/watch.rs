@@ -101,12 +101,12 @@ impl<T> Receiver<T> {
 
     /// Returns when there is a value that this receiver has not seen, and counts it as seen.
     pub async fn changed(&mut self) -> Result<(), Closed> {
-        // As tokio's own: a task that loops over values that are there already lets others run,
-        // too.
+        // Like tokio's own `changed`. A task that loops over values that are already there must let
+        // other tasks run.
         consume_budget().await;
         loop {
             let mut changed = pin!(self.waiters.changed.notified());
-            // Before the look, so that no change after it goes unheard.
+            // Registers before the look at the value, so that no later change is missed.
             changed.as_mut().enable();
             let is_closed = self.waiters.is_closed.load(Ordering::Acquire);
             match self.value.has_changed() {
@@ -127,7 +127,7 @@ impl<T> Receiver<T> {
                 return Ok(());
             }
             if let Err(closed) = self.changed().await {
-                // The last value may have come with the end.
+                // The last value may have come just before the sender was dropped.
                 return if is_it(&self.value.borrow()) { Ok(()) } else { Err(closed) };
             }
         }

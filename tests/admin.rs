@@ -1,4 +1,4 @@
-//! Whoever looks after the daemon sees by HTTP whether it works, and if not, what is wrong.
+//! Over HTTP an operator sees whether the daemon works, and if not, what is wrong.
 
 use groupcast::settle::result::Status;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::support::{
     scene::{Scene, configuration, job, sandbox, unique_app},
 };
 
-/// Whether it is ready, and what it says of that.
+/// The status and the body of `/readyz`.
 async fn readiness(daemon: &Daemon) -> (u16, Value) {
     let (status, body) = daemon.get("/readyz").await;
     (status, serde_json::from_str(&body).unwrap())

@@ -1,5 +1,5 @@
-//! No mistake becomes a broadcast: bad input makes no call, gets one answer that names the field,
-//! and leaves one dead letter with the identical bytes. The daemon goes on.
+//! No mistake becomes a broadcast. Bad input makes no call, gets one result that names the field,
+//! and leaves one dead letter with the identical bytes. The daemon continues.
 
 use groupcast::settle::result::{ErrorKind, Status};
 use lapin::{
@@ -13,7 +13,7 @@ use crate::support::{
     scene::{Scene, job},
 };
 
-/// What is published, and how the answer's `info` must begin.
+/// The message to publish, and the beginning of the result's `info`.
 struct Case {
     name: &'static str,
     body: Vec<u8>,
@@ -292,7 +292,7 @@ async fn bad_input_is_answered_with_its_reason_and_never_sent() {
         crate::support::scene::configuration(broker.url(), &app, &sandbox.endpoint(), "");
     let configuration =
         configuration.replace("[broker]\n", "[broker]\nmax_job_bytes = \"500KB\"\n");
-    // At this level, too, the log quotes none of the jobs.
+    // At debug level, too, the log must quote none of the jobs.
     let configuration = format!("{configuration}[log]\nfilter = \"debug\"\n");
     let daemon = crate::support::daemon::Daemon::start(&configuration).await;
     let producer = crate::support::producer::Producer::connect(broker.url()).await;

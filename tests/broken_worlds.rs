@@ -1,5 +1,5 @@
-//! What `groupcast check` says in worlds in which the daemon could not send jobs. The page
-//! docs/check.md shows all of it.
+//! What `groupcast check` says in environments in which the daemon could not send jobs. The page
+//! docs/check.md shows all of its output.
 
 use std::{net::TcpListener, path::PathBuf, process::Stdio, time::Duration};
 
@@ -21,12 +21,12 @@ use crate::support::{
 
 const APP: &str = "default";
 
-/// A world in which something is wrong.
+/// An environment with one fault.
 struct World {
     title: &'static str,
     configuration: String,
     variables: Vec<(&'static str, String)>,
-    /// What the file `key` beside the configuration holds.
+    /// The contents of the file `key` beside the configuration.
     key: Vec<u8>,
 }
 
@@ -44,8 +44,8 @@ impl World {
     }
 }
 
-/// Everything but what works, and but the words of others: those differ between versions of the
-/// broker.
+/// The output without the checks that passed, and without quoted words, which differ between
+/// versions of the broker.
 async fn told_in(world: &World) -> String {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("groupcast.toml"), &world.configuration).unwrap();
@@ -77,13 +77,13 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
-/// A busy machine takes its time over a TLS handshake.
+/// A TLS handshake may take seconds on a busy machine.
 fn patient_configuration(broker_url: &str, app: &str, endpoint: &str) -> String {
     configuration(broker_url, app, endpoint, "")
         .replace("request_timeout = \"1s\"", "request_timeout = \"15s\"")
 }
 
-/// Users with fewer rights, a virtual host, and queues that are not as the daemon declares them.
+/// Users with fewer rights, a virtual host, and queues that differ from the daemon's declarations.
 fn definitions() -> String {
     let user = |name: &str| json!({ "name": name, "password": "password", "tags": [] });
     let rights = |user: &str, configure: &str, write: &str, read: &str| json!({ "user": user, "vhost": "/", "configure": configure, "write": write, "read": read });
@@ -147,7 +147,7 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     let from_file =
         good.replace(&format!("secret_key = \"{PUBLIC_KEY}\""), "secret_key_file = \"key\"");
 
-    // The queues are there from here on.
+    // The queues exist from here on.
     let daemon = Daemon::start(&good).await;
     drop(daemon);
     let stuck = Daemon::spawn(&by("no-rights"));
@@ -266,7 +266,7 @@ async fn check_names_what_is_wrong_and_what_to_do() {
     compare(&page.collect::<String>());
 }
 
-/// Compares with the page of the documents.
+/// Compares with the page docs/check.md.
 fn compare(expected: &str) {
     const BEGIN: &str = "<!-- worlds: begin -->\n";
     const END: &str = "\n<!-- worlds: end -->\n";
@@ -283,8 +283,7 @@ fn compare(expected: &str) {
     assert!(
         written == expected,
         "docs/check.md is not what the program says (first difference: {differs:?}); write it anew \
-            with\n  \
-         UPDATE_DOCUMENTS=1 cargo test --test promises broken_worlds"
+            with\n  UPDATE_DOCUMENTS=1 cargo test --test promises broken_worlds"
     );
 }
 
@@ -302,7 +301,7 @@ async fn check_takes_no_job_and_none_counts_as_delivered() {
         assert!(output.status.success() && printed.contains("can be read"), "{printed}");
         assert!(!printed.contains("note ") && !printed.contains("doubt "), "{printed}");
     };
-    // Makes the queues.
+    // Declares the queues.
     checked().await;
     let producer = Producer::connect(broker.url()).await;
     for number in 0..3 {

@@ -1,4 +1,4 @@
-//! Of a cluster's nodes, one that froze costs the daemon one wait.
+//! A frozen node of a cluster delays the daemon only once.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -13,8 +13,8 @@ use crate::support::{
     scene::{Scene, configuration, job, sandbox, unique_app},
 };
 
-/// Heartbeats are missed within five seconds, and a connection to the frozen node would be given up
-/// after as many again.
+/// The daemon notices missed heartbeats within five seconds. An attempt to connect to the frozen
+/// node would take five more.
 const AT_MOST: Duration = Duration::from_secs(9);
 
 #[tokio::test]

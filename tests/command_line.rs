@@ -1,4 +1,4 @@
-//! What people type, and what they are told when it is wrong.
+//! The commands of the program, and their messages when the input is wrong.
 
 use std::{io::Write, path::Path, process::Stdio};
 
@@ -272,7 +272,7 @@ async fn job_shows_the_progress_of_a_job_and_then_its_result() {
     );
 
     let result = scene.producer.result().await;
-    // The record is completed after the answer.
+    // The daemon completes the record after it has published the result.
     let shown = eventually("the recorded result", async || {
         serde_json::from_str::<JobResult>(&run(folder.path(), &["job", "order-1"]).await.out).ok()
     })

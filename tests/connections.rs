@@ -1,5 +1,5 @@
-//! The daemon reaches its broker and its store over TLS with certificates on both sides, and with
-//! no more rights than it needs.
+//! The daemon connects to its broker and its store over TLS with certificates on both sides, and
+//! with only the rights that it needs.
 
 use std::{collections::BTreeMap, net::TcpListener};
 
@@ -101,7 +101,7 @@ async fn a_user_with_the_least_rights_is_enough() {
         patterns.try_into().unwrap_or_else(|patterns| panic!("three patterns, not {patterns:?}"))
     };
     let broker = Broker::start("").await;
-    // The first one declares the queues that the second one is to find.
+    // The first user declares the queues, and the second one only checks them.
     for user in ["groupcast-declares", "groupcast-checks"] {
         let patterns: [&str; 3] = listed(user);
         broker.ctl(&["add_user", user, "password"]).await;
@@ -126,7 +126,7 @@ async fn a_user_with_the_least_rights_is_enough() {
         let checked = check.arg("check").current_dir(folder.path()).output().await.unwrap();
         let printed = String::from_utf8_lossy(&checked.stdout);
         assert!(checked.status.success() && !printed.contains("doubt "), "{user}: {printed}");
-        // A dead letter and a wait queue too.
+        // The rights must also be enough for a dead letter.
         let daemon = Daemon::start(&configuration).await;
         let producer = Producer::connect(broker.url()).await;
         let mut scene = Scene::of(
@@ -146,7 +146,7 @@ async fn a_user_with_the_least_rights_is_enough() {
     }
 }
 
-/// Queues that an operator made otherwise than `groupcast topology` says.
+/// Queues that an operator declared differently from `groupcast topology`.
 #[tokio::test]
 async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
     let broker = Broker::start("").await;
@@ -184,8 +184,8 @@ async fn a_jobs_queue_that_serves_several_consumers_is_refused() {
             Daemon::start(&configuration).await;
         } else {
             let daemon = Daemon::spawn(&configuration);
-            // It does not look again and again: a queue with a low delivery limit would lose what
-            // is looked at.
+            // The daemon must not read the queue repeatedly: a queue with a low delivery limit
+            // would lose its jobs.
             eventually("refusals", async || {
                 (daemon.times_logged("cannot consume yet") > 2).then_some(())
             })

@@ -1,4 +1,4 @@
-//! A broker whose `consumer_timeout` is shorter than jobs are held ends one subscription, and no
+//! A broker with a `consumer_timeout` shorter than jobs are held ends one subscription, but no
 //! second one.
 
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::support::{
     scene::{Scene, job},
 };
 
-/// A broker that soon takes back what is not acknowledged, and in which time.
+/// A broker that takes unacknowledged messages back early, and its timeout.
 async fn impatient_broker() -> (Broker, Duration) {
     let broker = Broker::start("").await;
-    // From 4.3 on the broker cancels the consumer and does not say why. What comes in less than
-    // half a minute is not taken for a timeout then.
+    // From 4.3 on the broker cancels the consumer without a reason. The daemon does not treat a
+    // cancellation within half a minute as a timeout.
     let version = broker.ctl(&["version"]).await;
     let names_the_timeout =
         ["3.", "4.0", "4.1", "4.2"].iter().any(|before| version.starts_with(before));
@@ -64,7 +64,7 @@ async fn a_job_whose_calls_take_long_is_parked_in_between_and_repeats_none() {
     let (broker, timeout) = impatient_broker().await;
     let lines = "batch_size = 1\ncalls_per_second = 5\nburst = 1\nretry.park = [\"1s\"]";
     let mut scene = Scene::on(&broker, lines).await;
-    // Twice as many calls as fit into the time.
+    // Twice as many calls as are possible within the timeout.
     let calls = 10 * timeout.as_secs();
     scene.publish_with_id(&job("g", calls as usize), "long").await;
     for part in 1..=4 {

@@ -1,4 +1,5 @@
-//! Dead letters are looked through without being lost, and sent again without repeating anything.
+//! Commands look through dead letters without losing them, and redrive them without repeating
+//! calls.
 
 use std::{collections::BTreeMap, process::Output, time::Duration};
 
@@ -29,7 +30,7 @@ fn said(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-/// What it prints, when it succeeds.
+/// The output of `groupcast dead`, which must succeed.
 pub async fn printed(scene: &Scene, arguments: &[&str]) -> (String, String) {
     let output = dead(scene, arguments).await;
     let (printed, told) = said(&output);
@@ -46,8 +47,8 @@ fn ids(letters: &[Value]) -> Vec<&str> {
     letters.iter().map(|letter| letter["job_id"].as_str().expect("an id")).collect()
 }
 
-/// An app with three dead letters: of a job for a group that is not there, of one that is invalid,
-/// and of one that expired.
+/// An app with three dead letters: a job for a group that does not exist, an invalid job, and an
+/// expired job.
 async fn with_three_letters() -> Scene {
     let mut scene = Scene::start().await;
     scene.publish_with_id(&job("unknown-1", 3), "refused").await;
@@ -137,7 +138,8 @@ async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_
     }
     assert!(scene.producer.hears_nothing().await, "nothing was sent");
 
-    // It dies again of what killed it, with the attempt counted. The others would not live longer.
+    // The job fails again for the same reason, and its attempt is counted. The others stay, because
+    // they would fail again too.
     let (_, told) = printed(&scene, &["redrive"]).await;
     let told_of_others = told.contains("--kind invalid") && told.contains("--without-deadline");
     assert!(told.contains("1 of 3 dead letters sent again") && told_of_others, "{told}");
@@ -292,8 +294,8 @@ async fn a_job_without_an_id_keeps_the_one_that_it_was_given_and_its_letter_coun
     );
 }
 
-/// A quorum queue drops what has gone back too often, and an operator's policy may say how often
-/// that is.
+/// A quorum queue drops a message that has gone back too often. An operator's policy may set a low
+/// limit.
 #[tokio::test]
 async fn letters_can_be_looked_at_again_and_again_under_a_low_delivery_limit() {
     let scene = with_three_letters().await;

@@ -115,7 +115,7 @@ async fn an_empty_list_is_rejected_where_the_configuration_says_so() {
 #[tokio::test]
 async fn topic_and_content_arrive_as_they_were_given() {
     let mut scene = Scene::start().await;
-    // 12,288 bytes of what JSON and UTF-8 make hard.
+    // 12,288 bytes of text that is difficult for JSON and UTF-8.
     let unit = "通知🔔\"\\\n\u{1f468}\u{200d}\u{1f469}é";
     let mut content = unit.repeat(12_288 / unit.len());
     content.push_str(&"x".repeat(12_288 - content.len()));
@@ -196,7 +196,7 @@ async fn one_refused_batch_of_three_makes_a_partial_result_and_a_dead_letter_of_
     assert_eq!(letter.properties.correlation_id().as_ref().unwrap().as_str(), "c-7");
     assert_eq!(header(&letter, "groupcast-status").as_deref(), Some("partial"));
 
-    // Moved back as it is, the dead letter sends the rest and nothing else.
+    // The unchanged dead letter, moved back to the jobs queue, sends only the rest.
     scene.sandbox.clear_faults();
     scene.producer.publish(&scene.app, &letter.data, letter.properties.clone()).await;
     let redriven = scene.producer.result().await;
@@ -211,7 +211,7 @@ async fn one_refused_batch_of_three_makes_a_partial_result_and_a_dead_letter_of_
     assert_eq!(notified, expected);
 }
 
-/// Everybody in a group, and how often.
+/// Checks that each recipient of a group was notified once.
 fn assert_each_notified_once(scene: &Scene, group: &str, recipients: usize) {
     let (mut notified, mut expected) = (scene.notified(group), users(recipients));
     notified.sort();
@@ -286,7 +286,7 @@ async fn a_batch_of_50_that_is_too_large_for_the_api_fails_and_leaves_a_dead_let
             (Some(recipients as u32), 1),
             "{result:?}"
         );
-        // 51 are one call, then 50 and 1.
+        // 51 recipients are one call, then calls of 50 and 1.
         assert_eq!((result.calls, calls), if recipients == 51 { (3, 3) } else { (1, 4) });
         let letter = scene.dead_letter().await;
         assert_eq!(serde_json::from_slice::<Value>(&letter.data).unwrap(), asked);
@@ -365,7 +365,7 @@ async fn with_at_most_once_a_lost_answer_is_reported_and_never_sent_again() {
         RecipientCounts { requested: 501, sent: 1, unknown: 500, ..Default::default() }
     );
     assert_eq!((result.errors[0].kind, result.calls), (ErrorKind::Unknown, 2));
-    // Nothing that a redrive should send.
+    // A redrive has nothing to send.
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
 }
 

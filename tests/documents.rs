@@ -1,5 +1,5 @@
-//! The documents say what the program does: tables, examples and links that could drift are
-//! compared with it.
+//! The documents match the program: tables, examples and links that could drift are compared with
+//! it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use serde_json::Value;
 fn every_key_in_the_documents_is_accepted_by_the_configuration() {
     for key in config_table().keys() {
         let variable = format!("GROUPCAST__{}", key.replace('.', "__").to_uppercase());
-        // Whatever is wrong with the value: the key is known.
+        // The value may be wrong, but the key must be known.
         let refusal = load(SMALLEST, &[(&variable, "?")]).err().unwrap_or_default();
         assert!(!refusal.contains("unknown"), "{key}: {refusal}");
     }
@@ -158,8 +158,7 @@ fn the_runbook_has_every_code_with_what_follows_and_what_to_do() {
     assert!(
         tables == expected,
         "docs/operations.md is not what the program says (first difference: {differs:?}); write it \
-            anew with\n  \
-         UPDATE_DOCUMENTS=1 cargo test --test promises documents::the_runbook"
+            anew with\n  UPDATE_DOCUMENTS=1 cargo test --test promises documents::the_runbook"
     );
 }
 
@@ -193,7 +192,7 @@ fn every_document_that_a_comment_names_exists() {
         .concat();
     let mut named = 0;
     for file in files {
-        // Pictures and archives are no text.
+        // Pictures and archives are not text.
         let Ok(text) = fs::read_to_string(&file) else { continue };
         for rest in text.split("docs/").skip(1) {
             let of_a_path =
@@ -321,7 +320,7 @@ fn files_below(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// What stands under a heading, up to the next one of its level.
+/// The text under a heading, up to the next heading of its level.
 fn section<'a>(document: &'a str, heading: &str) -> &'a str {
     let after = document
         .split_once(&format!("\n{heading}\n"))
@@ -362,7 +361,7 @@ fn without_code(document: &str) -> String {
     document.split("```").step_by(2).collect()
 }
 
-/// Whether a heading becomes this anchor where documents are shown.
+/// Whether a heading has this anchor in the rendered document.
 fn has_heading(document: &Path, anchor: &str) -> bool {
     let slug = |heading: &str| {
         let kept = heading.to_lowercase().replace(' ', "-");
@@ -382,7 +381,7 @@ fn groupcast(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Holds an example against `groupcast schema`.
+/// Validates an example with `groupcast schema`.
 fn validate(definition: &str, example: &Value) {
     let mut schema: Value = serde_json::from_str(&groupcast(&["schema"])).unwrap();
     schema["$ref"] = format!("#/$defs/{definition}").into();
@@ -390,7 +389,7 @@ fn validate(definition: &str, example: &Value) {
     let faults: Vec<String> =
         validator.iter_errors(example).map(|fault| fault.to_string()).collect();
     assert!(faults.is_empty(), "{definition}: {faults:?}");
-    // The schema is not one that lets everything through.
+    // The schema must not accept everything.
     assert!(!validator.is_valid(&Value::Array(Vec::new())));
 }
 

@@ -1,4 +1,4 @@
-//! The examples for producers run as they stand, and the messages are what the schemas say.
+//! The examples for producers run unchanged, and the messages match the schemas.
 
 use std::{fs, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::support::{
     scene::{Scene, job},
 };
 
-/// The first block of code below a heading, for another broker and another app.
+/// The first block of code below a heading, changed to this broker and app.
 fn example(heading: &str, scene: &Scene, broker: &Broker) -> String {
     let document = fs::read_to_string("docs/producers.md").unwrap();
     let (_, section) =
@@ -21,7 +21,7 @@ fn example(heading: &str, scene: &Scene, broker: &Broker) -> String {
     let (code, _) = block.split_once("\n```").expect("it ends");
     let (_, code) = code.split_once('\n').expect("it has lines");
     assert!(code.matches("5672").count() == 1 && code.contains("groupcast.default.jobs"));
-    // The tests' broker differs from the example's in its port.
+    // The tests' broker has another port than the example's.
     let code = code.replace("5672", &broker.address().port().to_string());
     code.replace("groupcast.default.", &format!("groupcast.{}.", scene.app))
 }
@@ -57,7 +57,7 @@ async fn the_node_example_sends_a_job_and_prints_its_result() {
     );
     let queue = format!("orders.results.{}", scene.app);
     let code = example("Node", &scene, Broker::shared().await).replace("orders.results", &queue);
-    // As it stands it listens for ever.
+    // The unchanged example listens for ever.
     let ending = "  channel.ack(message);\n";
     assert!(code.contains(ending));
     let code =
@@ -140,7 +140,7 @@ fn the_asyncapi_document_in_docs_is_the_one_that_the_program_prints() {
     );
 }
 
-/// Holds a message against the schema of one of the document's messages.
+/// Validates a message with the schema of one of the document's messages.
 fn check(document: &Value, message: &str, payload: &Value, properties: &BasicProperties) {
     let headers: Map<String, Value> = properties
         .headers()

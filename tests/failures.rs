@@ -24,7 +24,7 @@ async fn publish_numbered(scene: &Scene, jobs: std::ops::Range<usize>, recipient
     }
 }
 
-/// Waits until the jobs with these numbers are answered; a copy of an answer is no harm.
+/// Waits until the jobs with these ids are answered. A repeated result is allowed.
 async fn until_answered(scene: &mut Scene, mut open: BTreeSet<String>) {
     while !open.is_empty() {
         let result = scene.producer.result().await;
@@ -116,7 +116,7 @@ async fn while_the_broker_blocks_publishing_no_call_starts_and_nothing_is_lost()
     eventually("the first call", async || (scene.sandbox.stats().calls >= 1).then_some(())).await;
     broker.ctl(&["set_vm_memory_high_watermark", "0.0000001"]).await;
     scene.daemon.until_logged("the broker blocks publishing").await;
-    // A call may still be in flight; after it nothing happens.
+    // A call may still be in flight. After it no call may start.
     sleep(Duration::from_millis(1500)).await;
     let calls = scene.sandbox.stats().calls;
     sleep(Duration::from_millis(3000)).await;

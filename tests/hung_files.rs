@@ -1,5 +1,5 @@
-//! A file that nobody answers for, as on a drive that hangs, holds up nothing but what needs it. A
-//! pipe without a writer is one.
+//! A file that hangs on access, as on a hung disk, delays only what needs it. The tests use a pipe
+//! without a writer.
 
 use std::{path::Path, process::Command};
 
@@ -13,7 +13,7 @@ use crate::support::{
     scene::{Scene, job, settings},
 };
 
-/// In the place of what is there.
+/// Replaces the file with a pipe.
 fn hang(path: &Path) {
     let pipe = path.with_extension("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is there").success());
@@ -26,7 +26,7 @@ fn write(path: &Path, text: &str) {
     std::fs::rename(new, path).expect("in its place");
 }
 
-/// A daemon that has its key from a file.
+/// A daemon that reads its key from a file.
 async fn scene_with_a_key_in_a_file() -> (Scene, std::path::PathBuf) {
     let scene = Scene::with("pause.probe_first = \"100ms\"\npause.probe_max = \"200ms\"").await;
     let file = scene.daemon.file("key");

@@ -1,13 +1,13 @@
-//! The Helm chart, and the manifest that is made from it: Kubernetes takes them, and the program
-//! takes what they mount.
+//! The Helm chart, and the manifest made from it. Kubernetes accepts them, and the program accepts
+//! the files that they mount.
 
 use std::{fs, process::Command};
 
 use groupcast::config::{Config, ConfigFile};
 use serde_json::{Value, json};
 
-/// Asks Helm's engine, which tests/tools.sh puts there as a Python package, for the chart's objects
-/// with these values.
+/// Renders the chart with these values, with Helm's engine. tests/tools.sh installs it as a Python
+/// package.
 const HELM: &str = r#"
 import json, sys
 sys.path.insert(0, "target/kubernetes")
@@ -23,8 +23,8 @@ except helm.HelmValuesError as refusal:
 print(json.dumps(chart))
 "#;
 
-/// The chart as a release of this name: `texts` and `objects` by kind, or `refusal`; and what the
-/// linter finds, as `faults`.
+/// Renders the chart as a release of this name. Returns `texts` and `objects` by kind, or
+/// `refusal`, and the linter's findings as `faults`.
 fn chart(name: &str, values: &str) -> Value {
     let output =
         Command::new("/usr/bin/python3").args(["-c", HELM, name, values]).output().unwrap();
@@ -44,7 +44,7 @@ fn the_manifest_is_the_chart_with_its_values_as_they_are() {
         .collect();
     let chart = chart("groupcast", "");
     let objects = chart["texts"].as_array().unwrap().iter().map(|text| {
-        // Nobody would write the checksum anew after an edit by hand.
+        // The manifest has no checksum, because a manual edit would not update it.
         let lines = text
             .as_str()
             .unwrap()
@@ -63,8 +63,7 @@ fn the_manifest_is_the_chart_with_its_values_as_they_are() {
     assert!(
         written == expected,
         "{path} is not what deploy/helm makes (first difference: {differs:?}); write it anew \
-            with\n  \
-         UPDATE_DOCUMENTS=1 tests/run.sh --test promises kubernetes::the_manifest"
+            with\n  UPDATE_DOCUMENTS=1 tests/run.sh --test promises kubernetes::the_manifest"
     );
 }
 
@@ -198,7 +197,7 @@ fn each_value_of_the_chart_changes_what_it_names() {
     let policy = changed("monitoringNamespace: watch")["NetworkPolicy"].to_string();
     assert!(policy.contains(r#"{"kubernetes.io/metadata.name":"watch"}"#), "{policy}");
     assert!(changed("monitoringNamespace: \"\"").get("NetworkPolicy").is_none());
-    // Two releases share nothing but the Secret.
+    // Two releases share only the Secret.
     for (kind, object) in usual.as_object().unwrap() {
         assert_eq!(object["metadata"]["name"], "orders", "{kind}");
     }

@@ -1,5 +1,5 @@
-//! The promises of the daemon, a file each, kept by the real binary against a real broker and a
-//! scripted API.
+//! The promises of the daemon, one file each. The real binary keeps them against a real broker and
+//! a scripted API.
 
 mod admin;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What waits in the queue does not fill the memory.
+//! Jobs that wait in the queue do not fill the memory.
 
 use std::fs;
 
@@ -30,7 +30,7 @@ async fn holding_with(hold_bytes: &str, app_lines: &str) -> Scene {
     Scene::of(app, configuration, sandbox, daemon, Producer::connect(url).await).await
 }
 
-/// The most memory that the daemon has had resident, in bytes.
+/// The largest resident memory of the daemon so far, in bytes.
 fn peak(daemon: &Daemon) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells it");
@@ -104,7 +104,7 @@ async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
         let recipients: Vec<String> =
             (0..40).map(|recipient| format!("user-{number}-{recipient}")).collect();
         let job = json!({ "GroupId": format!("g{number}"), "Content": "hello", "ToMembers_Account": recipients }).to_string();
-        // The first jobs are small: they have begun when the large ones come.
+        // The first jobs are small. They have begun when the large ones come.
         let padding = if number < 5 { 0 } else { MIB };
         let padded = format!("{job}{}", " ".repeat(padding));
         scene.producer.publish(&scene.app, padded.as_bytes(), scene.producer.properties()).await;
@@ -123,7 +123,7 @@ async fn jobs_without_an_id_are_sent_once_though_the_prefetch_is_resized() {
     assert!(scene.daemon.log().contains("the size of held jobs changed"), "{}", scene.daemon.log());
     let stats = scene.sandbox.stats();
     assert_eq!((stats.deliveries.repeated_recipients, stats.calls), (0, calls));
-    // On a busy machine a call can reach the API in a second that is full already, and is made
-    // again.
+    // On a busy machine a call can arrive in a second that is already full. The daemon then repeats
+    // it.
     assert!((40 * LARGE as u64..40 * LARGE as u64 + 5).contains(&calls), "{calls}");
 }

@@ -1,4 +1,4 @@
-//! What the daemon has done, as numbers for Prometheus.
+//! What the daemon has done, as metrics for Prometheus.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ use crate::support::{
 async fn they_count_what_was_done() {
     let mut scene = Scene::start().await;
     let app = scene.app.clone();
-    // Of its two batches, two calls fail in passing.
+    // Two calls of the job's two batches fail with a transient error.
     for fault in [json!({ "error": { "code": 10002 } }), json!({ "http_status": 502 })] {
         let rule = json!({ "fault": fault, "group": "retried", "calls": 1 });
         scene
@@ -240,8 +240,8 @@ async fn every_metric_is_there_with_its_type_its_labels_and_what_it_means() {
     assert!(metrics.0.iter().all(known), "{}", text);
 }
 
-/// The metrics when nothing is under way any more: a result is here before its job is acknowledged
-/// and counted.
+/// The metrics when the daemon is idle. A result arrives before its job is acknowledged and
+/// counted.
 async fn metrics_once_idle(scene: &Scene) -> Metrics {
     eventually("the jobs to be acknowledged", async || {
         let metrics = Metrics::of(&scene.daemon).await;
@@ -272,7 +272,7 @@ impl Metrics {
         )
     }
 
-    /// The value of the one series with these labels and no others.
+    /// The value of the only series with exactly these labels.
     fn one(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let labels =
             labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

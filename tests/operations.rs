@@ -1,5 +1,5 @@
-//! What operators deploy: the unit, the image, the alert rules and the dashboard say what is true
-//! of the program.
+//! The files that operators deploy match the program: the unit, the image, the alert rules and the
+//! dashboard.
 
 use std::{
     collections::BTreeSet, fs, os::unix::net::UnixDatagram, process::Command, time::Duration,
@@ -17,7 +17,7 @@ use crate::support::{
     scene::{configuration, sandbox, unique_app},
 };
 
-/// Names of series that exist, those of histograms included.
+/// The names of all series, including those of histograms.
 fn series() -> BTreeSet<String> {
     let of = |metric: &&groupcast::telemetry::metrics::Metric| match metric.kind {
         Kind::Histogram(_) => {
@@ -146,7 +146,7 @@ fn the_image_has_the_program_and_no_shell() {
         .status()
         .unwrap();
     assert!(made.success());
-    // Also without the rights of root.
+    // Runs without the rights of root too.
     let mut program = Command::new("unshare");
     program
         .args(["--user", "--map-root-user", "--root"])

@@ -1,4 +1,5 @@
-//! The limit is used fully and never exceeded, at any time, restart included. Measured at the API.
+//! The daemon uses the limit fully and never exceeds it, even across a restart. Measured at the
+//! API.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ const JOBS: usize = 3000;
 async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
     let _alone = alone().await;
     let mut scene = paced_scene().await;
-    // The queues are there now; the backlog is to be there before the first call.
+    // The queues exist now. The backlog must be there before the first call.
     scene.daemon.terminate().await;
     publish(&scene, JOBS).await;
     scene.daemon.start_again().await;
@@ -37,7 +38,7 @@ async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
         }
     }
     println!("{JOBS} jobs: {mean:.1} calls/s, second by second {each_second:?}");
-    // A machine that stands still for half a second spoils one of them, and the mean a little.
+    // A machine that stalls for half a second lowers one of these numbers, and the mean a little.
     each_second.sort_unstable();
     let median = each_second[each_second.len() / 2];
     assert!(
@@ -63,7 +64,7 @@ async fn no_second_exceeds_the_limit_across_a_crash_and_a_restart() {
     assert_limit_kept(&mut scene).await;
 }
 
-/// Ten apps share a process and keep ten limits.
+/// Ten apps in one process keep ten limits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_apps_in_one_process_are_each_paced_by_themselves() {
     const RATE: usize = 20;
@@ -112,8 +113,8 @@ async fn many_apps_in_one_process_are_each_paced_by_themselves() {
     assert!(calls as usize >= 4 * RATE * names.len() * 9 / 10, "{calls}");
 }
 
-/// At the limit of 200, with an API that takes a few more: one that refuses what the machine has
-/// held up on its way would measure the machine.
+/// A scene at the limit of 200, with an API that accepts a few more. With an exact limit, the API
+/// would refuse calls that the busy machine delayed.
 async fn paced_scene() -> Scene {
     let scene = Scene::start_alone("").await;
     let limit = most_arrivals_in_1s(200);
@@ -123,7 +124,7 @@ async fn paced_scene() -> Scene {
     scene
 }
 
-/// Where calls leave, the limit holds exactly.
+/// Checks that the limit holds exactly where calls leave.
 async fn assert_limit_kept(scene: &mut Scene) {
     scene.daemon.terminate().await;
     let log = scene.daemon.log();
@@ -142,7 +143,7 @@ async fn assert_limit_kept(scene: &mut Scene) {
     assert!(stats.max_in_1s <= most_arrivals_in_1s(200) && stats.refused == 0, "{stats:?}");
 }
 
-/// Jobs for one recipient each, all different.
+/// Publishes jobs for one recipient each, all with different contents.
 async fn publish(scene: &Scene, jobs: usize) {
     for number in 0..jobs {
         let mut job = job("g", 1);

@@ -1,5 +1,4 @@
-//! A job that has to wait for long waits in a queue of the broker, and nothing of its progress is
-//! lost.
+//! A job that must wait for long waits in a queue of the broker, and keeps its progress.
 
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use crate::support::{
     scene::{Scene, job},
 };
 
-/// The broker takes a delivery away that is held for longer. Its default is half an hour.
+/// The broker takes a delivery away after this time. Its default is half an hour.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(10);
 const OUTAGE: Duration = Duration::from_secs(25);
 
@@ -51,7 +50,7 @@ async fn in_an_outage_longer_than_the_brokers_patience_jobs_are_parked_and_then_
     broker.ctl(&["eval", &impatient]).await;
     let lines = "batch_size = 1\nretry.hold = \"3s\"\nretry.park = [\"2s\", \"3s\"]";
     let mut scene = Scene::on(&broker, lines).await;
-    // Of each job, the second batch of three cannot be sent.
+    // The second of each job's three batches cannot be sent.
     scene.sandbox.add_fault(bad_gateway("user-1")).unwrap();
     for number in 0..5 {
         let properties =

@@ -1,5 +1,5 @@
-//! Whatever a reply queue, a right or one message does: every other job is answered in time, and
-//! nothing is lost.
+//! A reply queue, a missing right or a message may cause faults. Every other job is still answered
+//! in time, and nothing is lost.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::support::{
     scene::{Scene, configuration, job, sandbox, unique_app},
 };
 
-/// The issue is the slots: more jobs than are held at a time.
+/// More jobs than the daemon holds at a time.
 const MORE_THAN_ARE_HELD: usize = 230;
 
 fn body(group: &str) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn arguments(pairs: &[(&str, AMQPValue)]) -> FieldTable {
     table
 }
 
-/// A queue with room for one message, which it has.
+/// A queue with room for one message, which it already has.
 async fn full_queue(scene: &Scene) -> String {
     let queue = format!("full-{}", uuid::Uuid::new_v4());
     let limit = [("x-max-length", AMQPValue::LongInt(1)), ("x-overflow", text("reject-publish"))];
@@ -58,7 +58,7 @@ async fn readiness(daemon: &Daemon) -> (u16, Value) {
     (status, serde_json::from_str(&body).expect("JSON"))
 }
 
-/// How often jobs were parked.
+/// How many times jobs were parked.
 async fn parked(scene: &Scene) -> usize {
     let metrics = scene.daemon.get("/metrics").await.1;
     let name = format!("groupcast_jobs_parked_total{{app=\"{}\"}} ", scene.app);
@@ -75,7 +75,7 @@ async fn until_ready(daemon: &Daemon) {
         .await;
 }
 
-/// Takes so many results from a queue, by their job ids.
+/// Takes `count` results from a queue, with their messages.
 async fn take_results(
     scene: &Scene,
     queue: &str,
@@ -138,7 +138,7 @@ async fn jobs_for_a_full_reply_queue_hold_up_no_other_job_and_their_results_are_
         "a producer's queue is no fault of the daemon"
     );
 
-    // It recovers by itself.
+    // The queue recovers by itself when it is emptied.
     scene
         .producer
         .channel()
@@ -156,8 +156,8 @@ async fn jobs_for_a_full_reply_queue_hold_up_no_other_job_and_their_results_are_
 
 #[tokio::test]
 async fn nothing_is_lost_when_a_full_reply_queue_is_deleted_meanwhile() {
-    // The broker may confirm nothing for a queue that is being deleted; such a job waits before its
-    // result is published again.
+    // The broker may not confirm messages for a queue that is being deleted. Such a job waits
+    // before its result is published again.
     let scene = Scene::with("retry.park = [\"2s\"]").await;
     let full = full_queue(&scene).await;
     for number in 0..30 {
@@ -165,8 +165,8 @@ async fn nothing_is_lost_when_a_full_reply_queue_is_deleted_meanwhile() {
         scene.producer.publish(&scene.app, &body("g"), properties).await;
     }
     eventually("the calls", async || (scene.sandbox.stats().accepted == 30).then_some(())).await;
-    // The broker confirms what it takes for a queue in the moment of its deletion, and then it is
-    // gone. So few are under way.
+    // Waits until few messages are in flight: the broker confirms messages for a queue that it is
+    // just deleting, and then they are gone.
     scene.daemon.until_logged("a queue takes no messages at present").await;
     scene
         .producer
@@ -230,7 +230,7 @@ async fn while_the_dead_letter_queue_is_full_jobs_are_safe_and_readyz_says_so() 
     let pattern = format!("^groupcast\\.{}\\.dead$", scene.app);
     let limit = "{\"max-length\":1,\"overflow\":\"reject-publish\"}";
     broker.ctl(&["set_policy", "limit", &pattern, limit, "--apply-to", "queues"]).await;
-    // With an id, without one, and one that is no valid job.
+    // Jobs with an id, jobs without one, and messages that are not valid jobs.
     for number in 0..20 {
         let properties = scene.producer.properties();
         let properties = if number % 2 == 0 {
@@ -299,13 +299,13 @@ async fn without_the_right_to_publish_no_call_starts_and_no_result_goes_astray()
     until_ready(&scene.daemon).await;
     assert_eq!(scene.producer.depth(&scene.queue("unrouted")).await, 0);
 
-    // Taken away while the daemon works: what it publishes waits.
+    // The right is revoked while the daemon works. Its messages wait.
     grant("^groupcast\\..*$").await;
     broker
         .ctl(&[
             "eval",
             "[exit(element(2, lists:keyfind(pid, 1, C)), kill) || C <- \
-        rabbit_channel:info_all([pid])], ok.",
+                rabbit_channel:info_all([pid])], ok.",
         ])
         .await;
     scene.daemon.until_logged("lost the subscription").await;
@@ -325,7 +325,7 @@ async fn without_the_right_to_publish_no_call_starts_and_no_result_goes_astray()
     assert_eq!(scene.producer.depth(&scene.queue("unrouted")).await, 0);
 }
 
-/// Two apps in one daemon: what one does, and how the other fares.
+/// Two apps in one daemon: the first one gets bad jobs, and the other one must not suffer.
 struct TwoApps {
     scene: Scene,
     other: String,
@@ -345,7 +345,7 @@ impl TwoApps {
         TwoApps { scene: Scene::of(app, configuration, sandbox, daemon, producer).await, other }
     }
 
-    /// The first app gets a `bad` job now and then, the other one ordinary jobs all the time.
+    /// The first app gets a `bad` job now and then. The other one gets ordinary jobs all the time.
     async fn run(&mut self, bad: impl Fn(usize) -> BasicProperties) {
         let Self { scene, other } = self;
         let ordinary = 100;
@@ -419,7 +419,7 @@ async fn with_smaller_frames_less_goes_along_and_everything_fits() {
     );
     assert_eq!(header(&scene.dead_letter().await, "groupcast-status").as_deref(), Some("rejected"));
 
-    // What is wrong takes 4,000 bytes to say.
+    // The description of this mistake takes 4,000 bytes.
     let wrong = format!("{{\"{}\": 1}}", "é".repeat(3000)).into_bytes();
     scene.producer.publish(&scene.app, &wrong, fitting).await;
     assert_eq!(scene.producer.result().await.status, Status::Rejected);
@@ -431,7 +431,7 @@ async fn with_smaller_frames_less_goes_along_and_everything_fits() {
 #[tokio::test]
 async fn a_message_that_the_broker_closes_connections_over_is_the_only_one_to_blame() {
     let mut apps = TwoApps::start().await;
-    // The broker makes such addresses; this one it cannot read.
+    // The broker creates such addresses, but it cannot read this one.
     let junk = |number: usize| {
         to("amq.rabbitmq.reply-to.AAAA.eA==")
             .with_message_id(format!("junk-{number}").as_str().into())
@@ -457,7 +457,8 @@ async fn a_reply_queue_that_confirms_nothing_is_not_one_that_does_not_exist() {
     let broker = Broker::start("").await;
     let mut scene = Scene::on(&broker, "retry.park = [\"1s\", \"2s\"]").await;
     declare(&scene, "silent", FieldTable::default()).await;
-    // Its process takes nothing and says nothing, as a quorum queue without a majority.
+    // Suspends the queue's process, so that it neither takes nor confirms messages, like a quorum
+    // queue without a majority.
     let queue =
         "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"silent\">>)), ";
     broker.ctl(&["eval", &format!("{queue} sys:suspend(amqqueue:get_pid(Q)).")]).await;
@@ -474,7 +475,7 @@ async fn a_reply_queue_that_confirms_nothing_is_not_one_that_does_not_exist() {
     let start = Instant::now();
     assert_eq!(scene.send(&job("g", 1)).await.status, Status::Sent);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    // Some have been parked twice by then.
+    // Some jobs have been parked twice by then.
     eventually("jobs to be parked", async || (parked(&scene).await > 60).then_some(())).await;
     assert_eq!(scene.producer.depth(&scene.queue("unrouted")).await, 0);
 

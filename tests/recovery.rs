@@ -1,5 +1,5 @@
-//! A daemon that is killed goes on where it was: every recipient is reached, and what had an answer
-//! is not sent again.
+//! A killed daemon continues where it stopped. Every recipient is reached, and a batch with an
+//! answer is not sent again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,11 +23,11 @@ use crate::support::{
 
 const BATCHES: usize = 100;
 const KILLS: usize = 3;
-/// Scenes at a time, and jobs in each.
+/// The number of scenes at a time, and the jobs in each.
 const LANES: usize = 3;
 const JOBS: usize = 10;
-/// At 100 calls a second, answered after 20 ms, two or three are under way at any moment; on a busy
-/// machine, as many as may be.
+/// The most calls in flight. At 100 calls a second, answered after 20 ms, there are two or three.
+/// On a busy machine there may be more.
 const UNDER_WAY: usize = 5;
 
 fn slow() -> groupcast::sandbox::SettingsPatch {
@@ -57,8 +57,8 @@ fn times_notified(scene: &Scene, group: &str) -> BTreeMap<String, usize> {
     times
 }
 
-/// Publishes a job of 100 batches, kills the daemon three times at random moments of it, and waits
-/// for the answer.
+/// Publishes a job of 100 batches, kills the daemon three times at random moments meanwhile, and
+/// waits for the result.
 async fn kill_while_sending(
     scene: &mut Scene,
     group: &str,
@@ -158,7 +158,7 @@ async fn a_copy_of_a_job_is_answered_from_the_record_without_calls() {
     publish(&scene, &job("g", 3), with_id(&scene, "order-42").with_correlation_id("first".into()))
         .await;
     let first = scene.producer.result().await;
-    // The same job, written in another way.
+    // The same job, with its fields in another order.
     let again = json!({ "ToMembers_Account": users(3), "Content": "hello", "GroupId": "g" });
     publish(&scene, &again, with_id(&scene, "order-42").with_correlation_id("second".into())).await;
     let reply = scene.producer.reply().await;
@@ -170,7 +170,7 @@ async fn a_copy_of_a_job_is_answered_from_the_record_without_calls() {
         (Status::Sent, false, 1)
     );
 
-    // Also by a daemon that was started since.
+    // A daemon that was restarted meanwhile gives the same result.
     scene.daemon.kill().await;
     scene.daemon.start_again().await;
     publish(&scene, &job("g", 3), with_id(&scene, "order-42")).await;

@@ -1,4 +1,5 @@
-//! SIGHUP: a running daemon takes on another configuration, or none of it, and no job is lost.
+//! SIGHUP: a running daemon applies a valid configuration, and nothing of an invalid one. No job is
+//! lost.
 
 use std::time::Duration;
 
@@ -11,8 +12,7 @@ use crate::support::{
     scene::{Scene, job, settings},
 };
 
-/// Writes another configuration, tells the daemon, and waits until it says that it has taken it on,
-/// or not.
+/// Writes another configuration, signals the daemon, and waits until it logs `answer`.
 async fn reload(scene: &Scene, configuration: &str, answer: &str) {
     let before = scene.daemon.times_logged(answer);
     scene.daemon.reconfigure(configuration);
@@ -28,7 +28,7 @@ async fn publish(scene: &Scene, contents: std::ops::Range<usize>) {
     }
 }
 
-/// The most calls that arrived in any second which begins with one in this span.
+/// The most calls that arrived in a second that begins with a call in this span.
 fn most_in_1s(scene: &Scene, from: jiff::Timestamp, until: jiff::Timestamp) -> usize {
     let moments: Vec<_> =
         scene.sandbox.received(Some("g")).into_iter().map(|call| call.at).collect();
@@ -131,7 +131,7 @@ async fn a_secret_is_read_again_from_its_file() {
 #[tokio::test]
 async fn a_bad_configuration_is_refused_whole_with_the_words_of_a_start_and_jobs_go_on() {
     let mut scene = Scene::with("batch_size = 10").await;
-    // Each would also change the batches, if any of it was taken on.
+    // Each would also change the batch size, if any part of it were applied.
     let changed = scene.configuration.replace("batch_size = 10", "batch_size = 1");
     let app = &scene.app;
     let bad = [
@@ -189,7 +189,7 @@ async fn what_takes_effect_at_the_next_start_is_named_and_the_rest_is_applied() 
     let mut broadcast = job("g", 1);
     broadcast["ToMembers_Account"] = json!([]);
     assert_eq!(scene.send(&broadcast).await.status, Status::Rejected);
-    // Told again each time, for as long as it is so.
+    // The daemon says so again at each reload, while the change is pending.
     reload(&scene, &configuration, "takes effect at the next start").await;
     assert!(scene.daemon.log().contains("changed: nothing"));
 }

@@ -1,4 +1,4 @@
-//! Every result goes where the producer asked for it, or is kept where an operator finds it.
+//! Every result goes where the producer asked for it, or to a queue where an operator finds it.
 
 use std::collections::BTreeSet;
 
@@ -144,16 +144,16 @@ async fn results_go_only_where_the_configuration_allows() {
     assert!(replies.next().await.unwrap().is_ok(), "a direct reply-to leads to nobody else");
 }
 
-/// Both make the broker close the whole connection that they arrive on.
+/// Both messages make the broker close the whole connection.
 #[tokio::test]
 async fn a_message_that_upsets_the_broker_is_settled_and_holds_up_nobody() {
     let mut scene = Scene::start().await;
-    // The broker makes such addresses; this one it cannot read.
+    // The broker creates such addresses, but it cannot read this one.
     let junk = BasicProperties::default()
         .with_reply_to("amq.rabbitmq.reply-to.AAAA.eA==".into())
         .with_message_id("junk".into());
     scene.producer.publish(&scene.app, &body(), junk).await;
-    // With the headers of a dead letter these no longer fit into a frame.
+    // With the headers of a dead letter, these headers no longer fit into a frame.
     let mut headers = FieldTable::default();
     headers.insert("x-large".into(), text(&"x".repeat(130_800)));
     let large = scene.producer.properties().with_headers(headers).with_message_id("large".into());
@@ -167,7 +167,7 @@ async fn a_message_that_upsets_the_broker_is_settled_and_holds_up_nobody() {
         )
         .await;
 
-    // What was under way when the broker closed the connection is published again.
+    // Messages in flight when the broker closed the connection are published again.
     let mut answered = BTreeSet::new();
     while answered.len() < 2 {
         answered.insert(scene.producer.result().await.job_id);

@@ -1,4 +1,4 @@
-//! No secret reaches a log, whatever its filter and whatever goes wrong.
+//! No secret reaches a log, with any filter and any failure.
 
 use groupcast::{
     api::user_sig::Claims,
@@ -13,8 +13,8 @@ use crate::support::{
     scene::{configuration, job, sandbox, unique_app},
 };
 
-/// Whether the text has something that could be a UserSig: those are deflated, so they begin with
-/// `eJ`, and are long.
+/// Whether the text contains a possible UserSig. A UserSig is compressed, so it begins with `eJ`,
+/// and it is long.
 fn has_user_sig(text: &str) -> bool {
     let of_its_alphabet =
         |character: char| character.is_ascii_alphanumeric() || "*-_".contains(character);

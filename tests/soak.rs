@@ -1,8 +1,8 @@
-//! Everything fails again and again while jobs are sent: each job is answered, and what had an
+//! Everything fails repeatedly while jobs are sent. Each job is answered, and a batch with an
 //! answer is not sent again.
 //!
-//! `SOAK_JOBS=2000 SOAK_DAEMON_KILLS=10 SOAK_BROKER_KILLS=5 SOAK_CUTS=5 tests/run.sh --test
-//! promises soak -- --nocapture` is the long form; the gate runs a short one.
+//! The gate runs a short form. The long form is `SOAK_JOBS=2000 SOAK_DAEMON_KILLS=10
+//! SOAK_BROKER_KILLS=5 SOAK_CUTS=5 tests/run.sh --test promises soak -- --nocapture`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +34,7 @@ enum Blow {
     FreezeNetwork,
 }
 
-/// A number from the environment, or the gate's.
+/// A number from the environment, or the gate's default.
 fn number(name: &str, gate: usize) -> usize {
     #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
     std::env::var(name).map_or(gate, |value| value.parse().expect("a number"))
@@ -173,8 +173,8 @@ fn tell(
         results.values().map(|results| results[0].recipients.map_or(0, |told| told.unknown)).sum();
     println!(
         "{jobs} jobs, {} daemon kills, {} broker kills, {} cuts, {} freezes in {:.0} s: {} \
-            answered, 0 lost, {} answers more than once, \
-         {} calls, {} batches sent again, {unknown} unknown, {} calls at most in a second",
+            answered, 0 lost, {} answers more than once, {} calls, {} batches sent again, \
+            {unknown} unknown, {} calls at most in a second",
         count(Blow::KillDaemon),
         count(Blow::KillBroker),
         count(Blow::CutNetwork),
@@ -213,7 +213,8 @@ fn check(scene: &Scene, results: &BTreeMap<String, Vec<JobResult>>, blows: usize
             assert_eq!(notified, recipients(number));
         }
     }
-    // 50 a second, answered after 20 ms: two are under way, and some more when the machine is busy.
+    // At 50 calls a second, answered after 20 ms, two are in flight, and some more on a busy
+    // machine.
     assert!(repeated(scene) <= blows * 4, "{}", repeated(scene));
     assert!(scene.sandbox.stats().max_in_1s <= most_arrivals_in_1s(CALLS_PER_SECOND));
 }

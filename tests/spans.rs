@@ -1,5 +1,5 @@
-//! A job can be followed through traces: its span continues its producer's, and its batches and
-//! calls are in it.
+//! Traces show the path of a job. Its span continues its producer's, and contains its batches and
+//! calls.
 
 use std::convert::Infallible;
 
@@ -25,7 +25,7 @@ use crate::support::{
     scene::{Scene, job},
 };
 
-/// A collector: what it is sent, and where it listens.
+/// A collector: its URL, and the requests that it receives.
 async fn collector() -> (String, Receiver<Bytes>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -81,7 +81,7 @@ async fn a_jobs_span_continues_its_producers_trace_and_has_its_batches_and_calls
         .publish(&scene.app, &serde_json::to_vec(&job("g", 600)).unwrap(), properties)
         .await;
     scene.producer.result().await;
-    // What is left goes out when the daemon stops.
+    // The daemon sends the remaining spans when it stops.
     assert!(scene.daemon.terminate().await.success());
 
     let mut exports = Vec::new();

@@ -1,4 +1,4 @@
-//! Standard error that nobody reads holds nothing up.
+//! A standard error without a reader delays nothing.
 
 use std::net::TcpListener;
 
@@ -16,7 +16,7 @@ use crate::support::{
 
 const REJECTED: usize = 1500;
 
-/// A daemon whose log nobody reads, and where it listens.
+/// A daemon whose log has no reader, and the address of its HTTP server.
 struct Unread {
     daemon: Daemon,
     address: String,
@@ -46,14 +46,14 @@ impl Unread {
         unread
     }
 
-    /// The answer, if it is good.
+    /// The answer, if its status is a success.
     async fn get(&self, path: &str) -> Option<String> {
         let answer = reqwest::get(format!("http://{}/{path}", self.address)).await.ok()?;
         answer.error_for_status().ok()?.text().await.ok()
     }
 
-    /// Has many jobs rejected, each with a long line in the log: more than the pipe and the daemon
-    /// together keep.
+    /// Makes the daemon reject many jobs, each with a long line in the log. Together they exceed
+    /// the pipe and the daemon's own buffer.
     async fn reject_many(&mut self) {
         for number in 0..REJECTED {
             let mut job = job("g", 1);
@@ -98,7 +98,7 @@ async fn jobs_are_answered_while_nobody_reads_the_log_and_what_was_dropped_is_to
         tokio::time::timeout(std::time::Duration::from_secs(60), told).await.expect("it is told");
     assert!(told.contains(&format!("lines={dropped}")), "{told}, and not {dropped}");
 
-    // The last lines are there.
+    // The daemon still writes its last lines.
     let ended = tokio::spawn(async move { unread.daemon.terminate().await });
     let mut last = String::new();
     while let Some(line) = lines.next_line().await.expect("text") {
@@ -115,12 +115,12 @@ async fn a_daemon_whose_log_nobody_reads_stops_when_it_is_told_to() {
     assert_eq!(unread.daemon.terminate().await.code(), Some(0));
 }
 
-/// What a command fails with is told to nobody, and the command ends.
+/// The command cannot report its failure, and still ends.
 #[tokio::test]
 async fn a_daemon_that_cannot_go_on_ends_though_nobody_reads_why() {
     let mut unread = Unread::start().await;
     unread.reject_many().await;
-    // The second signal ends it at once, with a line in the log.
+    // The second signal ends the daemon at once, with a line in the log.
     unread.daemon.signal("TERM");
     unread.daemon.signal("TERM");
     unread.daemon.ended().await;

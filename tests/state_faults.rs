@@ -1,5 +1,5 @@
-//! A state store that fails loses no job: no job is taken that could not be remembered, and work
-//! goes on by itself.
+//! A failing state store loses no job. The daemon takes no job that it could not record, and it
+//! continues by itself.
 
 use std::{process::Command, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::support::{
 const DOES_NOT_WORK: &str = "the state store does not work";
 const WORKS: &str = "the state store works";
 
-/// A scene whose daemon has this `[state]` URL, and need not consume yet.
+/// A scene whose daemon has this `[state]` URL. The daemon may not consume yet.
 async fn scene_with(state_url: &str, app_lines: &str, start: impl FnOnce(&str) -> Daemon) -> Scene {
     let (app, sandbox) = (unique_app(), sandbox().await);
     let broker = Broker::shared().await;
@@ -78,7 +78,7 @@ async fn a_folder_that_is_not_there_or_a_damaged_file_is_a_clear_error_and_a_pau
 
 #[tokio::test]
 async fn a_place_that_cannot_be_written_to_is_named_and_no_job_is_lost() {
-    // Not even root may write there.
+    // Not even root can write there.
     let mut scene = scene_with("sqlite:/proc/groupcast.db", "", Daemon::spawn).await;
     scene.daemon.until_logged(DOES_NOT_WORK).await;
     assert!(scene.daemon.log().contains("/proc/groupcast.db"), "{}", scene.daemon.log());
@@ -107,7 +107,7 @@ async fn a_file_that_is_deleted_under_the_daemon_is_noticed_and_made_anew() {
 
 #[tokio::test]
 async fn a_full_disk_pauses_the_work_and_when_there_is_room_every_job_is_answered() {
-    // No file may grow beyond this: to the daemon that is a full disk.
+    // No file can grow beyond this limit. For the daemon this is a full disk.
     let limited = |configuration: &str| Daemon::spawn_with_files_up_to(64, configuration);
     let mut scene = scene_with("sqlite:groupcast.db", "batch_size = 1", limited).await;
     scene.daemon.until_consuming(1).await;
@@ -160,7 +160,7 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
     redis.restart().await;
     scene.daemon.until_consuming(1).await;
     is_sent(&mut scene, "first").await;
-    // The result goes out before it is recorded.
+    // The daemon publishes the result before it records it.
     publish(&scene, "first").await;
     assert!(scene.producer.result().await.duplicate);
 

@@ -1,5 +1,5 @@
-//! A state store that stalls, or that answers and cannot record, makes the daemon wait. It notifies
-//! nobody twice.
+//! While the state store stalls, or answers and cannot record, the daemon waits. No recipient is
+//! notified twice.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,16 +21,16 @@ use crate::support::{
     scene::{Scene, configuration, job, sandbox, settings, unique_app},
 };
 
-/// Long enough to be under way when the store stalls, and some seconds after.
+/// Enough batches for the job to run when the store stalls, and for some seconds after.
 const BATCHES: usize = 400;
-/// Calls before the store stalls.
+/// How many calls come before the store stalls.
 const BEFORE: u64 = 100;
 const CALLS_PER_SECOND: u64 = 100;
-/// An outcome may wait for its record for a second before calls stop; another half for a busy
-/// machine.
+/// An outcome may wait for its record for a second before calls stop. The other half second is for
+/// a busy machine.
 const CALLS_DURING: u64 = CALLS_PER_SECOND + CALLS_PER_SECOND / 2;
 
-/// A scene on this state URL, whose API takes 20 ms.
+/// A scene with this state URL, whose API answers after 20 ms.
 async fn scene_with(state_url: &str, app_lines: &str) -> Scene {
     let (app, sandbox) = (unique_app(), sandbox().await);
     sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
@@ -50,7 +50,7 @@ fn repeats(scene: &Scene, group: &str) -> usize {
     times.values().map(|times| times - 1).sum()
 }
 
-/// Has the store stall for so long in the middle of a job, and checks what the API saw.
+/// Makes the store stall for so long in the middle of a job, and checks the calls.
 async fn nobody_is_notified_twice(
     scene: &mut Scene,
     stall: Duration,
@@ -136,7 +136,7 @@ async fn a_redis_that_passes_a_probe_and_cannot_record_has_no_job_called_again()
         scene.publish_with_id(&job("g", 1), &format!("order-{number}")).await;
     }
     scene.daemon.until_logged("the state store does not work").await;
-    // Three times as long as an operation is tried before anybody could give up.
+    // Three times as long as an operation is tried.
     sleep(Duration::from_secs(30)).await;
     let calls = scene.sandbox.stats().calls;
     assert!(calls <= 5, "{calls} calls for five jobs of one call");

@@ -1,5 +1,5 @@
-//! The status page shows what goes on, in a real browser, and lets only whoever may change
-//! anything.
+//! The status page shows the daemon's work in a real browser. Only an operator with the token can
+//! change anything.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::support::{
 
 const TOKEN: &str = "a-token-for-the-tests";
 
-/// A scene whose daemon lets itself be steered.
+/// A scene whose daemon has a token, so that actions are possible.
 async fn steerable(app_lines: &str) -> Scene {
     let mut scene = Scene::with(app_lines).await;
     scene.daemon.terminate().await;
@@ -47,7 +47,7 @@ async fn act(scene: &Scene, action: &str) -> Value {
     serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
 }
 
-/// What the page is told next.
+/// The next event for the page.
 async fn told(scene: &Scene) -> Value {
     let mut events = client().get(url(scene, "/events")).send().await.expect("an answer");
     let mut text = String::new();
@@ -79,7 +79,7 @@ async fn it_shows_work_and_trouble_as_they_come_and_go() {
     browser.until_says(&card, "correct the job and redrive it").await;
     browser.until_says(&card, "10010").await;
     browser.until_says(&format!("{card} summary"), "working").await;
-    // 200 batches at 20 a second, with an id that would be a script elsewhere.
+    // 200 batches at 20 a second, with an id that would run as a script if it were not escaped.
     let id = "<img src=x onerror=\"document.title='broken'\">";
     scene.publish_with_id(&job("g", 100_000), id).await;
     browser.until_says(&format!("{card} table[aria-label='Jobs being sent']"), id).await;
@@ -162,12 +162,12 @@ async fn it_says_in_the_dark_too_whose_fault_it_is_and_what_to_do() {
     browser.until_says(&card, "What to do: ").await;
     let dark = browser.evaluate("return getComputedStyle(document.body).backgroundColor").await;
     assert_eq!(dark, "rgb(15, 19, 24)");
-    // Each control and each plot says what it is.
+    // Each control and each plot has a label.
     let nameless = browser
         .evaluate(
             "return [...document.querySelectorAll('svg, progress, table')].filter((n) => \
-                !n.getAttribute('aria-label')).length \
-             + [...document.querySelectorAll('button')].filter((b) => !b.textContent).length",
+                !n.getAttribute('aria-label')).length + \
+                [...document.querySelectorAll('button')].filter((b) => !b.textContent).length",
         )
         .await;
     assert_eq!(nameless, 0);
@@ -229,7 +229,7 @@ async fn without_a_token_there_are_no_actions_and_a_name_of_somebody_else_sees_n
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         assert!(answer.text().await.unwrap().contains("admin.hosts"));
     }
-    // Collectors come by whatever name they know.
+    // Collectors may use any host name.
     let answer =
         client().get(url(&scene, "/metrics")).header(HOST, "groupcast").send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
@@ -314,7 +314,7 @@ async fn no_more_pages_are_open_than_the_daemon_has_room_for() {
     let one_more = client().get(url(&scene, "/events")).send().await.unwrap();
     assert_eq!(one_more.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(scene.daemon.get("/readyz").await.0, 200);
-    // A page that was refused comes back by itself.
+    // A page that was refused connects again by itself.
     let browser = Browser::open(&url(&scene, "/"), Scheme::Light).await;
     browser.until_says("#ready", "no connection").await;
     drop(open);

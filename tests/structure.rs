@@ -11,7 +11,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folders by their height: those at the bottom, which use no other, have the largest number.
+/// The folders with their layers. The lowest layer, which uses no other, has the largest number.
 fn layers() -> BTreeMap<String, usize> {
     let document = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let list = document
@@ -38,7 +38,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What a file imports from the crate, by the names of folders. Its tests may import more.
+/// The folders that a file imports from the crate. Its tests may import more.
 fn imports(source: &str) -> BTreeSet<String> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let code: String = code

@@ -1,4 +1,4 @@
-//! Two replicas that both get an app's jobs: the one that got them later works, the other one stops
+//! Two replicas both get an app's jobs. The one that got them later works, and the other one stops
 //! within a second.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 const CALLS_PER_SECOND: usize = 20;
-/// Answered after 20 ms; on a busy machine, as many as may be.
+/// The most calls in flight, on a busy machine too. The API answers after 20 ms.
 const UNDER_WAY: usize = 5;
 const BATCHES: usize = 200;
 const DISPLACED: &str = "another replica has the app's jobs too";
@@ -39,7 +39,7 @@ fn repeats(scene: &Scene, group: &str) -> usize {
     times.values().map(|times| times - 1).sum()
 }
 
-/// Two brokers with the same job are the two sides of one that is partitioned.
+/// Two brokers with the same job represent the two sides of a partition.
 #[tokio::test]
 async fn of_two_replicas_on_both_sides_of_a_partition_one_calls() {
     let redis = Redis::start("").await;
@@ -66,7 +66,7 @@ async fn of_two_replicas_on_both_sides_of_a_partition_one_calls() {
     })
     .await;
 
-    // Both have the job again and again until it has ended: neither takes it from the other in
+    // Both get the job again and again until it has ended. They must not take it from each other in
     // turn.
     let result = other_producer.result().await;
     assert_eq!(

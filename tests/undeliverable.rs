@@ -1,5 +1,4 @@
-//! A job that the broker gives up is answered all the same, by the daemon, and none of its batches
-//! is sent again.
+//! The daemon still answers a job that the broker gives up, and sends none of its batches again.
 
 use std::collections::BTreeMap;
 
@@ -85,13 +84,13 @@ async fn a_job_that_a_policy_removes_from_the_queue_is_answered_as_undeliverable
     );
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 2);
     Broker::shared().await.ctl(&["clear_policy", &policy]).await;
-    // Sent again by an operator, it runs anew.
+    // When an operator redrives the job, it starts anew.
     crate::dead_letters::printed(&scene, &["redrive"]).await;
     assert_eq!(scene.producer.result().await.status, Status::Sent);
     assert_eq!(scene.notified("g").len(), 3);
 }
 
-/// What a broker does that gives a job up.
+/// Publishes a job as the broker does when it gives the job up.
 async fn give_up(scene: &Scene, id: &str, body: &serde_json::Value) {
     let death = FieldTable::from(BTreeMap::from([("reason".into(), text("delivery_limit"))]));
     let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into());

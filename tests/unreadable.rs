@@ -1,5 +1,5 @@
-//! A message that the AMQP library cannot read is rejected by name. The jobs around it are answered
-//! at once, and the dead letters can be looked through.
+//! The daemon rejects a message that the AMQP library cannot read, and names the property. The jobs
+//! around it are answered at once, and operators can look through the dead letters.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ use crate::{
 struct Bad {
     name: &'static str,
     properties: RawProperties,
-    /// What the result says of it.
+    /// The result's description of the mistake.
     info: &'static str,
 }
 
-/// Arrays or tables in each other, the innermost one empty.
+/// Nested arrays or tables, the innermost one empty.
 fn nested(kind: u8, depth: usize) -> Vec<u8> {
     (1..depth).fold([&[kind][..], &[0; 4]].concat(), |inner, _| {
         let inner = if kind == b'F' { [short(b"a"), inner].concat() } else { inner };
@@ -151,8 +151,7 @@ async fn twenty_good_jobs_around_a_message_of_each_unreadable_kind_are_answered_
         );
     }
     assert_eq!(scene.daemon.times_logged("lost the subscription"), 0);
-    // The letters can be looked through, and what was missing in them is not lost on a second way
-    // round.
+    // Operators can look through the letters. A redrive does not lose the note of what is missing.
     let (letters, _) = printed(&scene, &["list", "--json"]).await;
     assert_eq!(letters.lines().count(), bad_messages.len());
     let (_, told) = printed(&scene, &["redrive", "--kind", "invalid"]).await;
@@ -163,7 +162,7 @@ async fn twenty_good_jobs_around_a_message_of_each_unreadable_kind_are_answered_
     for _ in &bad_messages {
         assert_eq!(scene.producer.result().await.status, Status::Rejected);
     }
-    // Jobs are rejected side by side, so their letters come in any order.
+    // The daemon rejects jobs concurrently, so their letters come in any order.
     let mut letters = Vec::new();
     for _ in &bad_messages {
         letters.push(scene.dead_letter().await);
@@ -252,8 +251,7 @@ async fn a_routing_key_of_any_bytes_is_no_hindrance() {
     assert_eq!(scene.producer.result().await.status, Status::Sent);
 }
 
-/// What the broker adds to a message on its way can make its header frame larger than the
-/// connection allows.
+/// The broker's additions can make a message's header frame larger than the connection allows.
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_as_large_as_a_frame_are_rejected_also_when_the_broker_adds_to_them() {
     let mut scene = Scene::start().await;
@@ -263,7 +261,8 @@ async fn headers_as_large_as_a_frame_are_rejected_also_when_the_broker_adds_to_t
         let properties = RawProperties::default()
             .with(2, headers(b"mine", text(&value)))
             .with(6, short(scene.producer.reply_queue.as_bytes()));
-        // By a queue that dead-letters to the jobs queue, so that `x-death` comes in.
+        // Publishes through a queue that dead-letters to the jobs queue, so that the broker adds
+        // `x-death`.
         let waiting = format!("groupcast-test.{}.{below}", scene.app);
         let arguments = FieldTable::from(std::collections::BTreeMap::from([
             ("x-dead-letter-exchange".into(), crate::support::producer::text("")),
@@ -316,7 +315,7 @@ async fn a_letter_that_cannot_be_read_is_listed_shown_and_stays_what_it_is() {
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
 }
 
-/// Each part of such a message is small; what is said of them must stay so.
+/// Each part of such a message is small. The rejection must be small too.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_unreadable_headers_are_one_rejection() {
     let mut scene = Scene::start().await;

@@ -1,5 +1,5 @@
-//! A result whose queue did not take it waits in the unrouted queue, and an operator can send it to
-//! where it was meant for.
+//! A result that its queue did not take waits in the unrouted queue. An operator can send it to the
+//! intended queue.
 
 use std::{process::Output, time::Duration};
 
@@ -58,7 +58,7 @@ async fn unrouted_results_are_listed_and_sent_to_where_they_were_meant_for() {
     );
     assert!(told.contains("2 of 4 unrouted results"), "{told}");
     left(&scene, 4).await;
-    // As long as the queue is not there, nothing is lost.
+    // While the queue is missing, nothing is lost.
     assert!(unrouted(&scene, &["redrive"]).await.1.contains("0 of 4"));
     left(&scene, 4).await;
 

@@ -1,5 +1,5 @@
-//! Whose fault it is decides what happens: a job's own ends it, a passing one is waited out, one of
-//! the account or the configuration pauses the app and costs no job anything.
+//! The cause of a fault decides what happens. A fault of a job ends that job. A transient fault is
+//! retried. A fault of the account or the configuration pauses the app, and its jobs lose nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,7 +39,7 @@ fn ids(jobs: std::ops::Range<usize>) -> BTreeSet<String> {
     jobs.map(|number| format!("job-{number}")).collect()
 }
 
-/// One recipient each, all in groups of their own.
+/// Publishes jobs with one recipient each, all in different groups.
 async fn publish(scene: &Scene, ids: &BTreeSet<String>) {
     for id in ids {
         scene.publish_with_id(&job(id, 1), id).await;
@@ -67,7 +67,7 @@ async fn all_are_sent(scene: &mut Scene, open: BTreeSet<String>) {
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 0);
 }
 
-/// What an operator finds, and what mends it.
+/// A function that causes a fault, or that repairs it.
 type Act = fn(&Sandbox);
 
 const FAULTS_OF_THE_ACCOUNT: [(i64, Act, Act); 3] = [
@@ -173,7 +173,7 @@ fn with_key_in(file: &Path, configuration: String) -> String {
     )
 }
 
-/// A scene with a configuration that is written anew.
+/// A scene with a changed configuration.
 async fn scene_with(change: impl FnOnce(String) -> String) -> Scene {
     let broker = Broker::shared().await;
     let (app, sandbox) = (unique_app(), sandbox().await);
@@ -190,7 +190,7 @@ async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the
     scene.sandbox.add_fault(refusal(11000)).unwrap();
     publish(&scene, &ids(0..20)).await;
     scene.daemon.until_logged("community feature is not enabled (11000)").await;
-    // The probes pass, and each time one job finds that the fault is still there.
+    // The probes pass, and each time one job meets the fault again.
     eventually("a second pause", async || (scene.daemon.times_logged(PAUSED) >= 2).then_some(()))
         .await;
     scene.sandbox.clear_faults();
@@ -200,7 +200,7 @@ async fn after_five_groups_with_the_same_doubtful_refusal_the_app_pauses_and_the
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 4);
 }
 
-/// The undocumented answer may have come after the notification.
+/// The API may have notified the users before it gave the undocumented answer.
 #[tokio::test]
 async fn of_an_at_most_once_job_no_call_is_repeated_even_if_the_app_is_to_blame() {
     let mut scene = Scene::with("pause.probe_first = \"500ms\"").await;
@@ -336,13 +336,13 @@ async fn a_real_limit_below_the_configured_one_is_found_and_used() {
     assert!(refused * 20 < calls, "{refused} of {calls} refused");
     assert!(rate(&scene).await < 150.0);
 
-    // The limit is lifted: without jobs or with, the rate is back within a minute.
+    // The limit is lifted. With or without jobs, the rate is back within a minute.
     let lifted = Instant::now();
     eventually("the rate's return", async || (rate(&scene).await >= 200.0).then_some(())).await;
     println!("the rate is back after {:.0?}", lifted.elapsed());
 }
 
-/// The pacer's present rate.
+/// The pacer's current rate.
 async fn rate(scene: &Scene) -> f64 {
     let (_, text) = scene.daemon.get("/metrics").await;
     let line =
@@ -370,7 +370,7 @@ async fn while_the_api_is_dead_only_probes_leave_and_on_its_return_no_burst() {
     sleep(OUTAGE).await;
     let probes = scene.sandbox.stats().calls - before;
     println!("{probes} calls in {OUTAGE:?} without the API");
-    // From 50 ms the wait doubles to 5 s in seven probes.
+    // The wait doubles from 50 ms to 5 s in seven probes.
     assert!(
         probes as f64 <= OUTAGE.as_secs_f64() / MAX_DELAY.as_secs_f64() + 7.0,
         "{probes} calls"
@@ -402,7 +402,7 @@ fn forbidden(group: &str) -> FaultRule {
     FaultRule { group: Some(group.to_owned()), ..FaultRule::from(Fault::HttpStatus(403)) }
 }
 
-/// Something on the way refuses one group as if the account were not allowed to call.
+/// A filter before the API refuses one group as if the account were not allowed to call.
 #[tokio::test]
 async fn a_job_that_alone_is_refused_like_the_account_ends_and_pauses_the_app_once() {
     let mut scene = Scene::with("pause.probe_first = \"500ms\"\nretry.park = [\"1s\"]").await;
@@ -441,7 +441,7 @@ async fn a_job_that_is_refused_like_the_account_and_has_no_company_ends_by_give_
     assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
 }
 
-/// With the default waits.
+/// This test uses the default waits.
 #[tokio::test]
 async fn forty_bad_jobs_cost_three_hundred_good_ones_behind_them_seconds() {
     let mut scene = Scene::start().await;
@@ -500,14 +500,14 @@ async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_gi
     scene.sandbox.add_fault(failing.clone()).unwrap();
     scene.publish_with_id(&job("failing", 1), "failing").await;
     eventually("it to fail", async || (scene.sandbox.stats().calls >= 2).then_some(())).await;
-    // Another job meets the fault of the account.
+    // Another job gets the fault of the account.
     scene.sandbox.add_fault(for_all(refusal(60020))).unwrap();
     scene.publish_with_id(&job("other", 1), "other").await;
     scene.daemon.until_logged(PAUSED).await;
     sleep(Duration::from_secs(10)).await;
     scene.sandbox.clear_faults();
     scene.daemon.until_logged("app goes on").await;
-    // The first call of a new subscription leaves a second later.
+    // A new subscription makes its first call a second later.
     scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
     scene.daemon.until_logged("single probes").await;
     scene.sandbox.clear_faults();

@@ -12,8 +12,7 @@ fuzz_target!(|text: &str| {
             let again = Config::read(Some(&file(&shown.replace("***", "secret"))), []);
             assert!(
                 again.is_ok(),
-                "{shown}: \
-                {}",
+                "{shown}: {}",
                 again.err().map(|error| error.to_string()).unwrap_or_default()
             );
         }

@@ -24,8 +24,7 @@ fuzz_target!(|body: &[u8]| {
     let mut sent = Vec::new();
     for batch in 0..job.batch_count() {
         let request: Value = serde_json::from_slice(&job.request_body(batch)).expect(
-            "a request is \
-            JSON",
+            "a request is JSON",
         );
         assert_eq!(request["GroupId"], original["GroupId"]);
         assert_eq!(request["Content"], original["Content"]);

@@ -1,8 +1,8 @@
 //! Reads a job's body: exactly the API's own request body, of any length.
 //!
-//! Strict on purpose: an unknown field, a key given twice or a value of another type rejects the
-//! job, because the API takes a body without recipients for a broadcast. The rejection names the
-//! field and the reason.
+//! Decoding is strict: an unknown field, a repeated key or a value of the wrong type rejects the
+//! job. The API treats a body without recipients as a broadcast, so the daemon must not ignore a
+//! misspelt field. The rejection names the field and the reason.
 
 use std::fmt;
 
@@ -20,16 +20,16 @@ const MAX_TOPIC_ID_BYTES: usize = 96;
 const MAX_USER_ID_BYTES: usize = 32;
 const MAX_CONTENT_BYTES: usize = 12 * 1024;
 
-/// What the configuration says about jobs.
+/// The settings that decide which jobs are valid and how they are split.
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub max_job_bytes: usize,
-    /// Recipients in one call, at most.
+    /// The maximum number of recipients in one call.
     pub batch_size: u32,
     pub empty_recipients: EmptyRecipients,
 }
 
-/// Makes a body into a job, or says what is wrong with it.
+/// Parses a body into a job, or returns what is wrong with it.
 pub fn decode(body: &[u8], rules: &Rules) -> Result<Job, Rejection> {
     let mut read = Reading::default();
     match read.body(body, rules) {
@@ -43,7 +43,7 @@ pub fn decode(body: &[u8], rules: &Rules) -> Result<Job, Rejection> {
     }
 }
 
-/// How far the reading has come: where it is, and what it has found.
+/// The state of a read: the current field, which a rejection names, and the values read so far.
 #[derive(Default)]
 struct Reading {
     field: String,
@@ -85,9 +85,8 @@ impl Reading {
                     EmptyRecipients::Broadcast => Audience::All,
                     EmptyRecipients::Reject => {
                         return Err(
-                            "is empty, which would notify every member; leave the field out \
-                            to mean that \
-                                    (empty_recipients = \"reject\")"
+                            "is empty, which would notify every member; leave the field out to \
+                                mean that (empty_recipients = \"reject\")"
                                 .into(),
                         );
                     }
@@ -99,7 +98,8 @@ impl Reading {
         Ok(Job { group_id, topic_id: self.topic_id.clone(), opening, audience })
     }
 
-    /// The request body's shared members, written anew: what is sent is what was understood.
+    /// The members that all request bodies share. The daemon writes them from the parsed values, so
+    /// it sends only what it has understood.
     fn opening(&mut self) -> Result<Vec<u8>, String> {
         #[derive(serde::Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -125,7 +125,7 @@ impl Reading {
     }
 }
 
-/// What a body is that cannot be JSON in UTF-8, for some common mistakes.
+/// Recognises common mistakes in a body that is not UTF-8 JSON.
 fn what_else_it_is(body: &[u8]) -> Option<&'static str> {
     Some(match body {
         [0xef, 0xbb, 0xbf, ..] => "begins with a byte-order mark; send UTF-8 without one",
@@ -140,10 +140,10 @@ fn what_else_it_is(body: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// What is wrong with the JSON. Quotes nothing of it.
+/// Describes a JSON error without quoting the body.
 fn explain(error: &serde_json::Error, text: &str) -> String {
     let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
-    // The column is that of the last byte read, or of the one behind it.
+    // The wrong byte is at this column, counted from 1, or right after it.
     let column = error.column();
     let found = |byte| {
         [column.wrapping_sub(1), column].iter().any(|at| line.as_bytes().get(*at) == Some(&byte))
@@ -157,13 +157,13 @@ fn explain(error: &serde_json::Error, text: &str) -> String {
     format!("{error}{hint}")
 }
 
-/// The error for a value of another type. Unlike serde's own, it does not quote the value: that may
-/// be the content or a recipient, and this text is logged.
+/// The error for a value of the wrong type. Unlike serde's own error, it does not quote the value.
+/// The value may be content or a recipient, and the daemon logs this text.
 fn wrong_type<E: Error>(found: &str, expected: &dyn Expected) -> E {
     E::custom(format_args!("invalid type: {found}, expected {expected}"))
 }
 
-/// The methods of a visitor for the types that it does not take.
+/// A visitor's methods for the JSON types that it rejects.
 macro_rules! refuse {
     ($($json_type:ident),*) => { $(refuse!(@$json_type);)* };
     (@null) => { refuse!(@ visit_unit() "null"); };
@@ -252,7 +252,7 @@ impl<'de> Visitor<'de> for BodyVisitor<'_> {
     }
 }
 
-/// A string with a limit.
+/// A string with a maximum length in bytes.
 #[derive(Clone, Copy)]
 struct Text {
     max_bytes: usize,

@@ -117,7 +117,7 @@ fn a_rejection_quotes_neither_content_nor_recipients() {
         if !value.is_string() {
             rejected(nested.to_string());
         }
-        // Of an object, the unknown field is named.
+        // For an object, the rejection names the unknown field, which contains the secret here.
         if !value.is_object() {
             rejected(value.to_string());
             rejected(value.to_string().replace(',', "//"));
@@ -125,7 +125,7 @@ fn a_rejection_quotes_neither_content_nor_recipients() {
     }
 }
 
-/// Values of every type, nested a little, with the field names among the keys.
+/// JSON values of every type, with a little nesting. Some keys are field names of a job.
 fn any_json() -> impl Strategy<Value = Value> {
     let key = prop_oneof![
         Just("ToMembers_Account".to_owned()),

@@ -1,8 +1,8 @@
 //! Reads what the message's properties and headers say: the job id, where the result goes, how and
 //! when to send.
 //!
-//! An envelope can always be made, so that a job with a bad header still gets its one answer where
-//! it asked for it.
+//! Reading always yields an envelope. So a job with a bad header still gets its one result in the
+//! reply queue that it named.
 
 use jiff::Timestamp;
 use lapin::{
@@ -23,15 +23,15 @@ use crate::{
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
-/// What a producer may say about a job.
+/// Headers with which a producer controls a job.
 const CONTROL_HEADERS: [&str; 3] = [DEADLINE_HEADER, "groupcast-not-before", "groupcast-delivery"];
 const DEFAULT_PRIORITY: u8 = 4;
 const MAX_PRIORITY: u8 = 9;
 
-/// A result's `message_id` is the job id with `.result` after it, and AMQP gives it 255 bytes.
+/// A result's `message_id` is the job id plus `.result`, and AMQP limits it to 255 bytes.
 const MAX_JOB_ID_BYTES: usize = 255 - ".result".len();
 
-/// Why a text cannot be a job's id, if so.
+/// Why a text is not a valid job id; `None` if it is valid.
 pub fn objection_to_job_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
         return Some("is blank; leave it out or give the job's id".into());
@@ -44,7 +44,7 @@ pub fn objection_to_job_id(id: &str) -> Option<String> {
         .then(|| format!("is {bytes} bytes long; at most {MAX_JOB_ID_BYTES} are allowed"))
 }
 
-/// The envelope of a message, and the first thing that is wrong with it.
+/// Reads a message's envelope, and reports the first mistake in it.
 pub fn read(
     properties: &BasicProperties,
     app: &str,
@@ -86,8 +86,8 @@ pub fn read(
     (envelope, problems.into_iter().collect())
 }
 
-/// Whether what has to go out again with the job's result, its dead letter or its parked copy fits
-/// into frames of this size.
+/// Checks that the headers that the daemon publishes again fit into frames of `frame_max` bytes.
+/// They go with the job's result, its dead letter or its parked copy.
 pub fn check_headers_fit(properties: &BasicProperties, frame_max: usize) -> Result<(), Rejection> {
     let going_out_again =
         |(name, value)| kept::goes_along(name).then(|| (frame::header_bytes(name, value), name));
@@ -100,8 +100,8 @@ pub fn check_headers_fit(properties: &BasicProperties, frame_max: usize) -> Resu
             name.as_str(),
             format!(
                 "has {bytes} bytes, and all headers together {total}; at most {room} are allowed, \
-                    or the job's result could not \
-                 be published: the broker's frames have {frame_max} bytes"
+                    or the job's result could not be published: the broker's frames have \
+                    {frame_max} bytes"
             ),
         )),
         _ => Ok(()),
@@ -112,8 +112,8 @@ fn rejection(field: &str, reason: impl Into<String>) -> Rejection {
     Rejection { field: field.to_owned(), reason: reason.into(), group_id: None, topic_id: None }
 }
 
-/// A property that could not be read was left out on the way here. Without it this may be another
-/// job.
+/// `broker::wire` leaves out a property that it cannot read, and reports it in a header. Without
+/// that property the message may mean another job, so it is rejected.
 fn check_readable(properties: &BasicProperties) -> Result<(), Rejection> {
     let unreadable =
         properties.headers().as_ref().and_then(|headers| headers.inner().get(UNREADABLE_HEADER));
@@ -127,7 +127,7 @@ fn check_readable(properties: &BasicProperties) -> Result<(), Rejection> {
 }
 
 impl Rejection {
-    /// Whether the reply queue may be among what could not be read.
+    /// Whether `reply_to` may be one of the unreadable properties.
     fn hides_reply_to(&self) -> bool {
         let account = self.to_string();
         account.starts_with("reply_to: ")
@@ -146,7 +146,8 @@ fn check_encoding(encoding: &Option<ShortString>) -> Result<(), Rejection> {
     }
 }
 
-/// A body in another charset may be valid UTF-8 too, and would be delivered as other characters.
+/// A body in another charset may also be valid UTF-8. Its recipients would then see wrong
+/// characters.
 fn check_charset(content_type: &Option<ShortString>) -> Result<(), Rejection> {
     let parameters =
         content_type.iter().flat_map(|content_type| content_type.as_str().split(';').skip(1));
@@ -162,7 +163,7 @@ fn check_charset(content_type: &Option<ShortString>) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Whether a text in a charset or encoding of this name, in small letters, is UTF-8 as it is.
+/// Whether a text in the charset or encoding `name`, in lower case, is UTF-8 without conversion.
 fn is_utf_8(name: &str) -> bool {
     ["", "utf-8", "utf8", "us-ascii", "ascii"].contains(&name)
 }
@@ -220,8 +221,8 @@ impl Envelope {
         }
     }
 
-    /// Reads all headers, also behind a bad one: the trace context goes into the result of a
-    /// rejected job too.
+    /// Reads all headers, even after a bad one. The result of a rejected job needs the trace
+    /// context too.
     fn read_headers(&mut self, properties: &BasicProperties) -> Result<(), Rejection> {
         let mut first_problem = Ok(());
         for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
@@ -235,7 +236,7 @@ impl Envelope {
             .as_ref()
             .is_some_and(|headers| headers.contains_key("traceparent"));
         if has_parent && self.trace.traceparent.is_none() {
-            // Without its parent the state says nothing.
+            // A `tracestate` without a valid `traceparent` has no meaning.
             self.trace = TraceContext::default();
         }
         first_problem
@@ -251,12 +252,12 @@ impl Envelope {
             GIVEN_UP_HEADER => self.given_up = Some(text(value)?.to_owned()),
             OWED_HEADER if text(value)? == "result" => self.owes_result = true,
             OWED_HEADER => return Err("must be `result`".into()),
-            // The broker's own count.
+            // The broker sets this count.
             "x-delivery-count" => {
                 self.redeliveries =
                     integer(value).and_then(|count| u32::try_from(count).ok()).unwrap_or_default()
             }
-            // As W3C wants it: a trace context that cannot be read is no reason to refuse a
+            // W3C Trace Context says that an invalid trace context is no reason to refuse a
             // request.
             "traceparent" => match traceparent(value) {
                 Ok(traceparent) => self.trace.traceparent = Some(traceparent),
@@ -265,7 +266,7 @@ impl Envelope {
                 }
             },
             "tracestate" => self.trace.tracestate = text(value).ok().map(str::to_owned),
-            // Told already, as the property that is missing.
+            // `check_readable` has already reported this header.
             UNREADABLE_HEADER => {}
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}
             _ => return check_is_anothers(name),
@@ -274,8 +275,8 @@ impl Envelope {
     }
 }
 
-/// A header of another name is the producer's own, unless it looks like one of ours: a misspelt
-/// deadline would be no deadline.
+/// Accepts a header that belongs to the producer. A name that looks like one of ours is refused,
+/// because a misspelt deadline would be ignored.
 fn check_is_anothers(name: &str) -> Result<(), String> {
     let letters: String = name
         .chars()
@@ -300,8 +301,8 @@ fn check_is_anothers(name: &str) -> Result<(), String> {
     }
 }
 
-/// `amq.rabbitmq.reply-to.<base64>.<key>`, as the broker makes them; another one would only upset
-/// it.
+/// Accepts a direct reply-to address only in the form that the broker generates:
+/// `amq.rabbitmq.reply-to.<base64>.<key>`. The broker cannot handle another form.
 fn direct_address(queue: &str) -> ReplyTo {
     let base64 = |text: &str| {
         !text.is_empty()
@@ -360,8 +361,8 @@ fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
     }
 }
 
-/// A count that is too large for its type stays the largest: the daemon itself writes one more than
-/// it has read.
+/// Reads a count above `u32::MAX` as `u32::MAX`. The daemon itself can write such a count, because
+/// it adds one to the count that it has read.
 fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
     let count = integer(value)
         .filter(|count| *count >= 1)

@@ -151,7 +151,7 @@ fn headers_that_cannot_go_out_again_reject_the_job_by_the_name_of_the_largest() 
         (vec![("tracestate", 5000)], 8192, Some("tracestate")),
         (vec![("tracestate", 3000)], 8192, None),
         (vec![("tracestate", 114_000)], 131_072, None),
-        // They do not go out again.
+        // The daemon does not publish these headers again.
         (
             vec![
                 ("x-death", 120_000),
@@ -233,7 +233,7 @@ fn a_trace_context_that_cannot_be_read_is_ignored() {
     };
     assert_eq!(with(text(good), text("a=b")), (Some(good.to_owned()), Some("a=b".to_owned())));
     assert_eq!(with(text(good), AMQPValue::LongInt(1)), (Some(good.to_owned()), None));
-    // Without its parent the state says nothing.
+    // A `tracestate` without a valid `traceparent` has no meaning.
     for bad in [
         text("00-abc-def-01"),
         text(""),

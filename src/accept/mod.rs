@@ -1,6 +1,6 @@
-//! From a delivery to valid batches: [`envelope`] and [`decode`] turn one into a
-//! [`Job`](crate::job::Job) or a [`Rejection`](crate::job::Rejection), [`split`] cuts the
-//! recipients.
+//! Turns a delivery into a valid [`Job`](crate::job::Job) or a
+//! [`Rejection`](crate::job::Rejection). [`envelope`] reads the properties and headers, [`decode`]
+//! reads the body, and [`split`] cuts the recipients into batches.
 
 pub mod decode;
 pub mod envelope;

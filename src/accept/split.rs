@@ -1,7 +1,7 @@
 //! Takes recipients one by one, drops repeated ones, keeps the order and cuts batches.
 //!
-//! Sameness is sameness of the JSON encoding, which is one for each string; so the set of those
-//! seen holds offsets alone.
+//! Two recipients are equal if their JSON encodings are equal, because each string has exactly one
+//! encoding. So the set of seen recipients holds only offsets.
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
@@ -52,8 +52,8 @@ impl Splitter {
         self.distinct += 1;
     }
 
-    /// Notes the recipient that stands at the end of `json`. The closing quote makes a prefix
-    /// comparison exact.
+    /// Adds the recipient at the end of `json` to the set, and returns whether it was there before.
+    /// The closing quote makes a prefix comparison exact.
     fn already_seen(&mut self, start: usize) -> bool {
         let Self { json, seen, hasher, .. } = self;
         let candidate = &json[start..];

@@ -1,6 +1,6 @@
-//! Who may see the page and who may act. A browser on this machine is led here by any web page that
-//! its user opens, so the page answers only to names that nobody else can point at us, and actions
-//! only to whoever knows the token.
+//! Decides who may see the page and who may act. Any web page that an operator opens can make the
+//! browser send requests to this address. So the page answers only under names that an attacker
+//! cannot point at the daemon. Actions require the token.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config;
 
-/// For whoever sits behind a proxy with a login of its own, which takes `Authorization` for itself.
+/// For clients behind a proxy that uses `Authorization` for its own login.
 const TOKEN_HEADER: &str = "x-groupcast-token";
 
 pub struct Access {
@@ -20,9 +20,9 @@ pub struct Access {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// The name that it was reached by may be somebody else's.
+    /// An attacker may control the name in the request.
     Host,
-    /// A page of somebody else asks.
+    /// The request comes from another site's page.
     Origin,
     Token,
 }
@@ -51,7 +51,7 @@ impl Access {
         Self { hosts: admin.hosts.clone(), token: admin.token.clone() }
     }
 
-    /// Whether anybody may act at all.
+    /// Whether actions are possible at all.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
     }
@@ -63,7 +63,7 @@ impl Access {
             return Err(Denied::Host);
         }
         let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-        // A proxy may name the daemon otherwise than the browser does.
+        // A proxy may use another name for the daemon than the browser does.
         match origin.split_once("://") {
             Some((_, origin)) if origin == host || self.names(origin) => Ok(()),
             Some(_) | None => Err(Denied::Origin),
@@ -77,7 +77,7 @@ impl Access {
             || text(header::AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
         let given = text(TOKEN_HEADER).or_else(bearer).ok_or(Denied::Token)?;
         let token = self.token.as_ref().ok_or(Denied::Token)?;
-        // Of digests it is of no use to know how far they agree.
+        // Comparing digests leaks no timing information about the token.
         if Sha256::digest(given) == Sha256::digest(token.expose_secret()) {
             Ok(())
         } else {
@@ -85,7 +85,8 @@ impl Access {
         }
     }
 
-    /// An address cannot be pointed elsewhere by whoever owns a name.
+    /// Accepts IP addresses, `localhost` and configured names. The owner of a domain name can point
+    /// the name at the daemon, but cannot forge an address.
     fn knows(&self, host: &str) -> bool {
         let name = without_port(host);
         let address =
@@ -95,7 +96,7 @@ impl Access {
             || self.names(host)
     }
 
-    /// Whether the configuration names it.
+    /// Whether the configuration lists the name.
     fn names(&self, host: &str) -> bool {
         self.hosts.iter().any(|known| known.eq_ignore_ascii_case(without_port(host)))
     }

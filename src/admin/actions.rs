@@ -1,4 +1,4 @@
-//! What can be asked of an app: `POST /apps/<app>/pause`, `/resume` and `/redrive`.
+//! The actions on an app: `POST /apps/<app>/pause`, `/resume` and `/redrive`.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub enum Action {
     Redrive,
 }
 
-/// What came of it.
+/// The result of an action.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
@@ -51,7 +51,7 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
             Ok(Done::Resumed)
         }
         Action::Redrive => {
-            // To its end, also if whoever asked goes away.
+            // Runs to its end, even if the client disconnects.
             let redriving = tokio::spawn(redrive(shown.connector.clone(), app.name.clone()));
             let redriven = redriving
                 .await

@@ -9,11 +9,11 @@ use tracing::{debug, warn};
 
 use super::{Admin, Shown, observer::Observer, pages::Pages};
 
-/// A few collectors and people; the next one waits.
+/// Enough for some collectors and people. Further connections wait.
 const MAX_CONNECTIONS: usize = 64;
-/// Who connects and says nothing must not keep others out.
+/// A client that connects and sends nothing must not keep others out.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// When the process has no file descriptor left, trying again at once only burns the processor.
+/// Without a pause, a process that has run out of file descriptors would retry in a busy loop.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
 pub async fn serve(admin: Admin, shown: Shown) -> Infallible {

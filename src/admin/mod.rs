@@ -1,12 +1,12 @@
-//! The daemon's own HTTP at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and for people the
-//! status page at `/`, which `/events` keeps up to date. With a token configured, an app can be
-//! paused and resumed there and its dead letters be sent again; without one, nothing can be
-//! changed.
+//! The daemon's own HTTP server at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and the status
+//! page at `/`, which `/events` keeps up to date. With a token configured, an operator can pause
+//! and resume an app there, and redrive its dead letters. Without a token, the server changes
+//! nothing.
 //!
-//! `listener` has the sockets, `pages` says what is answered, [`readiness`] whether every app
-//! consumes and what is wrong if not, [`status`] what the page shows, `observer` looks once a
-//! second, `access` keeps other people's web pages and whoever has no token away, `actions` does
-//! what is asked.
+//! `listener` has the sockets, and `pages` answers each path. [`readiness`] says whether every app
+//! consumes, and what is wrong if not. [`status`] has the contents of the page, and `observer`
+//! updates them once a second. `access` refuses other sites' pages and clients without the token.
+//! `actions` carries out the actions.
 
 mod access;
 mod actions;
@@ -32,7 +32,7 @@ use crate::{
     telemetry::metrics::Exposition,
 };
 
-/// What there is to show, and to act on.
+/// What the pages show, and what the actions act on.
 pub struct Shown {
     pub apps: Vec<ShownApp>,
     pub publisher: Publisher,
@@ -46,15 +46,14 @@ pub struct ShownApp {
     pub subscribed: watch::Receiver<Subscribed>,
 }
 
-/// The port, and the recorder of the metrics. Whoever connects before there is something to show
-/// waits.
+/// The port, and the recorder of the metrics. A client that connects before [`Admin::show`] waits.
 pub struct Admin {
     listener: TcpListener,
     exposition: Exposition,
     access: access::Access,
 }
 
-/// Shows until it is dropped.
+/// Serves the pages until it is dropped.
 pub struct Showing {
     _server: AbortOnDropHandle<Infallible>,
 }
@@ -70,7 +69,7 @@ pub enum CannotShow {
 }
 
 impl Admin {
-    /// Listens, and records metrics from now on. Once a process.
+    /// Listens, and records metrics from now on. May be called once in a process.
     pub async fn listen(admin: &config::Admin) -> Result<Self, CannotShow> {
         let failed = |source| CannotShow::Listen { address: admin.listen, source };
         let listener = TcpListener::bind(admin.listen).await.map_err(failed)?;

@@ -1,5 +1,6 @@
-//! Looks once a second: counts the calls of each app, and makes what the page shows, if a browser
-//! has it open. Counts the messages in the queues now and then, and notices a queue that is gone.
+//! Counts the calls of each app once a second. Updates the contents of the page if a browser has it
+//! open. At longer intervals it counts the messages in the queues, and notices a queue that is
+//! gone.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -21,11 +22,11 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// As long as the page plots.
+/// The period that the page plots.
 const SECONDS_KEPT: usize = 300;
-/// Asking the broker for the length of a queue costs a round trip for each.
+/// Each queue's length costs a round trip to the broker.
 const COUNTED_EVERY: Duration = Duration::from_secs(10);
-/// The same while a browser has the page open.
+/// The interval while a browser has the page open.
 const SHOWN_EVERY: Duration = Duration::from_secs(3);
 
 pub struct Observer {
@@ -76,8 +77,7 @@ impl Observer {
         }
     }
 
-    /// Apart from the rest: a broker that does not answer must not hold up the page that tells of
-    /// it.
+    /// Runs separately: a broker that does not answer must not delay the page that reports it.
     async fn look_at_queues(&self) -> Infallible {
         loop {
             let looked_at = Instant::now();
@@ -110,7 +110,7 @@ impl Observer {
             let messages = self.messages_in(name, queues::wait(name, *wait), missing).await;
             waiting = waiting.zip(messages).map(|(sum, messages)| sum + messages);
         }
-        // The page does not show it; the look finds out whether it is still there.
+        // The page does not show this queue. The daemon only checks that it still exists.
         self.messages_in(name, queues::undeliverable(name), missing).await;
         for (queue, messages) in
             [("jobs", jobs), ("wait", waiting), ("dead", dead), ("unrouted", unrouted)]
@@ -120,7 +120,7 @@ impl Observer {
         Queues { jobs, waiting, dead, unrouted }
     }
 
-    /// `None` if that is not known now.
+    /// `None` if the number is not known now.
     async fn messages_in(&self, app: &str, queue: String, missing: &mut bool) -> Option<u32> {
         let publisher = &self.shown.publisher;
         if !publisher.is_open() {
@@ -141,8 +141,8 @@ impl Observer {
     }
 }
 
-/// What was counted in so many seconds, spread over them: a process that was held up has not
-/// exceeded its limit.
+/// Spreads the calls of so many seconds evenly over them. Otherwise the page would show a call rate
+/// above the limit after the process was delayed.
 fn note(kept: &mut VecDeque<u32>, calls: u64, seconds: f64) {
     let samples = seconds.round().clamp(1.0, SECONDS_KEPT as f64);
     let in_one_second = (calls as f64 / seconds.max(samples)).round() as u32;

@@ -1,5 +1,5 @@
-//! The status page: one document without anything from elsewhere. Its policy names its own script
-//! and style by their digests, so nothing else in it would run, whatever a job id contains.
+//! The status page: one document that loads nothing else. Its policy allows its own script and
+//! style by their digests. So nothing else in it can run, whatever a job id contains.
 
 use std::sync::LazyLock;
 
@@ -19,8 +19,7 @@ pub struct Page {
 fn policy(html: &str) -> HeaderValue {
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; \
-            form-action 'none'; \
-         frame-ancestors 'none'",
+            form-action 'none'; frame-ancestors 'none'",
         digest(between(html, "<script>", "</script>")),
         digest(between(html, "<style>", "</style>")),
     );

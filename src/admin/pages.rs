@@ -25,7 +25,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 /// The version of the Prometheus text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// Pages that are open at once; each gets all of it once a second.
+/// How many pages may be open at once. Each gets all data once a second.
 const MAX_WATCHERS: usize = 16;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -34,7 +34,7 @@ pub struct Pages {
     pub shown: Arc<Shown>,
     pub exposition: Exposition,
     pub access: Access,
-    /// What the page shows, as JSON, once a second.
+    /// The contents of the page, as JSON, updated once a second.
     pub seen: Arc<watch::Sender<Arc<str>>>,
 }
 
@@ -87,7 +87,7 @@ impl Pages {
         }
     }
 
-    /// Server-sent events. The stream ends when the reader does.
+    /// Server-sent events. The stream ends when the client disconnects.
     fn events(&self) -> Response<Body> {
         if self.seen.receiver_count() >= MAX_WATCHERS {
             return whole(

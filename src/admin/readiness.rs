@@ -29,12 +29,12 @@ enum Part {
     Down { reason: String },
 }
 
-/// How an app stands.
+/// The state of an app.
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum AppState {
     Consuming,
-    /// It consumes, and the API cannot be reached.
+    /// The app consumes, but the API cannot be reached.
     Outage(Wrong),
     Paused(Wrong),
     Down {

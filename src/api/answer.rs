@@ -1,11 +1,12 @@
-//! Reads what was answered. An answer that echoes the request must not carry the UserSig on.
+//! Parses the body of an answer. The body may echo the request, so the UserSig is removed from
+//! every text.
 
 use serde::Deserialize;
 
 use super::classify::Answer;
 use crate::job::outcome::MAX_INFO_CHARS;
 
-/// So much is told of a page's title.
+/// The maximum length of a quoted page title, in characters.
 const TITLE_CHARS: usize = 100;
 
 #[derive(Deserialize)]
@@ -32,13 +33,13 @@ pub fn parse(http_status: u16, body: &[u8], user_sig: &str) -> Answer {
     }
 }
 
-/// What the API says of an error, without the UserSig.
+/// The API's error text without the UserSig, cut to the maximum length.
 fn told(info: &str, user_sig: &str) -> String {
     info.replace(user_sig, "***").chars().take(MAX_INFO_CHARS).collect()
 }
 
-/// Describes the answer of another server on the way. It is not quoted, because it may echo the
-/// request with content and recipients. The title of a page tells which server it was.
+/// Describes an answer that came from another server on the way. The text does not quote the body,
+/// which may echo content and recipients. The title of a page shows which server it was.
 fn description(http_status: u16, body: &[u8], user_sig: &str) -> String {
     let page = String::from_utf8_lossy(body);
     let what = match title(&page) {

@@ -1,5 +1,4 @@
-//! Judges what came back from a call. Total: each possible answer has a verdict, also one that
-//! nobody documented.
+//! Judges the answer to a call. Every possible answer has a verdict, including undocumented ones.
 
 use super::{
     codes::{Class, Effect, class_of},
@@ -13,26 +12,27 @@ use crate::{
 /// What came back from a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// A body of the API's form. `action_ok` is whether `ActionStatus` is `OK`.
+    /// The body has the API's form. `action_ok` says whether `ActionStatus` is `OK`.
     Api { http_status: u16, action_ok: bool, code: i64, info: String },
-    /// An HTTP answer whose body is not of the API's form.
+    /// An HTTP answer whose body does not have the API's form.
     Foreign { http_status: u16, info: String },
     /// The request was withdrawn at the moment of writing.
     Withdrawn,
     /// The request never left: refused connection, unknown host, failed handshake.
     NotSent { why: Diagnosis },
-    /// The request left and no whole answer came: timeout, reset.
+    /// The request left, but no complete answer came: timeout, reset.
     NoAnswer { info: String },
 }
 
 impl Answer {
-    /// Whether the API accepted the batch: if anything contradicts that, nobody knows.
+    /// Whether the API accepted the batch. If any part of the answer contradicts that, the outcome
+    /// is unknown.
     pub fn is_accepted(&self) -> bool {
         matches!(self, Self::Api { http_status: 200..=299, action_ok: true, code: 0, .. })
     }
 }
 
-/// An answer judged.
+/// The verdict on an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The API accepted the batch.
@@ -44,8 +44,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the call may have notified although it failed: no whole answer came, or one whose
-    /// meaning nobody documented.
+    /// Whether a failed call may still have notified its recipients: no complete answer came, or
+    /// the vendor does not document what its code means.
     pub fn may_have_had_effect(&self) -> bool {
         matches!(
             self,
@@ -53,8 +53,8 @@ impl Verdict {
         )
     }
 
-    /// The verdict on a batch of so many recipients, `None` for all members: one that the API ought
-    /// to take in one call is refused for good.
+    /// Adapts the verdict to the size of the batch; `None` means all members. If the batch is small
+    /// enough for one call, the API has refused the job itself.
     pub fn on_batch_of(self, recipients: Option<u32>) -> Self {
         match self {
             Self::Failed { class: Class::TooManyRecipients, fault }

@@ -1,34 +1,35 @@
-//! The API's documented error codes, and whose fault each one is: data, no decisions. The runbook's
-//! table is made of it.
+//! The API's documented error codes, and whose fault each one is. This file has data and no
+//! decisions. The runbook's table is generated from it.
 //!
 //! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header
 //! `TIMErrorCode.h` of its SDK.
 
-/// Whose fault an answer is, which decides what happens.
+/// Whose fault a failed call is. It decides how the daemon reacts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Passes by itself.
+    /// A temporary fault, which passes by itself.
     Transient(Effect),
-    /// Passes by itself, or is this job's fault: nobody documented it.
+    /// A temporary fault or the fault of this job. The vendor does not document which.
     TransientOrJob,
-    /// The app calls too fast. Nobody's failure.
+    /// The app calls too fast. It does not count as a failure.
     RateLimited,
-    /// The UserSig or what it was made with.
+    /// The UserSig is wrong, or the key or identity that it was made with.
     Credential,
-    /// The UserSig, or a UserID in this job.
+    /// The UserSig or a UserID in this job is wrong.
     CredentialOrJob,
-    /// This job: it fails the same way every time.
+    /// This job is wrong. It fails the same way every time.
     Job,
-    /// Blamed on this job, but possibly on the configuration if every job gets it.
+    /// The daemon blames this job. If every job gets the same code, the configuration may be at
+    /// fault.
     JobOrConfiguration,
-    /// The account or the configuration: no job can succeed until an operator acts.
+    /// The account or the configuration is wrong. No job can succeed until an operator acts.
     Account,
     /// More recipients than the API takes in one call.
     TooManyRecipients,
 }
 
 impl Class {
-    /// What groupcast does about it, in a sentence for whoever operates it.
+    /// What groupcast does about it, as a sentence for the operator.
     pub fn response(self) -> &'static str {
         match self {
             Self::Transient(Effect::None) => {
@@ -37,14 +38,13 @@ impl Class {
             }
             Self::Transient(Effect::Unknown) => {
                 "Tries again with growing delays, parks the job if that takes long, and gives it \
-                    up after `retry.give_up_after`. \
-                 The notification may have been delivered: a job with `at-most-once` is not tried \
-                 again and reports it as `unknown`."
+                    up after `retry.give_up_after`. The notification may have been delivered: a \
+                    job with `at-most-once` is not tried again and reports it as `unknown`."
             }
             Self::TransientOrJob => {
                 "Tries again up to five times, then dead-letters the job; a job with \
-                    `at-most-once` reports it as `unknown` at once. \
-                 The same code for jobs of five different groups in a row pauses the app."
+                    `at-most-once` reports it as `unknown` at once. The same code for jobs of five \
+                    different groups in a row pauses the app."
             }
             Self::RateLimited => "Lowers the pace and tries again; it counts as no attempt.",
             Self::Credential => {
@@ -52,9 +52,8 @@ impl Class {
                     pauses the app."
             }
             Self::CredentialOrJob => {
-                "Signs anew and tries once more; a second refusal dead-letters the job, \
-                 and jobs for five different groups in a row that end with the same code pause the \
-                 app."
+                "Signs anew and tries once more; a second refusal dead-letters the job, and jobs \
+                    for five different groups in a row that end with the same code pause the app."
             }
             Self::Job => "Dead-letters the job.",
             Self::JobOrConfiguration => {
@@ -63,15 +62,14 @@ impl Class {
             }
             Self::Account => {
                 "Pauses the app: jobs stay in the queue, single probe calls are made at growing \
-                    intervals, \
-                 and it resumes by itself."
+                    intervals, and it resumes by itself."
             }
             Self::TooManyRecipients => "Splits the batch at 50 recipients and goes on.",
         }
     }
 }
 
-/// Whether a call that failed may have notified its recipients all the same.
+/// Whether a failed call may still have notified its recipients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     None,
@@ -88,7 +86,7 @@ pub struct Code {
 
 /// More recipients than the API takes in one call.
 pub const TOO_MANY_ACCOUNTS: i64 = 10005;
-/// So many refused signatures that right ones are refused too, for a minute.
+/// After too many refused signatures the API refuses valid ones too, for a minute.
 pub const TOO_MANY_FAILED_SIGNATURES: i64 = 70050;
 
 /// The entry of a documented code.
@@ -100,7 +98,7 @@ pub fn find(code: i64) -> Option<&'static Code> {
 pub fn class_of(code: i64) -> Class {
     match find(code) {
         Some(entry) => entry.class,
-        // Unlisted 70xxx codes have been seen for bad signatures.
+        // The API has answered bad signatures with unlisted 70xxx codes.
         None if (70_000..80_000).contains(&code) => Class::CredentialOrJob,
         None if (60_000..70_000).contains(&code) => Class::TransientOrJob,
         None => Class::JobOrConfiguration,
@@ -119,16 +117,15 @@ const FIX_JOB: &str = "correct the job and redrive it";
 const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and \
     this machine's clock";
 const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
-const CHECK_REGION: &str = "look up SDKAppID and data centre in the vendor's console; correct \
-    sdk_app_id and region (or endpoint)";
+const CHECK_REGION: &str = "the app is in another region, or sdk_app_id is wrong: look up SDKAppID \
+    and data centre in the vendor's console and correct sdk_app_id and region (or endpoint)";
 const BATCHES_OF_50: &str = "nothing; batch_size = 50 saves the refused call";
-const NOT_EXPECTED: &str =
-    "nothing is known that leads here; read info in the result, and ask the vendor";
+const NOT_EXPECTED: &str = "no cause is known: read info in the result, and ask the vendor";
 const RECALL: &str = "a message cannot be recalled or deleted";
 const ATTRIBUTES: &str = "custom attributes of a group over a limit, or in conflict";
 const OTHER_OPERATION: &str = "attributes, read receipts, counters or pinned messages of a group";
 
-/// Sorted by code.
+/// Sorted by code, for the binary search in [`find`].
 #[rustfmt::skip]
 pub static CODES: &[Code] = &[
     code(-20009, Class::RateLimited, "frequency limit of the access layer", SLOWED),

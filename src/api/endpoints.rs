@@ -1,7 +1,8 @@
-//! Which of an app's two addresses its calls go to: the first, or the backup while the first cannot
-//! be reached. Pure.
+//! Chooses one of an app's two addresses for a call: the first, or the backup while the first
+//! cannot be reached. Pure.
 //!
-//! On the backup, one call a minute tries the first again. If neither is reached, calls alternate.
+//! While calls go to the backup, one call a minute tries the first address again. If neither can be
+//! reached, calls alternate.
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use tokio::time::Instant;
 
 /// How often the first address is tried while calls go to the backup.
 const FIRST_TRIED_EVERY: Duration = Duration::from_secs(60);
-/// So many connections in a row that stood and brought no answer are a wrong place: a hijacked name
-/// leads to one.
+/// After this many connections in a row without an answer of the API, the address counts as wrong.
+/// A hijacked DNS name leads to such a server.
 const FAILURES_OF_A_WRONG_PLACE: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +20,12 @@ pub enum Address {
     Backup,
 }
 
-/// What a call to an address came to, as far as the way there is concerned.
+/// Whether a call reached the API at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reached {
-    /// An answer of the API.
+    /// The API answered.
     Yes,
-    /// A connection, and no answer of the API.
+    /// The connection opened, but the API did not answer.
     Perhaps,
     No,
 }
@@ -52,7 +53,8 @@ impl Endpoints {
         }
     }
 
-    /// Learns from a call that went to `address`. Says where calls go from now on, if that changes.
+    /// Records the outcome of a call to `address`. Returns the new address if calls move to another
+    /// one.
     pub fn learn(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Address> {
         match (reached, address == self.present) {
             (Reached::Yes, true) => {
@@ -92,7 +94,7 @@ mod tests {
         let mut endpoints = Endpoints::new(start);
         assert_eq!(endpoints.choose(start), Address::First);
         assert_eq!(endpoints.learn(Address::First, Reached::No, start), Some(Address::Backup));
-        // A call that left before.
+        // This call left before the move.
         assert_eq!(endpoints.learn(Address::First, Reached::No, start), None);
         assert_eq!(endpoints.choose(start), Address::Backup);
         let later = start + FIRST_TRIED_EVERY;

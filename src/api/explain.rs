@@ -1,5 +1,5 @@
-//! What an answer means, what groupcast does about it, and what to do: in words for people. Decides
-//! nothing.
+//! Explains an answer to people: what it means, what groupcast does about it, and what the operator
+//! should do. It decides nothing.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ pub struct Explanation {
     pub meaning: &'static str,
     /// What groupcast does.
     pub response: &'static str,
-    /// What to do.
+    /// What the operator should do.
     pub advice: &'static str,
 }
 
@@ -48,7 +48,7 @@ const NO_CONNECTION: &str = "info names the cause and what to do about it; it ma
 const NO_ANSWER: &str =
     "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
 
-/// Codes that no list has, with one of each range.
+/// Ranges of codes that no vendor list has, each with a sample code.
 const RANGES: [(&str, i64); 3] =
     [("other 60000–69999", 69_999), ("other 70000–79999", 79_999), ("any other", 1)];
 
@@ -65,7 +65,7 @@ pub fn tables() -> String {
     }
     text.push_str(
         "\n| Without an `ErrorCode` | Meaning | What groupcast does | What to do \
-        |\n|---|---|---|---|\n",
+            |\n|---|---|---|---|\n",
     );
     for entry in HTTP_STATUSES {
         let (first, last) = (entry.statuses.start(), entry.statuses.end());
@@ -79,7 +79,7 @@ pub fn tables() -> String {
             (false, false) => format!("HTTP {first}–{last}"),
             (false, true) => format!("other HTTP {first}–{last}"),
         };
-        // The last one of a range is in no narrower one.
+        // The last status of a range is in no narrower range, so it stands for the whole range.
         text.push_str(&row(&label, Answer::Foreign { http_status: *last, info: String::new() }));
     }
     let any_other = Answer::Foreign { http_status: *ANY_OTHER.statuses.end(), info: String::new() };

@@ -1,5 +1,6 @@
-//! What an HTTP status says when the answer has no `ErrorCode`: data, no decisions. The vendor
-//! answers 200 to everything but network errors; other statuses come from something in between.
+//! What an HTTP status means when the answer has no `ErrorCode`. This file has data and no
+//! decisions. The vendor answers 200 to everything but network errors. Other statuses come from a
+//! server in between.
 
 use std::ops::RangeInclusive;
 
@@ -13,7 +14,7 @@ pub struct HttpStatus {
     pub advice: &'static str,
 }
 
-/// The entry of a status. Total.
+/// The entry of a status. Every status has one.
 pub fn find(http_status: u16) -> &'static HttpStatus {
     HTTP_STATUSES.iter().find(|entry| entry.statuses.contains(&http_status)).unwrap_or(&ANY_OTHER)
 }
@@ -32,7 +33,7 @@ const UNHEARD: Class = Class::Transient(Effect::None);
 const PROXY: &str = "look for a proxy on the way, and check region or endpoint";
 const REPEATED: &str = "nothing; if it lasts, look for a proxy on the way";
 
-/// The first that fits is the one that counts.
+/// The first matching entry applies.
 #[rustfmt::skip]
 pub static HTTP_STATUSES: &[HttpStatus] = &[
     status(300, 399, Class::Account, "a redirect, which is not followed: the URL carries the \
@@ -49,6 +50,6 @@ pub static HTTP_STATUSES: &[HttpStatus] = &[
         proxy that limits or changes requests"),
 ];
 
-/// Server errors, and a 200 whose body is not of the API's form.
+/// For server errors, and for a 200 whose body does not have the API's form.
 pub static ANY_OTHER: HttpStatus =
     status(0, u16::MAX, Class::Transient(Effect::Unknown), "no answer of the API's form", REPEATED);

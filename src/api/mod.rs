@@ -1,7 +1,8 @@
-//! One attempt at one batch: [`target`] says where to and in whose name, [`user_sig`] signs,
-//! [`call`] sends, [`classify`] judges the answer by the tables in [`codes`] and [`http_status`],
-//! [`explain`] says it to people, [`probe`] is the call that reaches no user. Nothing else talks to
-//! the API.
+//! Makes one attempt at one batch. No other module talks to the API.
+//!
+//! [`target`] has the address and the identity, [`user_sig`] signs, and [`call`] sends.
+//! [`classify`] judges the answer by the tables in [`codes`] and [`http_status`]. [`explain`]
+//! explains it to people. [`probe`] is the call that reaches no user.
 
 pub mod answer;
 pub mod call;

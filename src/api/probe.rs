@@ -1,8 +1,7 @@
-//! The harmless call: it finds out whether the API is there and knows the app, and notifies no
-//! user.
+//! A call that notifies no user. It finds out whether the API can be reached and knows the app.
 
-/// A request body for a group with a name that nobody chose. Even if it existed, only one UserID
-/// would be notified.
+/// A request body for a group with a random name. Even if that group existed, the API would notify
+/// only one UserID.
 pub fn body() -> Vec<u8> {
     let group = format!("groupcast-probe-of-unknown-group-{}", uuid::Uuid::new_v4().simple());
     let body = serde_json::json!({ "GroupId": group, "Content": "probe", "ToMembers_Account": ["groupcast-probe"] });

@@ -1,7 +1,7 @@
-//! Whom a call goes to, in whose name, and over which connections.
+//! Where a call goes, with which identity, and over which connections.
 //!
-//! An address that cannot be reached is left for the backup; a key that the API refuses is read
-//! again.
+//! If an address cannot be reached, calls go to the backup. If the API refuses the key, the daemon
+//! reads it again.
 
 use std::{
     path::PathBuf,
@@ -35,7 +35,8 @@ use crate::{
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Below the minute after which servers and the boxes before them commonly close idle connections.
+/// Servers and firewalls commonly close idle connections after a minute. The daemon closes its own
+/// earlier.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 pub struct Target {
@@ -43,11 +44,11 @@ pub struct Target {
     connections: Connections,
     url: reqwest::Url,
     backup: Option<Backup>,
-    /// What the query says in each call.
+    /// The part of the query that is the same in every call.
     query: String,
     signer: Arc<UserSigner>,
     secret_key_file: Option<PathBuf>,
-    /// Whether the file is to be read before the next call.
+    /// Whether to read `secret_key_file` before the next call.
     key_is_doubted: AtomicBool,
 }
 
@@ -57,7 +58,7 @@ struct Backup {
     endpoints: Mutex<Endpoints>,
 }
 
-/// What an HTTP client is made of.
+/// The settings that an HTTP client is built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Connections {
     request_timeout: Duration,
@@ -77,8 +78,8 @@ impl Target {
         Ok(Self::new(app, connections, connections.open()?, Arc::new(signer(app))))
     }
 
-    /// The target of another configuration. The connections and the UserSig are kept if they serve
-    /// it too.
+    /// The target for another configuration. It reuses the connections and the UserSig if they
+    /// still fit.
     pub fn for_app(&self, app: &App) -> Result<Self, reqwest::Error> {
         let connections = Connections::of(app);
         let http =
@@ -118,7 +119,7 @@ impl Target {
         self.signer.user_sig(SystemTime::now())
     }
 
-    /// The API refused the UserSig.
+    /// Call this when the API has refused the UserSig.
     pub fn doubt_user_sig(&self) {
         self.signer.renew(None);
         self.key_is_doubted.store(true, Ordering::Relaxed);
@@ -136,7 +137,7 @@ impl Target {
         }
     }
 
-    /// A request without its body, and where it goes.
+    /// A request without its body, and the address that it goes to.
     pub fn request(&self, user_sig: &str) -> (Address, reqwest::RequestBuilder) {
         let (address, url) = self.choose_address();
         let mut url = url.clone();
@@ -160,7 +161,7 @@ impl Target {
         }
     }
 
-    /// Why a call did not leave for `address`.
+    /// Why a call could not be sent to `address`.
     pub fn why_not_reached(&self, address: Address, error: reqwest::Error) -> Diagnosis {
         let url = match (address, &self.backup) {
             (Address::Backup, Some(backup)) => &backup.url,
@@ -172,7 +173,7 @@ impl Target {
             if self.connections.proxies == Proxies::OfEnvironment { proxy_to(url) } else { None };
         let cause = Cause::of(&error).or(error.is_timeout().then_some(Cause::NoAnswer));
         let diagnosis = match (cause, proxy) {
-            // The proxy hands TLS on, so these are about what is behind it.
+            // The proxy passes TLS through, so these causes are about the server behind it.
             (Some(cause), _) if cause.is_of_tls() => {
                 cause.explain(&Server { kind: Kind::Api, host, port })
             }
@@ -185,7 +186,7 @@ impl Target {
         diagnosis.with_words(describe(error))
     }
 
-    /// Learns from the answer of a call that went to `address`.
+    /// Records whether a call to `address` reached the API.
     pub fn learn(&self, address: Address, answer: &Answer) {
         let Some(backup) = &self.backup else { return };
         let reached = match answer {
@@ -218,7 +219,7 @@ fn proxy_to(url: &reqwest::Url) -> Option<String> {
         .map(|authority| authority.as_str().rsplit('@').next().unwrap_or_default().to_owned())
 }
 
-/// Which variable names the proxy for calls to this URL.
+/// The variable that names the proxy for calls to this URL.
 #[expect(clippy::disallowed_methods, reason = "the HTTP client has read it too")]
 fn proxy_variable(url: &reqwest::Url) -> &'static str {
     let names = if url.scheme() == "https" {
@@ -248,14 +249,14 @@ fn behind_proxy(
         _ => format!("the proxy {proxy} does not let the call through to {host}:{port}"),
     };
     let advice = format!(
-        "correct the variable {variable} in the environment of the daemon, or unset it or add \
-            {host} to NO_PROXY if no proxy is needed; if \
-         it is right, let the proxy run and allow CONNECT to {host}:{port}"
+        "correct the variable {variable} in the environment of the daemon. If no proxy is needed, \
+            unset it or add {host} to NO_PROXY. If the variable is right, see that the proxy runs \
+            and allows CONNECT to {host}:{port}"
     );
     Diagnosis::new(what, advice)
 }
 
-/// Looks host names up as usual, with an error that says that this was what failed.
+/// Resolves host names as usual. The type of its error shows that the lookup failed.
 struct Lookup;
 
 impl Resolve for Lookup {
@@ -279,7 +280,7 @@ fn signer(app: &App) -> UserSigner {
     UserSigner::new(app.sdk_app_id, app.identifier.clone(), app.secret_key.clone())
 }
 
-/// The address of the command at an endpoint.
+/// The URL of the command at an endpoint.
 fn command_at(endpoint: &reqwest::Url) -> reqwest::Url {
     let mut url = endpoint.clone();
     let base = url.path().trim_end_matches('/').to_owned();
@@ -293,7 +294,8 @@ fn lock(endpoints: &Mutex<Endpoints>) -> MutexGuard<'_, Endpoints> {
 
 impl Connections {
     fn of(app: &App) -> Self {
-        // A proxy named in the environment is for the way out, not for a sandbox on this machine.
+        // A proxy from the environment is for calls that leave this machine, not for a local
+        // sandbox.
         let proxies = if goes_out(&app.endpoint) { Proxies::OfEnvironment } else { Proxies::None };
         Self { request_timeout: app.request_timeout, max_idle: app.max_in_flight, proxies }
     }

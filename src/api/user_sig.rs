@@ -1,8 +1,8 @@
 //! UserSig v2: the credential of a REST call, an HMAC-SHA256 over identity and time.
 //!
-//! Source: the vendor's `tls-sig-api-v2` packages. The key is used as raw text, not hex-decoded;
-//! the validity is a span in seconds, not a moment; the base64 alphabet is the vendor's own (`*`,
-//! `-`, `_` for `+`, `/`, `=`).
+//! Source: the vendor's `tls-sig-api-v2` packages. The key is used as raw text, not hex-decoded.
+//! The validity is a duration in seconds, not a point in time. The base64 alphabet is the vendor's
+//! own: `*`, `-`, `_` for `+`, `/`, `=`.
 
 use std::{
     io::Write,
@@ -16,18 +16,18 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// What a UserSig states and is signed over.
+/// The claims of a UserSig, which its signature covers.
 pub struct Claims<'a> {
     pub sdk_app_id: u64,
     pub identifier: &'a str,
-    /// Unix seconds of signing.
+    /// The time of signing, in Unix seconds.
     pub time: u64,
     /// Validity in seconds, counted from `time`.
     pub expire: u64,
 }
 
 impl Claims<'_> {
-    /// The HMAC of the claims, base64: the member `TLS.sig`.
+    /// The HMAC of the claims in base64. It becomes the member `TLS.sig`.
     pub fn signature(&self, key: &str) -> String {
         let Self { sdk_app_id, identifier, time, expire } = self;
         let signed = format!(
@@ -58,10 +58,10 @@ impl Claims<'_> {
 
 /// How long a UserSig is valid. The vendor advises at least 24 hours.
 const VALID_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
-/// A UserSig is renewed when less than this is left of it.
+/// The daemon renews a UserSig when its remaining validity is less than this.
 const RENEW_BEFORE: Duration = Duration::from_secs(17 * 3600);
 
-/// Makes UserSigs for one app and keeps the newest until shortly before it expires.
+/// Makes UserSigs for one app, and reuses the newest one until it is due for renewal.
 pub struct UserSigner {
     sdk_app_id: u64,
     identifier: String,
@@ -89,11 +89,12 @@ impl UserSigner {
             == (sdk_app_id, identifier, key.expose_secret())
     }
 
-    /// A UserSig that is valid for hours to come.
+    /// A UserSig that stays valid for at least `RENEW_BEFORE`.
     pub fn user_sig(&self, now: SystemTime) -> Arc<str> {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         match &present.newest {
-            // A clock set back by more than the validity must not keep a UserSig from the future.
+            // If the clock was set back by more than `RENEW_BEFORE`, the newest UserSig lies in the
+            // future and must not be used.
             Some(signed) if now < signed.renew_at && signed.renew_at < now + VALID_FOR => {
                 signed.user_sig.clone()
             }
@@ -115,8 +116,8 @@ impl UserSigner {
         }
     }
 
-    /// The API refused the newest UserSig: make another one next time, with the present key or
-    /// another one.
+    /// Call this when the API has refused the newest UserSig. The next call makes a new one, with
+    /// `key` if given, otherwise with the present key.
     pub fn renew(&self, key: Option<SecretString>) {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         present.newest = None;

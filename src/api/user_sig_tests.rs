@@ -8,7 +8,7 @@ use super::*;
 const VECTORS: &str = include_str!("../../tests/fixtures/usersig-vectors.json");
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What the vendor reads: its alphabet back to base64, inflated, parsed.
+/// Decodes a UserSig as the vendor does: from its alphabet to base64, inflated, parsed.
 fn read(user_sig: &str) -> Value {
     let base64 = user_sig.replace('*', "+").replace('-', "/").replace('_', "=");
     let mut json = String::new();

@@ -1,11 +1,12 @@
-//! Looks through a queue, message by message, and takes nothing out that its reader does not
-//! remove.
+//! Looks through a queue, message by message. Only messages that the reader removes leave the
+//! queue.
 //!
-//! A message that is looked at is held until the browser closes, and goes back then. A quorum queue
-//! counts how often a message goes back and drops it above its delivery limit, and an operator's
-//! policy can lower ours. So when the first message has gone back before, each one that is left is
-//! replaced by a copy, for which the broker counts anew. The original is removed after the copy is
-//! confirmed: a crash in between leaves both.
+//! The browser holds each message that it reads, and gives it back when it closes. A quorum queue
+//! counts how often a message goes back, and drops it above its delivery limit. An operator's
+//! policy can lower the daemon's limit. So if the first message has gone back before, the browser
+//! replaces each message that stays with a copy. The broker's count starts anew for a copy. The
+//! browser removes the original after the broker has confirmed the copy: a crash in between leaves
+//! both.
 
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection,
@@ -32,10 +33,10 @@ pub struct Browser {
     connection: Connection,
     held: Channel,
     copies: Channel,
-    /// The first one was taken to learn how many there are.
+    /// The first message, which [`Browser::open`] has taken to learn how many there are.
     first: Option<Browsed>,
     left: u32,
-    /// All are replaced if the first one is, so that they keep their order.
+    /// If the first message is replaced, all are, so that they keep their order.
     replaces: bool,
 }
 
@@ -51,8 +52,8 @@ impl Browsed {
         &self.0.delivery.properties
     }
 
-    /// What a copy is published with: all but the broker's count, and what would delete the copy or
-    /// send it elsewhere too.
+    /// The properties of a copy. It leaves out the broker's count, and headers that would delete
+    /// the copy or send it elsewhere too.
     pub fn properties_of_copy(&self) -> BasicProperties {
         let mut headers = FieldTable::default();
         for (name, value) in self.properties().headers().iter().flat_map(FieldTable::inner) {
@@ -63,7 +64,7 @@ impl Browsed {
         kept_properties(self.properties()).with_headers(headers).with_delivery_mode(2)
     }
 
-    /// Whether the broker's message has more than what could be read.
+    /// Whether the message in the broker has properties that the daemon could not read.
     fn is_altered(&self) -> bool {
         self.properties()
             .headers()
@@ -85,7 +86,8 @@ impl Browser {
         let held = bounded("open a channel", connection.create_channel()).await?;
         let copies = bounded("open a channel", connection.create_channel()).await?;
         bounded("ask for confirms", copies.confirm_select(ConfirmSelectOptions::default())).await?;
-        // Asking for the length itself takes, on newer brokers, the right to change the queue.
+        // Reads the length from a message: newer brokers let a client ask for the length only with
+        // the right to configure the queue.
         let first = take(&held, &queue).await?;
         let left = first.as_ref().map_or(0, |first| first.message_count + 1);
         let first = first.map(Browsed);
@@ -93,12 +95,12 @@ impl Browser {
         Ok(Self { queue, connection, held, copies, first, left, replaces })
     }
 
-    /// How many are not taken yet.
+    /// How many messages are not taken yet.
     pub fn left(&self) -> u32 {
         self.left
     }
 
-    /// Takes the next one. What comes while the queue is looked through is not among them.
+    /// Takes the next message. Messages that arrive after [`Browser::open`] are not among them.
     pub async fn next(&mut self) -> Result<Option<Browsed>, BrokerLost> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
@@ -110,7 +112,7 @@ impl Browser {
 
     /// Leaves a message in the queue.
     pub async fn leave(&self, message: Browsed) -> Result<(), BrokerLost> {
-        // A copy of what could not all be read would be another message.
+        // A copy would lack the properties that the daemon could not read.
         if message.is_altered() || !(self.replaces || message.has_gone_back()) {
             return Ok(());
         }
@@ -127,8 +129,8 @@ impl Browser {
             .map(|_| ())
     }
 
-    /// Publishes a message, confirmed and mandatory. `Err` in the answer is a queue that does not
-    /// take it.
+    /// Publishes a message, confirmed and mandatory. [`Refused`] in the answer means that the queue
+    /// does not take it.
     pub async fn publish(
         &self,
         queue: &str,
@@ -146,8 +148,8 @@ impl Browser {
         })
     }
 
-    /// Gives back what was not removed. Since 4.3 the broker does not count what is given back so,
-    /// only what a lost connection gives back.
+    /// Gives back the messages that were not removed. Since 4.3 the broker does not count messages
+    /// that a client gives back, only those that a lost connection gives back.
     pub async fn close(self) {
         let everything = BasicNackOptions { multiple: true, requeue: true };
         let _ = bounded("give messages back", self.held.basic_nack(0, everything)).await;
@@ -156,7 +158,7 @@ impl Browser {
     }
 }
 
-/// The queue exists and does not take the message; it may be full.
+/// The queue exists and does not take the message, for example because it is full.
 pub struct Refused;
 
 async fn take(held: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, BrokerLost> {

@@ -51,7 +51,7 @@ impl Connector {
             let mut uri: AMQPUri =
                 url.expose().parse().map_err(|error| format!("broker.url {url}: {error}"))?;
             uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-            // The library takes an IPv6 address for localhost.
+            // The library replaces an IPv6 address by `localhost`.
             uri.authority.host = url.host().to_owned();
             Ok::<_, String>(uri)
         });
@@ -59,12 +59,13 @@ impl Connector {
         Ok(Self { nodes: Nodes::new(nodes), tls: tls(broker)? })
     }
 
-    /// Opens a connection to one of the nodes. Fails if none can be reached, and says why of each.
+    /// Opens a connection to one of the nodes. If none can be reached, the error gives the reason
+    /// for each.
     pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
         Ok(self.connect_with_socket(role).await?.0)
     }
 
-    /// The same, with what shuts the connection down at once.
+    /// Like [`Connector::connect`], with the socket, which can shut the connection down at once.
     pub async fn connect_with_socket(
         &self,
         role: &'static str,
@@ -92,7 +93,7 @@ impl Connector {
         let tls = self.tls.clone();
         let handshake = async move |uri: AMQPUri, _| {
             let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Only the library's own recovery, which is off, would ask for a second one.
+            // Only the library's own recovery would ask for a second stream, and that is off.
             let stream = stream.ok_or_else(|| io::Error::other("the connection is used up"))?;
             let plain = AsyncTcpStream::Plain(Compat::new(stream));
             let transport = match uri.scheme {
@@ -117,7 +118,7 @@ impl Connector {
     }
 }
 
-/// Why none of the nodes can be reached; of one node alone as it is.
+/// The reasons why no node can be reached. With one node, its reason stays as it is.
 fn all_of(mut failures: Vec<Diagnosis>) -> Diagnosis {
     match failures.len() {
         1 => failures.remove(0),
@@ -140,30 +141,30 @@ fn server(uri: &AMQPUri) -> Server<'_> {
     Server { kind: Kind::Broker, host: &uri.authority.host, port: uri.authority.port }
 }
 
-/// Why a node that took the connection did not go on to speak AMQP.
+/// Why a node accepted the connection and did not complete the AMQP handshake.
 async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
     let user = &uri.authority.userinfo.username;
     if let ErrorKind::ProtocolError(said) = error.kind() {
         let diagnosis = match Refusal::of(error) {
             Some(Refusal::Forbidden) => Diagnosis::new(
                 format!("the broker refuses the user `{user}` with this password"),
-                "correct user and password in broker.url, special characters as %-codes; `guest` \
-                    may log in only on the broker's own \
-                 machine unless the broker is told otherwise",
+                "correct user and password in broker.url (special characters percent-encoded, such \
+                    as %40 for @). By default RabbitMQ lets `guest` log in only from the broker's \
+                    own machine: give the daemon a user of its own",
             ),
             Some(Refusal::NoVhost) => Diagnosis::new(
                 format!(
-                    "the broker does not let the user `{user}` into the virtual host `{}`: there \
-                        is none, or it is closed to the \
-                     user, or one of the two has as many connections as it may",
+                    "the broker does not let the user `{user}` into the virtual host `{}`: it does \
+                        not exist, or the user has no rights in it, or a limit on connections is \
+                        reached",
                     uri.vhost
                 ),
                 format!(
-                    "see which there are (`rabbitmqctl list_vhosts`) and correct the virtual host \
-                        at the end of broker.url (`/` is written \
-                     %2f); or make it (`rabbitmqctl add_vhost VHOST`) and give the user its \
-                     rights: {GIVE_RIGHTS}. If the broker's words \
-                     speak of a limit, raise it"
+                    "run `rabbitmqctl list_vhosts` on the broker. If the virtual host is not \
+                        listed, correct the end of broker.url (`/` is written %2f), or create it \
+                        with `rabbitmqctl add_vhost VHOST`. If it is listed, give the user its \
+                        rights: {GIVE_RIGHTS}. If the broker's own words name a limit, raise that \
+                        limit"
                 ),
             ),
             _ => {
@@ -176,13 +177,13 @@ async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
         return diagnosis.with_words(said.get_message());
     }
     match Cause::of(error) {
-        // Something on the way to TLS: a certificate, or no TLS at all.
+        // TLS failed: the certificate, or no TLS at the other end.
         Some(Cause::NotTls | Cause::Closed | Cause::NoAnswer) | None => no_amqp(uri, error).await,
         Some(cause) => cause.explain(&server(uri)).with_words(error),
     }
 }
 
-/// Why no AMQP is spoken, by what the node speaks in its place.
+/// Why the node does not speak AMQP. The protocol that it does speak gives the reason.
 async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
     let Server { host, port, .. } = server(uri);
     let asked_for_tls = uri.scheme == AMQPScheme::AMQPS;
@@ -190,13 +191,13 @@ async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
         (Spoken::Amqp, true) => Cause::NotTls.explain(&server(uri)),
         (Spoken::Tls, false) => Diagnosis::new(
             format!("{host}:{port} speaks TLS, and broker.url asks for a connection without it"),
-            "write amqps:// in place of amqp:// in broker.url, or the broker's port without TLS \
-                (5672 by default)",
+            "write amqps:// in place of amqp:// in broker.url. To connect without TLS, write the \
+                broker's port without TLS (5672 by default)",
         ),
         (Spoken::Http, _) => Diagnosis::new(
             format!("{host}:{port} speaks HTTP, not AMQP"),
-            "write the broker's AMQP port in broker.url: 5672, or 5671 with amqps://, by default; \
-                15672 is its management page",
+            "write the broker's AMQP port in broker.url: by default 5672 for amqp:// and 5671 for \
+                amqps://. 15672 is the management page",
         ),
         (Spoken::Amqp, false) | (Spoken::Tls, true) => Diagnosis::new(
             format!("the broker at {host}:{port} ended the connection before it was ready"),
@@ -205,20 +206,20 @@ async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
         ),
         (Spoken::Unknown, _) => Diagnosis::new(
             format!("{host}:{port} takes connections and does not speak AMQP"),
-            "check that broker.url names the broker's AMQP port (5672, or 5671 with amqps://, by \
-                default) and that no proxy is on \
-             the way; if it is right, look at the broker's log",
+            "check that broker.url names the broker's AMQP port (by default 5672 for amqp:// and \
+                5671 for amqps://) and that no proxy is in between. If both are right, look at the \
+                broker's log",
         ),
     };
     diagnosis.with_words(said)
 }
 
-/// A connection's socket. lapin cannot be told to give up a handshake, nor not to read what has
-/// been sent to it; shutting the socket down ends both without leaving a thread behind.
+/// A connection's socket. lapin offers no way to abort a handshake, or to stop reading what the
+/// broker has sent. Shutting the socket down ends both and leaves no thread behind.
 #[derive(Clone)]
 pub struct Socket {
     open: Arc<Mutex<Option<socket2::Socket>>>,
-    /// By us, which is no fault of the node's.
+    /// Whether the daemon has shut the socket down. Then the node has not failed.
     is_cut: Arc<AtomicBool>,
 }
 
@@ -251,7 +252,7 @@ async fn open_socket(uri: &AMQPUri) -> io::Result<(TcpStream, Socket)> {
     Ok((stream, shared))
 }
 
-/// Closes a connection; one that does not answer is dropped.
+/// Closes a connection. If the broker does not answer in time, the connection is dropped.
 pub async fn close(connection: &Connection) {
     let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
 }

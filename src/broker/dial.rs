@@ -1,8 +1,7 @@
-//! Opens a TCP connection to a host that may have several addresses, each of which may be a black
-//! hole.
+//! Opens a TCP connection to a host that may have several addresses. Some of them may never answer.
 //!
-//! The addresses are tried one after the other in short order, those of both families in turn, and
-//! the first that connects is kept (RFC 8305, "happy eyeballs").
+//! It tries the addresses shortly one after the other, with the families IPv4 and IPv6 in turn. It
+//! keeps the first connection that succeeds (RFC 8305, "happy eyeballs").
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -17,9 +16,9 @@ use crate::diagnosis::{UnknownHost, look_up};
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// For each address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an address is waited for before the next one is tried beside it.
+/// How long to wait for one address before the next one is tried beside it.
 const NEXT_AFTER: Duration = Duration::from_millis(250);
-/// A name with more of them is looked up again at the next attempt, commonly in another order.
+/// A name with more addresses is looked up again at the next attempt, commonly in another order.
 const ADDRESSES_AT_MOST: usize = 8;
 
 /// Connects to one of the host's addresses. Ends within eight seconds.
@@ -34,8 +33,8 @@ pub async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     first_to_connect(in_turn(addresses), TcpStream::connect).await
 }
 
-/// The families in turn, beginning with that of the first address: the resolver has put them into
-/// an order of its own.
+/// Puts the addresses in order: the families in turn, beginning with the family of the first
+/// address. The resolver has already sorted them by preference.
 fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first_family = |address: &SocketAddr| {
         addresses.first().is_some_and(|first| first.is_ipv4() == address.is_ipv4())
@@ -48,7 +47,7 @@ fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     pairs.flatten().flatten().take(ADDRESSES_AT_MOST).collect()
 }
 
-/// Says of each address why it could not be reached, if none can.
+/// If no address connects, the error gives the reason for each.
 async fn first_to_connect<T, C: Future<Output = io::Result<T>>>(
     addresses: Vec<SocketAddr>,
     connect: impl Fn(SocketAddr) -> C,
@@ -157,7 +156,7 @@ mod tests {
         assert_eq!(nowhere.to_string(), "it has no address");
     }
 
-    /// A listener that takes no more connections: the kernel drops what asks for one.
+    /// A listener whose backlog is full: the kernel drops further connection requests.
     async fn black_hole() -> (Socket, SocketAddr, Vec<TcpStream>) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.bind(&address("127.0.0.2:0").into()).unwrap();

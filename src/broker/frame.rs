@@ -1,21 +1,21 @@
-//! How large a message's properties and headers are on the wire, and what to leave out so that they
-//! fit.
+//! Computes how large a message's properties and headers are on the wire, and which headers to
+//! leave out so that they fit.
 //!
 //! AMQP sends them in one frame, the content header. A broker closes the whole connection over a
-//! frame that is larger than what both sides agreed on (`frame_max`). Pure.
+//! frame larger than the limit that both sides agreed on (`frame_max`). Pure.
 
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-/// What RabbitMQ offers, until a connection has agreed on something else.
+/// RabbitMQ's default. It applies until a connection has agreed on a limit.
 pub const DEFAULT_FRAME_MAX: usize = 131_072;
 /// Frame header and end (8), class, weight, body size and property flags (14).
 const EMPTY_HEADER_FRAME: usize = 8 + 14;
-/// Room in a frame for what the daemon and the broker add to a job's headers: the notes of a dead
-/// letter with up to 2,000 characters of `groupcast-error-info`, a job id, and the broker's
-/// `x-death` for each queue that the job came through.
+/// Room in a frame for the headers that the daemon and the broker add to a job's own. The daemon
+/// adds a job id, and the notes of a dead letter with up to 2,000 characters of
+/// `groupcast-error-info`. The broker adds `x-death` for each queue that the job passed.
 const ROOM_FOR_ADDITIONS: usize = 16 * 1024;
 /// Headers with this prefix are the daemon's own. They are shortened, never left out.
 const OWN_PREFIX: &str = "groupcast-";
@@ -54,12 +54,12 @@ pub fn header_bytes(name: &ShortString, value: &AMQPValue) -> usize {
     short_string_bytes(name) + value_bytes(value)
 }
 
-/// What was left out of a message: the header's name and its size in bytes.
+/// A header that was left out of a message: its name and its size in bytes.
 pub type LeftOut = (String, usize);
 
-/// Properties whose header frame has at most `frame_max` bytes, and what was left out for that: the
-/// largest headers of the producer first. If the daemon's own headers alone are too large, the
-/// longest of their texts is cut.
+/// Returns properties whose header frame has at most `frame_max` bytes, and what was left out.
+/// `None` if they fit already. The producer's largest headers go first. If the daemon's own headers
+/// are still too large, their longest text is cut.
 pub fn fit(
     properties: &BasicProperties,
     frame_max: usize,
@@ -122,7 +122,7 @@ fn table_bytes(table: &FieldTable) -> usize {
     4 + table.inner().iter().map(|(name, value)| header_bytes(name, value)).sum::<usize>()
 }
 
-/// With the octet that says the type.
+/// Includes the octet for the type.
 fn value_bytes(value: &AMQPValue) -> usize {
     1 + match value {
         AMQPValue::Void => 0,

@@ -1,5 +1,5 @@
-//! What a server speaks with which no AMQP connection comes about. Asked only then, on a connection
-//! of its own.
+//! Finds out which protocol a server speaks after an AMQP handshake with it has failed. Uses a
+//! connection of its own.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use super::dial::dial;
 
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 const AMQP: &[u8] = b"AMQP\x00\x00\x09\x01";
-/// The first byte of a TLS record that says what is wrong.
+/// The first byte of a TLS alert record.
 const TLS_ALERT: u8 = 0x15;
-/// The first byte of a method frame, with which a broker answers.
+/// The first byte of a method frame, which is the broker's answer to a greeting.
 const METHOD_FRAME: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub enum Spoken {
     Amqp,
     Tls,
     Http,
-    /// Something else, or nothing.
+    /// Another protocol, or no answer.
     Unknown,
 }
 
 /// Greets the server as a client without TLS does.
 pub async fn ask(host: &str, port: u16) -> Spoken {
     let Ok(mut stream) = dial(host, port).await else { return Spoken::Unknown };
-    // A server that waits for the end of a line gets one.
+    // The second greeting is for a server that waits for the end of a line.
     for greeting in [AMQP, b"\r\n\r\n"] {
         let mut answer = [0; 5];
         match timeout(ANSWER_WITHIN, greet(&mut stream, greeting, &mut answer)).await {

@@ -1,5 +1,5 @@
-//! What of a job's message goes along when the job is published again, as a dead letter or to a
-//! wait queue.
+//! Which properties and headers of a job's message are kept when the daemon publishes it again, as
+//! a dead letter or to a wait queue.
 
 use lapin::{
     BasicProperties,
@@ -11,13 +11,13 @@ use crate::job::{
     PARKED_HEADER,
 };
 
-/// Headers that the broker made, or that only mean something on this side of the connection.
+/// Headers that the broker adds, or that the daemon adds when it reads a message.
 const BROKERS_PREFIXES: [&str; 5] =
     ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", ALTERED_HEADER];
 
-/// What a producer set, without what only made sense on the way here: `x-death` of a queue loses
-/// messages sent there again, `CC` and `BCC` copy them elsewhere, earlier death notes would be
-/// stale.
+/// The producer's headers, without those that apply only to this delivery. With `x-death` of a
+/// queue, the broker would drop a message that is sent to that queue again. `CC` and `BCC` would
+/// copy the message to other queues. Notes of an earlier dead letter would be stale.
 pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
@@ -28,7 +28,7 @@ pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
     kept
 }
 
-/// Whether a header goes along.
+/// Whether a header is kept.
 pub fn goes_along(name: &ShortString) -> bool {
     let name = name.as_str();
     let copies = ["CC", "BCC"].contains(&name);
@@ -37,9 +37,9 @@ pub fn goes_along(name: &ShortString) -> bool {
     !copies && !stale && !BROKERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// All but `expiration`, which would delete the letter, and `user_id`, which the broker checks
-/// against our own user. A bare direct reply-to says "to whoever publishes this", which the broker
-/// refuses from us.
+/// All properties but `expiration`, which would delete the letter, and `user_id`, which the broker
+/// compares with the daemon's own user. A bare direct reply-to names the connection that publishes,
+/// so the broker refuses it from the daemon.
 pub fn kept_properties(properties: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {

@@ -2,10 +2,11 @@
 //! [`publisher`] publishes with confirms over a [`session`], [`topology`] declares the queues.
 //! [`subscribe`](crate::subscribe) consumes.
 //!
-//! Two connections, one to consume and one to publish: a broker in alarm blocks everything on a
-//! connection that publishes, acknowledgements too. Neither recovers by itself; whoever meets an
-//! error or an await past its bound tears it down and builds it anew, so that nobody believes in a
-//! delivery that the broker has long given to somebody else.
+//! The daemon uses two connections, one to consume and one to publish. A broker in alarm blocks
+//! everything on a connection that publishes, acknowledgements too. Neither connection recovers by
+//! itself. After an error, or a wait that exceeds its bound, the daemon closes the connection and
+//! opens a new one. So it never works on a delivery that the broker has already given to another
+//! consumer.
 
 pub mod browse;
 pub mod connection;
@@ -37,22 +38,22 @@ pub struct Outgoing {
     pub target: Target,
     pub body: Vec<u8>,
     pub properties: BasicProperties,
-    /// Whether the broker has closed a connection while this message was under way on it. Then it
-    /// is published on a connection of its own.
+    /// Whether the broker has closed a connection while this message was in flight on it. If so,
+    /// the publisher uses a separate connection for the message.
     pub suspect: bool,
 }
 
-/// Where a message goes, by the default exchange.
+/// The queue that a message goes to, through the default exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// A queue that the configuration names.
     Own(String),
-    /// A queue that a producer named. The broker closes the channel if it refuses the publish, so
-    /// these have their own.
+    /// A queue that a producer named. These queues have their own channels, because the broker
+    /// closes the channel when it refuses a publish.
     Producer(String),
     /// A producer's direct reply-to address. Not `mandatory`: brokers up to 4.1 return such
-    /// messages although they deliver them, later ones accept them although nobody is there. So the
-    /// address is asked for beforehand.
+    /// messages although they deliver them. Later ones accept them although the requester is gone.
+    /// So the publisher first asks the broker whether the address exists.
     Direct(String),
 }
 
@@ -64,23 +65,23 @@ impl Target {
     }
 }
 
-/// What became of a confirmed publish.
+/// The result of a confirmed publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routing {
-    /// A queue has it.
+    /// A queue has the message.
     Routed,
     /// There is no such queue, or the broker does not take this message for it.
     NoSuchQueue,
 }
 
-/// The broker is out of reach, or an answer of it did not come in time. What was under way is
+/// The broker cannot be reached, or did not answer in time. The outcome of the operation is
 /// unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation}: {diagnosis}")]
 pub struct BrokerLost {
     pub operation: &'static str,
     pub diagnosis: Diagnosis,
-    /// What the broker has refused, if that is what happened.
+    /// Set if the broker refused the operation.
     pub refusal: Option<Refusal>,
 }
 
@@ -106,8 +107,8 @@ pub enum Refusal {
     NoSuchQueue,
     /// A queue with that name has another type or other arguments.
     OtherArguments,
-    /// The queue is not to be used so: one with a single active consumer is not read message by
-    /// message.
+    /// The queue does not allow this operation: a queue with a single active consumer cannot be
+    /// read message by message.
     Locked,
     /// There is no such virtual host, or it is closed to the user.
     NoVhost,
@@ -128,10 +129,10 @@ impl Refusal {
     }
 }
 
-/// The longest that an answer of the broker to anything but a publish is waited for.
+/// How long to wait for the broker's answer to any operation but a publish.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for the broker in bounded time. An error says what was being done.
+/// Waits for the broker in bounded time. The error names the operation.
 pub async fn bounded<T>(
     operation: &'static str,
     answer: impl Future<Output = lapin::Result<T>>,

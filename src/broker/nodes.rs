@@ -1,6 +1,6 @@
-//! The broker's nodes, and which of them to try first: those that have not failed lately, in turn,
-//! then those whose failure is longest ago. A node that froze takes connections and never speaks,
-//! which costs seconds each time.
+//! The broker's nodes, and the order in which to try them. Nodes that have not failed lately come
+//! first, in turn. Then come the others, the oldest failure first. A frozen node accepts
+//! connections and never answers, which costs seconds each time.
 
 use std::{
     sync::{
@@ -13,8 +13,7 @@ use std::{
 use lapin::{ConnectionStatus, uri::AMQPUri};
 use tokio::time::Instant;
 
-/// After this, a node is tried in its turn again: connections are to spread over the nodes that
-/// work.
+/// After this time a node counts as working again, so that connections spread over all nodes.
 const REMEMBERED_FOR: Duration = Duration::from_secs(5 * 60);
 
 pub struct Nodes {
@@ -27,19 +26,19 @@ pub struct Node {
     history: Mutex<History>,
 }
 
-/// Whether we have cut a connection ourselves.
+/// Whether the daemon has shut the connection down itself.
 type IsCut = Arc<AtomicBool>;
 
 #[derive(Default)]
 struct History {
-    /// Connections to it that were alive when last looked at.
+    /// Connections to the node that were alive at the last check.
     connections: Vec<(ConnectionStatus, IsCut)>,
     failed_at: Option<Instant>,
 }
 
 impl Nodes {
     pub fn new(uris: Vec<AMQPUri>) -> Self {
-        // Replicas that start together spread over the nodes.
+        // Starts at a random node, so that replicas that start together spread over the nodes.
         let first = rand::random_range(0..uris.len().max(1));
         let nodes = uris.into_iter().map(|uri| Node { uri, history: Mutex::default() }).collect();
         Self { nodes, next: AtomicUsize::new(first) }
@@ -56,14 +55,15 @@ impl Nodes {
 }
 
 impl Node {
-    /// A connection to it stands. How that ends is looked at before the next one is made.
+    /// A connection to the node is open. Before the next attempt, [`Nodes::to_try`] checks how it
+    /// ended.
     pub fn connected(&self, connection: ConnectionStatus, is_cut: IsCut) {
         let mut history = self.history();
         history.failed_at = None;
         history.connections.push((connection, is_cut));
     }
 
-    /// It could not be reached, or did not answer.
+    /// The node could not be reached, or did not answer.
     pub fn failed(&self) {
         self.history().failed_at = Some(Instant::now());
     }
@@ -89,7 +89,7 @@ impl Node {
 fn order(failed_at: &[Option<Instant>], first: usize) -> Vec<usize> {
     let mut order: Vec<usize> =
         (0..failed_at.len()).map(|offset| (first + offset) % failed_at.len()).collect();
-    // Stable, and `None` is before `Some`.
+    // The sort is stable, and `None` (no failure) comes before `Some`.
     order.sort_by_key(|index| failed_at[*index]);
     order
 }

@@ -1,15 +1,15 @@
 //! Publishes persistent messages with confirms, whatever happens to the connection.
 //!
-//! While the broker is away a publish waits; to stop it, drop the future. What a producer chose
-//! (its reply queue, its headers) can make the broker refuse messages, say nothing, or close the
-//! connection. Each of these ends in an answer in bounded time, so that no producer holds up the
-//! others:
+//! While the broker cannot be reached, a publish waits; to stop it, drop the future. A producer's
+//! choices (its reply queue, its headers) can make the broker refuse a message, not answer, or
+//! close the connection. The publisher returns an answer in bounded time in each case, so that no
+//! producer holds up the others:
 //!
-//! - A queue that refuses or says nothing is tried for a few seconds, and then remembered
-//!   ([`troubles`](super::troubles)).
+//! - A queue that refuses messages or does not confirm them is tried for a few seconds, and then
+//!   remembered ([`troubles`](super::troubles)).
 //! - Headers that do not fit into a frame are left out before the message is sent ([`frame`]).
-//! - When the broker closes the connection over a message, every message under way is a suspect.
-//!   Each suspect is published on a connection of its own, where it can harm no other; only a
+//! - When the broker closes the connection over a message, every message in flight is a suspect.
+//!   Each suspect is published on a separate connection, where it can harm no other message. Only a
 //!   message that fails there is to blame.
 
 use std::{
@@ -38,22 +38,22 @@ use crate::{delay, telemetry::metrics, watch};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-/// How long a queue is tried that refuses messages or says nothing.
+/// How long to try a queue that refuses messages or does not confirm them.
 const QUEUE_TRIED_FOR: Duration = Duration::from_secs(5);
-/// A message that has failed alone so often is to blame.
+/// How often a suspect may fail on its separate connection before it is to blame.
 const BLAMED_AT_MOST: u32 = 3;
-/// A message whose connection was lost so often in a row, for whatever reason, is published on one
-/// of its own.
+/// After so many lost connections in a row, for any reason, a message gets a separate connection.
 const LOST_AT_MOST: u32 = 3;
-/// Suspects published at a time.
+/// How many suspects are published at a time.
 const SUSPECTS: usize = 4;
-/// Messages under way for one queue that a producer named, so that a queue which says nothing
-/// leaves room for others.
+/// How many messages may be in flight for one queue that a producer named. A queue that confirms
+/// nothing then leaves room for others.
 const UNDER_WAY_FOR_A_QUEUE: usize = 16;
 
-/// A connection to publish on, while it lives: the broker's, or in tests one in memory.
+/// A live connection to publish on: the broker's, or one in memory for tests.
 pub trait Link: Send + Sync + 'static {
-    /// One attempt. Ends in bounded time, unless the broker says that it blocks publishers.
+    /// Tries once to publish. Ends in bounded time, unless the broker says that it blocks
+    /// publishers.
     fn publish<'a>(
         &'a self,
         lane: Lane,
@@ -61,7 +61,7 @@ pub trait Link: Send + Sync + 'static {
         mandatory: Mandatory,
         message: &'a Outgoing,
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>>;
-    /// One attempt on a connection that is opened for this message alone.
+    /// Tries once to publish, on a connection that is opened for this message alone.
     fn publish_alone<'a>(
         &'a self,
         message: &'a Outgoing,
@@ -72,13 +72,13 @@ pub trait Link: Send + Sync + 'static {
     /// Whether a requester still listens at a direct reply-to address.
     fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
     fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
-    /// Declares our own queues again, or checks them.
+    /// Declares the daemon's own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
     /// The largest frame that the broker and this connection have agreed on, in bytes.
     fn frame_max(&self) -> usize;
     fn is_alive(&self) -> bool;
     fn is_blocked(&self) -> bool;
-    /// Gives the connection up: another one is made.
+    /// Closes the connection. The background task then opens another one.
     fn give_up(&self);
 }
 
@@ -95,7 +95,7 @@ pub enum Linked {
     },
 }
 
-/// Why a queue shows nothing of itself.
+/// Why the state of a queue is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotSeen {
     /// The broker says that there is no such queue.
@@ -103,23 +103,24 @@ pub enum NotSeen {
     NotKnown,
 }
 
-/// What a queue shows of itself.
+/// The state of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
-    /// Messages that wait; those delivered and not acknowledged are not among them.
+    /// Messages ready for delivery. Messages that are delivered and not acknowledged are not
+    /// counted.
     pub messages: u32,
     pub consumers: u32,
 }
 
-/// Whose queues: the broker closes a channel over a publish that it refuses, so producers' have
-/// channels of their own.
+/// Which channels to use. Producers' queues have channels of their own, because the broker closes a
+/// channel when it refuses a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     Own,
     Producers,
 }
 
-/// Whether the broker has to say if no queue takes the message.
+/// Whether the broker must report a message that no queue takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mandatory {
     Yes,
@@ -128,25 +129,25 @@ pub enum Mandatory {
 
 /// Why one attempt to publish ended without a confirm.
 pub enum Unconfirmed {
-    /// The broker took the message and could not keep it, as a full queue cannot.
+    /// The broker rejected the message with a nack, for example because the queue is full.
     Nacked,
-    /// The channel is closed because the broker refused; the connection lives on.
+    /// The broker refused the publish and closed the channel. The connection lives on.
     Refused(Refusal, BrokerLost),
     /// No confirm came, and the connection lives on.
     Silent(BrokerLost),
-    /// The broker closed the connection over something that it was sent.
+    /// The broker closed the connection because of a message on it.
     Fatal(BrokerLost),
     Lost(BrokerLost),
 }
 
-/// What became of a message in the end.
+/// The final result of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Published {
     Routed,
-    /// The broker says that there is no such queue, or that it is not for us to write to.
+    /// The queue does not exist, or the daemon has no right to write to it.
     NoSuchQueue,
-    /// The broker refuses this very message, or closes the connection over it.
+    /// The broker refuses this message, or closes the connection over it.
     Refused,
     /// The queue takes no messages at present.
     NotTaken(Trouble),
@@ -161,22 +162,22 @@ pub struct Publisher {
 struct Shared {
     troubles: Mutex<Troubles>,
     unrouted: Mutex<UnroutedResults>,
-    /// Our own queues that were there at the last look.
+    /// The daemon's own queues that existed at the last check.
     present: Mutex<HashSet<String>>,
     suspects: Semaphore,
     under_way: Mutex<HashMap<String, Arc<Semaphore>>>,
     frame_max: AtomicUsize,
 }
 
-/// What one message has met so far.
+/// The failures of one message so far.
 #[derive(Default)]
 struct Tried {
     alone: bool,
     blamed: u32,
     lost: u32,
-    /// Whether it finds out if a queue in trouble works again.
+    /// Whether this message tests if a queue in trouble works again.
     finds_out: bool,
-    /// What the queue met the last attempts with, since when, and how many they were.
+    /// The trouble of the last attempts, when it began, and how many attempts met it.
     in_trouble: Option<(Trouble, Instant, u32)>,
 }
 
@@ -196,7 +197,7 @@ impl Tried {
 }
 
 impl Publisher {
-    /// Publishes on whatever link there is; the holder of the sender keeps one alive.
+    /// Publishes on the current link. The holder of the sender keeps the link alive.
     pub fn over(link: watch::Receiver<Linked>) -> Self {
         let shared = Shared {
             troubles: Mutex::default(),
@@ -209,8 +210,8 @@ impl Publisher {
         Self { link, shared: Arc::new(shared) }
     }
 
-    /// Publishes a message to a queue of our own. Without what its producer added, if the broker
-    /// does not take it with that.
+    /// Publishes a message to one of the daemon's own queues. If the broker refuses it, tries again
+    /// without the producer's additions.
     pub async fn publish_to_own(&self, app: &str, message: &Outgoing) -> Result<(), Trouble> {
         let mut message = Cow::Borrowed(message);
         for kept in [Some(Kept::Properties), Some(Kept::Id), None] {
@@ -237,8 +238,8 @@ impl Publisher {
         Err(Trouble::Refused)
     }
 
-    /// Publishes a message. Tries for a few seconds while the queue takes none, and for as long as
-    /// the broker is away.
+    /// Publishes a message. Tries for a few seconds while the queue takes no messages. Waits
+    /// without limit while the broker cannot be reached.
     pub async fn publish(&self, app: &str, message: &Outgoing) -> Published {
         let queue = message.target.queue();
         let is_own = matches!(message.target, Target::Own(_));
@@ -278,7 +279,7 @@ impl Publisher {
                 Ok(Routing::NoSuchQueue) => return Published::NoSuchQueue,
                 Err(Unconfirmed::Nacked) => Some(Trouble::Full),
                 Err(Unconfirmed::Silent(error)) => {
-                    // Only the queue, or the whole connection?
+                    // Finds out whether only the queue is silent, or the whole connection.
                     let works = tried.alone || link.may_publish().await.is_ok();
                     if !works {
                         warn!(%error, "the publishing connection says nothing; connecting anew");
@@ -288,8 +289,8 @@ impl Publisher {
                 }
                 Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => {
                     match link.may_publish().await {
-                        // A missing right is no fault of the message. The next link comes when the
-                        // right is there.
+                        // A missing right is no fault of the message. The next link comes once the
+                        // user has the right.
                         Ok(false) => {
                             link.give_up();
                             None
@@ -352,7 +353,8 @@ impl Publisher {
                     job_id,
                     "the broker refuses this message, or closes the connection over it"
                 );
-                // That says nothing about the queue: what is left of the message finds out.
+                // This failure says nothing about the queue. Another message, or this one without
+                // the producer's additions, may test it.
                 self.troubles().not_found_out(app, queue, Instant::now());
                 return Published::Refused;
             }
@@ -361,19 +363,19 @@ impl Publisher {
         unreachable!("the attempts do not end")
     }
 
-    /// Returns when the background task is gone: stopped, or by a panic.
+    /// Returns when the background task has stopped or panicked.
     pub async fn ended(&self) {
         let mut link = self.link.clone();
         while link.changed().await.is_ok() {}
     }
 
-    /// Whether a publish would be confirmed soon. While it would not, no call should start whose
-    /// outcome could not be told.
+    /// Whether the broker would confirm a publish soon. Otherwise no call may start, because its
+    /// result could not be published.
     pub fn is_open(&self) -> bool {
         matches!(&*self.link.borrow(), Linked::Yes(link) if link.is_alive() && !link.is_blocked())
     }
 
-    /// Whether the right to publish is missing.
+    /// Whether the broker's user lacks the right to publish.
     pub fn is_forbidden(&self) -> bool {
         matches!(&*self.link.borrow(), Linked::Forbidden { .. })
     }
@@ -386,12 +388,12 @@ impl Publisher {
             if self.is_open() {
                 return;
             }
-            // A block of the broker ends without a change of the link.
+            // When the broker stops blocking publishers, the link does not change.
             let _ = tokio::time::timeout(LOOK_AGAIN, link.changed()).await;
         }
     }
 
-    /// Returns when nothing could be published for so long.
+    /// Returns when publishing has been impossible for `bound` without a break.
     pub async fn until_closed_for(&self, bound: Duration) {
         let mut since = Instant::now();
         while since.elapsed() < bound {
@@ -421,7 +423,7 @@ impl Publisher {
             .collect()
     }
 
-    /// Looks whether our own queues in trouble have been emptied since.
+    /// Checks whether messages have been taken out of the daemon's own queues in trouble.
     pub async fn look_at_queues_in_trouble(&self) {
         let in_trouble = self.troubles().own(Instant::now());
         for (app, queue, _) in in_trouble {
@@ -431,17 +433,18 @@ impl Publisher {
         }
     }
 
-    /// The largest frame that the broker takes, in bytes, as far as is known.
+    /// The largest frame that the broker takes, in bytes: of the last link, or RabbitMQ's default
+    /// before the first one.
     pub fn frame_max(&self) -> usize {
         self.shared.frame_max.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody is known to consume from a queue now.
+    /// Whether the queue is known to have a consumer now.
     pub async fn is_consumed(&self, queue: &str) -> bool {
         self.look_at(queue).await.is_ok_and(|seen| seen.consumers > 0)
     }
 
-    /// A queue as it is now, if the broker lets itself be asked.
+    /// The state of a queue now, if the broker answers.
     pub async fn look_at(&self, queue: &str) -> Result<Seen, NotSeen> {
         let link = match &*self.link.borrow() {
             Linked::Yes(link) => link.clone(),
@@ -453,12 +456,13 @@ impl Publisher {
         })
     }
 
-    /// One of our own queues is there.
+    /// Notes that one of the daemon's own queues exists.
     pub fn note_present(&self, queue: &str) {
         self.present().insert(queue.to_owned());
     }
 
-    /// One of our own queues is not there. The log tells of it once, if it was there before.
+    /// Notes that one of the daemon's own queues does not exist. If it existed before, the log says
+    /// so once.
     pub fn note_missing(&self, app: &str, queue: &str) {
         if self.present().remove(queue) {
             warn!(
@@ -475,7 +479,7 @@ impl Publisher {
         self.shared.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Declares our own queues anew, where the daemon declares them.
+    /// Declares the daemon's own queues again. With `broker.declare = false` it only checks them.
     pub async fn restore_queues(&self) {
         let link = match &*self.link.borrow() {
             Linked::Yes(link) => link.clone(),
@@ -494,13 +498,13 @@ impl Publisher {
                 return link.clone();
             }
             if receiver.changed().await.is_err() {
-                // The process is stopping: the runtime drops what still waits.
+                // The process is stopping, and the runtime drops this future.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Tells that a result of this app went to `.unrouted` instead of this queue.
+    /// Logs that a result of this app went to `.unrouted` instead of this queue.
     pub fn tell_unrouted(&self, app: &str, queue: &str, reason: &str) {
         let told = self
             .shared
@@ -532,7 +536,7 @@ impl Publisher {
         Published::NotTaken(trouble)
     }
 
-    /// A message whose headers fit into a frame of the link.
+    /// The message with headers that fit into a frame of the link.
     fn fitting<'a>(&self, app: &str, message: &'a Outgoing, link: &dyn Link) -> Cow<'a, Outgoing> {
         let Some((properties, left_out)) = frame::fit(&message.properties, link.frame_max()) else {
             return Cow::Borrowed(message);
@@ -551,7 +555,7 @@ impl Publisher {
         Cow::Owned(Outgoing { properties, ..message.clone() })
     }
 
-    /// Waits until few enough messages are under way for a producer's queue.
+    /// Waits until the number of messages in flight for a producer's queue is below its limit.
     async fn permit_for(&self, queue: &str) -> OwnedSemaphorePermit {
         let semaphore = {
             let mut under_way =
@@ -566,12 +570,12 @@ impl Publisher {
     }
 }
 
-/// Above this many, those of queues with nothing under way are forgotten.
+/// Above this number, the semaphores of queues without messages in flight are dropped.
 const MOST_SEMAPHORES: usize = 1000;
-/// How often to look whether the broker still blocks publishers.
+/// How often to check whether the broker still blocks publishers.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// One attempt on a link.
+/// Tries once to publish, on the given link.
 pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
     match &message.target {
         Target::Own(queue) => link.publish(Lane::Own, queue, Mandatory::Yes, message).await,
@@ -591,18 +595,18 @@ async fn restore_queues(link: &dyn Link) {
     }
 }
 
-/// The job that a message is about.
+/// The id of the job that a message belongs to.
 fn job_id(message: &Outgoing) -> &str {
     message.properties.message_id().as_ref().map_or("", |id| id.as_str())
 }
 
-/// What is left of a message that the broker does not take as it is.
+/// What a message keeps when the broker refuses it as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
-    /// All properties, and the headers that we set: those of producers may be more than the broker
+    /// All properties, and the daemon's headers. The producer's headers may be more than the broker
     /// takes.
     Properties,
-    /// The id and our headers.
+    /// The id and the daemon's headers.
     Id,
 }
 

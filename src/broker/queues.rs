@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-/// Gives a user the rights that the daemon needs.
+/// The command that gives a user the rights that the daemon needs.
 pub const GIVE_RIGHTS: &str = "`rabbitmqctl set_permissions -p VHOST USER '^groupcast[.].*' \
-    '^(groupcast[.].*|amq[.]default)$' \
-                               '^groupcast[.].*'` (in place of all rights that the user has in \
-                               that virtual host)";
+    '^(groupcast[.].*|amq[.]default)$' '^groupcast[.].*'` on the broker (careful: this replaces \
+    all rights that USER has in VHOST)";
 
-/// Makes the queues that the daemon needs.
+/// The commands that declare the queues that the daemon needs.
 pub const DECLARE: &str = "`groupcast topology > groupcast.json` and, on the broker, `rabbitmqctl \
     import_definitions groupcast.json`";
 
@@ -22,12 +21,12 @@ pub fn dead(app: &str) -> String {
     format!("groupcast.{app}.dead")
 }
 
-/// Jobs that the broker itself has given up, to be answered.
+/// Jobs that the broker has given up. The daemon publishes a result for each.
 pub fn undeliverable(app: &str) -> String {
     format!("groupcast.{app}.undeliverable")
 }
 
-/// Results whose reply queue does not exist.
+/// Results whose reply queue is missing, full or refused.
 pub fn unrouted(app: &str) -> String {
     format!("groupcast.{app}.unrouted")
 }

@@ -1,8 +1,8 @@
-//! The publishing connection: one attempt to publish at a time on each channel of a pool, judged by
-//! what the broker says.
+//! The publishing connection. It has a pool of channels, and each channel publishes one message at
+//! a time.
 //!
-//! With more than one in flight on a channel, a returned message is told to the wrong one of them
-//! (measured), which would count an undelivered message as delivered.
+//! With several messages in flight on one channel, the library reports a returned message for the
+//! wrong one of them (measured). The daemon would then count an undelivered message as delivered.
 
 use std::{
     future::pending,
@@ -34,36 +34,37 @@ use super::{
 };
 use crate::{delay, diagnosis::Diagnosis, watch};
 
-/// Publishes in flight on a connection, for queues of ours and for those of producers.
+/// How many messages may be in flight on a connection, separately for the daemon's queues and for
+/// producers' queues.
 const CHANNELS: usize = 64;
-/// How long a confirm may take, unless the broker says that it blocks publishers. Silence costs
-/// another attempt, or the job waits and its result is tried again; so it need not be longer than
-/// an election of a quorum queue takes.
+/// How long to wait for a confirm, unless the broker says that it blocks publishers. After that the
+/// publisher tries again, or the job waits and its result is published later. So the limit need
+/// only cover the election of a quorum queue's leader.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often to look whether the right to publish has been granted.
+/// How often to check whether the user has been given the right to publish.
 const RIGHT_LOOKED_FOR_EVERY: Duration = Duration::from_secs(2);
-/// How often to publish what no queue takes. A broker in alarm says so only to connections that
-/// publish, and an idle daemon publishes nothing else.
+/// How often to publish a message that no queue takes. A broker in alarm says so only to
+/// connections that publish, and an idle daemon publishes nothing else.
 const ASKED_EVERY: Duration = Duration::from_secs(5);
-/// How often to look whether our own queues in trouble have been emptied.
+/// How often to check whether messages have been taken out of the daemon's own queues in trouble.
 const TROUBLES_LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// The queues that must be there, to declare them again if somebody deletes one.
+/// The queues that the daemon needs, so that it can declare them again if an operator deletes one.
 pub struct OwnQueues {
     pub specs: Vec<QueueSpec>,
     pub declare: bool,
 }
 
-/// One connection's life.
+/// One publishing connection.
 struct Session {
     connection: Connection,
     own: Pool,
     producers: Pool,
     lost: CancellationToken,
     queues: Arc<OwnQueues>,
-    /// Opens the connections of suspects.
+    /// Opens the separate connections for suspects.
     connector: Arc<Connector>,
 }
 
@@ -72,7 +73,7 @@ struct Pool {
     permits: Semaphore,
 }
 
-/// A publisher over a connection that is kept alive in the background until `stop`.
+/// Returns a publisher. A background task keeps its connection open until `stop`.
 pub fn publisher(
     connector: Arc<Connector>,
     queues: OwnQueues,
@@ -100,7 +101,7 @@ async fn keep_looking(publisher: &Publisher) {
     }
 }
 
-/// Connects, announces the session, and does so again whenever it is lost.
+/// Connects and sends the session to `sender`. Starts again whenever the connection is lost.
 async fn keep_connected(
     connector: &Arc<Connector>,
     queues: &Arc<OwnQueues>,
@@ -146,8 +147,9 @@ impl Session {
         }
     }
 
-    /// Waits for the right to publish; `false` if the connection is lost before. Without it no
-    /// result could be told, and each refusal would look like a missing reply queue.
+    /// Waits until the user has the right to publish. Returns `false` if the connection is lost
+    /// before that. Without the right the daemon could publish no result, and each refusal would
+    /// look like a missing reply queue.
     async fn until_allowed(&self, sender: &watch::Sender<Linked>) -> bool {
         let mut told = false;
         while self.connection.status().connected() {
@@ -155,8 +157,8 @@ impl Session {
             let asked = loop {
                 tokio::select! {
                     asked = &mut asking => break asked,
-                    // The broker says that it blocks publishing at the first publish, which this
-                    // is.
+                    // The broker reports that it blocks publishing at the first publish, and this
+                    // is the first.
                     () = sleep(Duration::from_secs(1)) => if self.connection.status().blocked() {
                         sender.send_replace(Linked::No { reason: blocked(None).to_string() });
                     },
@@ -178,8 +180,8 @@ impl Session {
         false
     }
 
-    /// Publishes what no queue takes. A broker that says so has looked at the right to publish
-    /// before.
+    /// Publishes a message that no queue takes. Before the broker returns it, the broker checks the
+    /// right to publish.
     async fn ask_for_the_right(&self) -> Result<bool, Unconfirmed> {
         match self.while_blocked_or_soon(publish_to_nobody(&self.connection)).await {
             Ok(_) => Ok(true),
@@ -209,12 +211,12 @@ impl Session {
                     Some(Event::ConnectionBlocked(reason)) => warn!(reason, "the broker blocks \
                         publishing; no new calls start"),
                     Some(Event::ConnectionUnblocked) => info!("the broker takes messages again"),
-                    // A refusal closes a channel and makes an event too; the connection lives on.
+                    // A refused publish also makes an error event, but closes only its channel.
                     Some(Event::Error(error)) if !self.connection.status().connected() => return error.to_string(),
                     Some(_) => {}
                     None => return "closed".into(),
                 },
-                // Not every way to lose a connection makes an event.
+                // Some losses of the connection make no event.
                 () = sleep(Duration::from_secs(1)) => if !self.connection.status().connected() {
                     return "disconnected".into();
                 },
@@ -222,7 +224,7 @@ impl Session {
         }
     }
 
-    /// Asks for the right to publish again and again, and says why it is no longer there.
+    /// Checks the right to publish at intervals. Returns the reason when the check fails.
     async fn until_refused(&self) -> String {
         let mut was_silent = false;
         loop {
@@ -230,7 +232,7 @@ impl Session {
             match self.ask_for_the_right().await {
                 Ok(true) => was_silent = false,
                 Ok(false) => return may_not_publish().to_string(),
-                // Once is a slow broker.
+                // A single timeout may only mean that the broker is slow.
                 Err(Unconfirmed::Silent(_)) if !std::mem::replace(&mut was_silent, true) => {
                     continue;
                 }
@@ -241,7 +243,7 @@ impl Session {
                 ) => {
                     return error.to_string();
                 }
-                // What else tells of the loss has better words.
+                // The other branches of `until_lost` give a better reason.
                 Err(Unconfirmed::Lost(_) | Unconfirmed::Nacked) => pending().await,
             }
         }
@@ -279,12 +281,12 @@ impl Session {
         let routing = match confirmation {
             Confirmation::Ack(None) => Routing::Routed,
             Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
-            // The channel does not go back: for a queue whose limit was raised, an old channel goes
-            // on refusing (rabbitmq-server #12206).
+            // Does not return the channel to the pool. After the limit of a full queue is raised,
+            // an old channel still refuses messages (rabbitmq-server #12206).
             Confirmation::Nack(_) | Confirmation::NotRequested => return Err(Unconfirmed::Nacked),
         };
-        // Only a channel with nothing under way goes back: a publish that was dropped half-way
-        // takes its channel with it.
+        // Only an idle channel returns to the pool. A publish that is dropped halfway drops its
+        // channel too.
         pool.put_back(channel);
         Ok(routing)
     }
@@ -301,7 +303,7 @@ impl Session {
         .await
     }
 
-    /// Looks at a queue; a refusal closes the channel.
+    /// Asks for the state of a queue. If the broker refuses, it closes the channel.
     async fn ask_about(&self, queue: &str) -> Result<Queue, Unconfirmed> {
         let _permit = self.producers.permits.acquire().await.expect("never closed");
         let channel = self.channel(&self.producers).await?;
@@ -313,18 +315,19 @@ impl Session {
         Ok(queue)
     }
 
-    /// A direct reply-to address is a queue to a passive declare while its requester is connected.
+    /// Whether the requester of a direct reply-to address is connected. The broker then answers a
+    /// passive declare of the address as for a queue.
     async fn ask_for(&self, address: &str) -> Result<bool, Unconfirmed> {
         match self.ask_about(address).await {
             Ok(_) => Ok(true),
-            // RabbitMQ 4.3.0 asks for the configure permission even to look: then it is not known.
+            // RabbitMQ 4.3.0 requires the configure permission for a passive declare. Without it
+            // the daemon cannot know, and assumes that the requester is there.
             Err(Unconfirmed::Refused(refusal, _)) => Ok(refusal == Refusal::Forbidden),
             Err(unconfirmed) => Err(unconfirmed),
         }
     }
 
-    /// Waits for a confirm in bounded time; while the broker blocks publishers, as long as that
-    /// takes.
+    /// Waits for a confirm in bounded time. While the broker blocks publishers, there is no bound.
     async fn while_blocked_or_soon<T>(
         &self,
         answer: impl Future<Output = lapin::Result<T>>,
@@ -408,8 +411,8 @@ impl Link for Session {
     }
 }
 
-/// Publishes what no queue takes, and waits until the broker says so. It has looked at the right to
-/// publish before that.
+/// Publishes a message that no queue takes, and waits until the broker returns it. The broker
+/// checks the right to publish first.
 pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -430,21 +433,21 @@ pub fn may_not_publish() -> Diagnosis {
     )
 }
 
-/// The broker has said that it blocks whoever publishes.
+/// Describes an alarm: the broker blocks all connections that publish.
 pub fn blocked(reason: Option<&str>) -> Diagnosis {
     Diagnosis::new(
         format!(
             "the broker blocks publishing: it has raised an alarm because it is {}",
             reason.unwrap_or("low on memory or disk")
         ),
-        "free memory or disk space on the broker's nodes, or raise their limits \
-            (vm_memory_high_watermark, disk_free_limit); \
-         `rabbitmq-diagnostics alarms` names the node and the alarm",
+        "run `rabbitmq-diagnostics alarms` on the broker: it names the node and the alarm. Memory: \
+            empty long queues or add memory, or raise vm_memory_high_watermark. Disk: free space \
+            on that node, or lower disk_free_limit, the free space that the broker insists on",
     )
 }
 
-/// Whether the broker closed the connection over what it was sent, and not because it stops or an
-/// operator said so.
+/// Whether the broker closed the connection because of a frame that it was sent. Otherwise the
+/// broker is stopping, or an operator closed the connection.
 fn closed_over_a_message(error: &lapin::Error) -> bool {
     let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
     matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced)

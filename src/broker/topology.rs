@@ -1,8 +1,8 @@
-//! The queues of an app: what they are, declared, checked, or printed as a definitions file.
+//! The queues of an app. They are declared, checked, or printed as a definitions file.
 //!
-//! All are durable quorum queues. What loses messages if it is missing stands in the arguments, not
-//! in a policy, because only one policy applies to a queue and an administrator's next one would
-//! replace it.
+//! All are durable quorum queues. Settings that prevent the loss of messages are arguments of the
+//! queue, not a policy. Only one policy applies to a queue, and an administrator's policy would
+//! replace the daemon's.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::{
     diagnosis::Diagnosis,
 };
 
-/// Deliveries of one job that ended without an acknowledgement, at most. Each loss of a connection
-/// counts, so it is high.
+/// How many deliveries of one job may end without an acknowledgement. Each lost connection counts,
+/// so the limit is high.
 const JOB_DELIVERY_LIMIT: i64 = 50;
-/// Each restart of a replica counts, and jobs wait there as long as the app is paused.
+/// Higher: each restart of a replica counts, and jobs wait there as long as the app is paused.
 const UNDELIVERABLE_DELIVERY_LIMIT: i64 = 1000;
-/// Queues that people look into with "get and requeue" must not drop what they look at (brokers
-/// from 4.0 drop at 20).
+/// People read these queues with "get and requeue". Brokers from 4.0 on would drop a message after
+/// it went back 20 times.
 const KEEP_DELIVERY_LIMIT: i64 = 1_000_000;
 const REJECT_PUBLISH: &str = "reject-publish";
 
@@ -56,8 +56,8 @@ pub fn queues_of(name: &str, app: &App) -> Vec<QueueSpec> {
     specs
 }
 
-/// Should a policy limit its length, the daemon is refused and keeps the message; by default the
-/// broker would drop the oldest.
+/// A queue that keeps its messages. If a policy limits its length, the broker refuses further
+/// messages, and the daemon keeps them. By default the broker would drop the oldest message.
 fn kept(name: String) -> QueueSpec {
     let reject = Argument::Text(REJECT_PUBLISH.into());
     quorum(
@@ -66,8 +66,8 @@ fn kept(name: String) -> QueueSpec {
     )
 }
 
-/// The daemon answers what is in it. Only a job over which it fails again and again becomes a dead
-/// letter without an answer.
+/// The daemon publishes a result for each job in this queue. A job becomes a dead letter without a
+/// result only if the daemon fails on it again and again.
 fn undeliverable(app: &str) -> QueueSpec {
     let mut spec = dead_lettering(queues::undeliverable(app), queues::dead(app));
     spec.arguments.insert("x-delivery-limit", Argument::Number(UNDELIVERABLE_DELIVERY_LIMIT));
@@ -87,7 +87,8 @@ fn waiting(app: &str, wait: Duration) -> QueueSpec {
     spec
 }
 
-/// Dead-letters through the default exchange, at least once; that strategy needs `reject-publish`.
+/// Dead-letters through the default exchange, at least once. That strategy requires
+/// `reject-publish`.
 fn dead_lettering(name: String, to: String) -> QueueSpec {
     quorum(
         name,
@@ -108,7 +109,7 @@ fn quorum(
     QueueSpec { name, arguments: arguments.into_iter().chain([kind]).collect() }
 }
 
-/// Declares the queues, or only checks that they are there.
+/// Declares the queues, or only checks that they exist.
 pub async fn ensure(
     connection: &Connection,
     specs: &[QueueSpec],
@@ -129,12 +130,11 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
                     declares"
             ),
             format!(
-                "look whether messages are in it (`rabbitmqctl list_queues -p VHOST name type \
-                    arguments messages`): deleting the queue \
-                 destroys them. If there are, stop the producers and move them to another queue \
-                 first, with a shovel. Then \
-                 `rabbitmqctl delete_queue -p VHOST {queue}`, and the daemon declares it anew by \
-                 itself"
+                "stop the daemon and the producers. See whether the queue holds messages: \
+                    `rabbitmqctl list_queues -p VHOST name type messages`. Deleting it destroys \
+                    them, so move them to another queue first (docs/operations.md has the \
+                    commands). Then run `rabbitmqctl delete_queue -p VHOST {queue}` and start the \
+                    daemon, which declares the queue anew"
             ),
         ),
         (Some(Refusal::Forbidden), true) => Diagnosis::new(
@@ -147,8 +147,8 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
         (Some(Refusal::NoSuchQueue), _) => Diagnosis::new(
             format!("there is no queue {queue}"),
             format!(
-                "declare it as an administrator of the broker with {DECLARE}; or set \
-                    broker.declare = true, if its user may declare queues"
+                "declare all queues as an administrator of the broker: {DECLARE}. Or set \
+                    broker.declare = true, if the user in broker.url may declare queues"
             ),
         ),
         _ => {
@@ -178,7 +178,8 @@ pub fn definitions(config: &Config, vhost: &str) -> Value {
 }
 
 impl QueueSpec {
-    /// Declares the queue, or only checks that it is there. Says how it is, if the broker does.
+    /// Declares the queue, or only checks that it exists. Returns its state, if the broker reports
+    /// it.
     pub async fn ensure(
         &self,
         connection: &Connection,
@@ -194,7 +195,7 @@ impl QueueSpec {
                 let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
                 Ok(Some(queue))
             }
-            // RabbitMQ 4.3.0 asks for the configure permission even to look.
+            // RabbitMQ 4.3.0 requires the configure permission for a passive declare.
             Err(error) if !declare && error.refusal == Some(Refusal::Forbidden) => Ok(None),
             Err(error) => Err(explain(&self.name, declare, error)),
         }

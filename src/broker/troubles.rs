@@ -1,35 +1,36 @@
-//! What the publisher remembers of queues that do not take messages, so that one of them does not
-//! cost every message the same wait. Pure: `now` is given.
+//! What the publisher remembers about queues that do not take messages. Without this memory, every
+//! message for such a queue would wait for the same time. Pure: the caller passes `now`.
 //!
-//! A queue is in trouble once a message for it has been tried for a bounded time. From then on
-//! further messages for it are not tried, but for one now and then that finds out whether the queue
-//! works again. The first confirm ends the trouble.
+//! A queue is in trouble when a message for it was tried for a bounded time without success. The
+//! publisher then rejects further messages for it. From time to time it still tries one, to test
+//! whether the queue works again. The first confirm ends the trouble.
 
 use std::{collections::HashMap, fmt, time::Duration};
 
 use tokio::time::Instant;
 
-/// How often one message may find out whether a queue works again.
+/// How often one message may test whether a queue works again.
 const TRIED_EVERY: Duration = Duration::from_secs(5);
-/// How often the log tells of the same queue.
+/// How often the log may report the same queue.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// A queue that no message was meant for since then is as good as unknown.
+/// The trouble of a queue is forgotten when no message was meant for it for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 const SWEPT_EVERY: Duration = Duration::from_secs(10);
-/// Producers can name any number of queues.
+/// A limit, because producers can name any number of queues.
 const MOST_QUEUES: usize = 10_000;
 
 /// Why a queue does not take messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// The broker refuses messages for it, as for a queue that is full.
+    /// The broker refuses messages for the queue, for example because it is full.
     Full,
-    /// The broker neither confirms nor refuses, as for a quorum queue that has lost its majority.
+    /// The broker neither confirms nor refuses, for example because a quorum queue has lost its
+    /// majority.
     Silent,
-    /// A queue of ours that is not there and cannot be declared.
+    /// One of the daemon's own queues does not exist and cannot be declared.
     Missing,
-    /// The broker refuses this message, whatever is left out of it. Says nothing about other
-    /// messages.
+    /// The broker refuses this message, even without the producer's additions. Other messages may
+    /// still pass.
     Refused,
 }
 
@@ -38,8 +39,8 @@ impl fmt::Display for Trouble {
         out.write_str(match self {
             Self::Full => "it is full: the broker refuses messages for it",
             Self::Silent => {
-                "the broker does not confirm messages for it: it may have lost the \
-                majority of its members"
+                "the broker does not confirm messages for it: it may have lost the majority of its \
+                    members"
             }
             Self::Missing => "it does not exist and could not be declared",
             Self::Refused => "the broker refuses this message for it",
@@ -64,22 +65,22 @@ impl Trouble {
     }
 }
 
-/// What is to be done with a message for a queue.
+/// What to do with a message for a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// Nothing is known against the queue.
+    /// The queue has no known trouble.
     Publish,
-    /// The queue is in trouble; this message finds out whether it still is.
+    /// The queue is in trouble. This message tests whether it still is.
     TryOnce,
     /// The queue is in trouble.
     NotNow(Trouble),
 }
 
-/// What the log has to be told.
+/// What to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     Nothing,
-    /// So many messages were not taken since the log last told of this queue.
+    /// The number of messages not taken since the last log line about this queue.
     Refused(u64),
 }
 
@@ -88,21 +89,21 @@ struct Known {
     trouble: Trouble,
     next_try: Instant,
     last_refusal: Instant,
-    /// Messages not taken since the log was last told.
+    /// Messages not taken since the last log line.
     untold: u64,
     told_at: Option<Instant>,
-    /// How many messages waited in it when it last refused one, if that is known.
+    /// How many messages were in the queue at the first check after a refusal.
     messages: Option<u32>,
 }
 
-/// How many results of an app went to `.unrouted`, told once a minute.
+/// Counts the results of each app that went to `.unrouted`. The log reports them once a minute.
 #[derive(Debug, Default)]
 pub struct UnroutedResults {
     by_app: HashMap<String, (Instant, u64)>,
 }
 
 impl UnroutedResults {
-    /// Another one. Says how many there were since the log was last told, if it is to be told now.
+    /// Counts one more result. Returns the number since the last log line, if it is time to log.
     pub fn note(&mut self, app: &str, now: Instant) -> Option<u64> {
         match self.by_app.get_mut(app) {
             Some((told_at, untold)) if now < *told_at + TOLD_EVERY => {
@@ -121,11 +122,11 @@ impl UnroutedResults {
     }
 }
 
-/// The queues in trouble, by app and name: each app finds out for itself.
+/// The queues in trouble, by app and name. Each app keeps its own record of a queue.
 #[derive(Debug, Default)]
 pub struct Troubles {
     known: HashMap<(String, String), Known>,
-    /// When to look next for queues to forget.
+    /// When to look for queues to forget next.
     next_sweep: Option<Instant>,
 }
 
@@ -146,7 +147,7 @@ impl Troubles {
         }
     }
 
-    /// What is known against a queue.
+    /// The known trouble of a queue.
     pub fn of(&self, app: &str, queue: &str) -> Option<Trouble> {
         if self.known.is_empty() {
             None
@@ -155,7 +156,7 @@ impl Troubles {
         }
     }
 
-    /// A message was tried for long enough, or not tried because of what is known.
+    /// Records that a message was tried for long enough, or not tried because of a known trouble.
     pub fn not_taken(
         &mut self,
         app: &str,
@@ -188,19 +189,20 @@ impl Troubles {
         Told::Refused(std::mem::take(&mut known.untold))
     }
 
-    /// The message that was to find out whether the queue works did not: another one may.
+    /// The message that was to test the queue did not. Another message may test it at once.
     pub fn not_found_out(&mut self, app: &str, queue: &str, now: Instant) {
         if let Some(known) = self.known.get_mut(&key(app, queue)) {
             known.next_try = now;
         }
     }
 
-    /// The queue took a message. Says whether it was in trouble.
+    /// Records that the queue took a message. Returns whether it was in trouble.
     pub fn taken(&mut self, app: &str, queue: &str) -> bool {
         !self.known.is_empty() && self.known.remove(&key(app, queue)).is_some()
     }
 
-    /// So many messages wait in a queue. Fewer than when it refused one: there is room again.
+    /// Records how many messages are in a queue. If there are fewer than at the first check, the
+    /// queue has room again, and the trouble ends.
     pub fn counted(&mut self, app: &str, queue: &str, messages: u32) {
         let Some(known) = self.known.get_mut(&key(app, queue)) else { return };
         match known.messages {
@@ -212,7 +214,7 @@ impl Troubles {
         }
     }
 
-    /// The queues in trouble that are the daemon's own, with their apps.
+    /// The daemon's own queues in trouble, with their apps.
     pub fn own(&self, now: Instant) -> Vec<(String, String, Trouble)> {
         let own = |((app, queue), known): (&(String, String), &Known)| {
             let is_own = queue.starts_with(&format!("groupcast.{app}."))

@@ -64,12 +64,12 @@ impl Findings {
         let _ = say(format_args!("ok      {what}: {found}"));
     }
 
-    /// Neither good nor bad.
+    /// A finding that is neither good nor bad.
     fn noted(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("note    {what}: {found}"));
     }
 
-    /// Nothing that stands in the way of jobs now.
+    /// A finding that does not keep jobs from being sent now.
     fn doubtful(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("doubt   {what}: {found}"));
     }
@@ -80,7 +80,7 @@ impl Findings {
     }
 }
 
-/// A diagnosis in lines: the sentence, the words of whoever refused, and what to do.
+/// A diagnosis in lines: the sentence, the words of the server that refused, and what to do.
 fn in_lines(Diagnosis { what, said, advice }: &Diagnosis) -> String {
     let line = |before: &str, text: Option<&str>| {
         text.map_or_else(String::new, |text| format!("{NEXT_LINE}{before}{text}"))
@@ -136,7 +136,8 @@ fn check_queues(app: &str, tried: trial::Tried, findings: &mut Findings) {
 
 async fn check_publishing(connector: &Connector, findings: &mut Findings) {
     let what = "publishing";
-    // A connection of its own: a broker in alarm reads nothing more from one that publishes.
+    // Uses a separate connection: a broker in alarm reads nothing more from a connection that
+    // publishes.
     let (connection, socket) = match connector.connect_with_socket("check").await {
         Ok(connected) => connected,
         Err(error) => return findings.bad(what, in_lines(&error.diagnosis)),
@@ -164,8 +165,8 @@ async fn show_daemon(config: &Config, findings: &mut Findings) {
             findings.noted(
                 what,
                 format!(
-                    "another program, or another version of groupcast, answers at \
-                    {listen}; set admin.listen to the daemon's address"
+                    "another program, or another version of groupcast, answers at {listen}; set \
+                        admin.listen to the daemon's address"
                 ),
             );
         }
@@ -177,8 +178,8 @@ async fn show_daemon(config: &Config, findings: &mut Findings) {
                 findings.doubtful(
                     what,
                     format!(
-                        "it does not know app {unknown}; start it again to \
-                        make it read its configuration"
+                        "it does not know app {unknown}; start it again to make it read its \
+                            configuration"
                     ),
                 );
             }
@@ -194,13 +195,14 @@ async fn check_state(config: &Config, findings: &mut Findings) {
     if let StateStore::Sqlite(path) = url.store()
         && !path.exists()
     {
-        // Made here, the file would belong to whoever checks.
+        // A file created here would belong to the user who runs the check, so the file is not
+        // created.
         return match can_be_made(path) {
             Ok(()) => findings.good("state store", format!("{url} will be made at start")),
             Err(error) => {
-                let what = format!("the state file {} cannot be made", path.display());
-                let advice = "make its folder and let this user write to it, or set state.url to \
-                    another file";
+                let what = format!("the state file {} cannot be created", path.display());
+                let advice = "create its folder, writable for the user that the daemon runs as, or \
+                    set state.url to another file";
                 findings
                     .bad("state store", in_lines(&Diagnosis::new(what, advice).with_words(error)));
             }
@@ -222,7 +224,7 @@ fn can_be_made(path: &Path) -> std::io::Result<()> {
     std::fs::remove_file(&trial)
 }
 
-/// Tries the endpoint that the app calls, and its backup, without which jobs are sent all the same.
+/// Tries the app's endpoint and its backup. Jobs can be sent without the backup.
 async fn check_api(name: &str, app: &App, findings: &mut Findings) {
     let what = format!("API of app {name}");
     match probe_at(&app.endpoint, app).await {
@@ -241,14 +243,14 @@ async fn check_api(name: &str, app: &App, findings: &mut Findings) {
 async fn probe_at(endpoint: &Url, app: &App) -> Result<String, String> {
     let app = App { endpoint: endpoint.clone(), backup_endpoint: None, ..app.clone() };
     let caller = Caller::new(&app).map_err(|error| Failure::with_causes(error).0)?;
-    match caller.call(probe::body(), || AtWrite::Send).await {
+    match caller.call(probe::body(), Box::new(|| AtWrite::Send)).await {
         Answer::NotSent { why } => Err(in_lines(&why)),
         answer => judge(endpoint.as_str(), classify(answer)),
     }
 }
 
-/// What the answer to the harmless call says about the account, in words. `Err` if jobs could not
-/// be sent.
+/// Explains what the answer to the harmless call says about the account. `Err` if jobs could not be
+/// sent.
 fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
     let (class, fault) = match verdict {
         classify::Verdict::Sent => return Ok(format!("{endpoint} accepts calls")),
@@ -272,8 +274,7 @@ fn judge(endpoint: &str, verdict: classify::Verdict) -> Result<String, String> {
 
 const NEXT_LINE: &str = "\n        ";
 
-/// Whether jobs of the account are taken, and what that says in words that the meaning of the code
-/// follows.
+/// Whether the API accepts jobs of the account. The text stands before the meaning of the code.
 enum Account {
     Accepted(&'static str),
     NotAccepted(&'static str),
@@ -291,16 +292,14 @@ fn account(class: Class) -> Account {
         Class::JobOrConfiguration => NotAccepted(
             "refuses the call; if jobs get this answer too, the configuration is to blame",
         ),
-        Class::TransientOrJob => NotAccepted(
-            "gives an answer that nobody documented; if jobs get it too, ask the vendor",
-        ),
+        Class::TransientOrJob => {
+            NotAccepted("gives an undocumented answer; if jobs get it too, ask the vendor")
+        }
         Class::Credential => NotAccepted("refuses the UserSig or the key that it was made with"),
         Class::CredentialOrJob => {
             NotAccepted("refuses the UserSig, or the UserID it was called for")
         }
-        Class::Account => {
-            NotAccepted("refuses every job of this account with its present configuration")
-        }
+        Class::Account => NotAccepted("refuses all calls of this app"),
         Class::Transient(Effect::None) => {
             NotAccepted("did not get the call; that may pass by itself")
         }
@@ -355,7 +354,7 @@ mod tests {
             (
                 Class::Account,
                 Some(60020),
-                ["present configuration", "package expired (60020)", "renew the package"],
+                ["all calls of this app", "package expired (60020)", "renew the package"],
             ),
             (
                 Class::JobOrConfiguration,

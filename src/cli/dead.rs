@@ -1,5 +1,5 @@
-//! `groupcast dead`: the jobs of an app that were not sent whole, listed, shown, sent again, or
-//! removed.
+//! `groupcast dead`: lists, shows, redrives and removes the jobs of an app that were only partially
+//! sent or not sent.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -107,8 +107,8 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let connector = Connector::new(&config.broker)?;
     let mut letters = DeadLetters::open(&connector, app).await.map_err(|error| {
         format!(
-            "{error}; is the broker running, is broker.url right, and has `groupcast run` \
-            declared the queues?"
+            "{error}; is the broker running, is broker.url right, and has `groupcast run` declared \
+                the queues?"
         )
     })?;
     let done = match args.command {
@@ -207,8 +207,8 @@ async fn redrive(
     bar.finish_and_clear();
     let Redriven { sent_again, left } = redriven.map_err(|error| {
         format!(
-            "{error}; letters that were sent again are gone from the queue, the others are in \
-            it: try again"
+            "{error}; letters that were sent again are gone from the queue, the others are in it: \
+                try again"
         )
     })?;
     eprintln!("{sent_again} of {} dead letters sent again", sent_again + left);
@@ -262,7 +262,7 @@ fn bar(length: u32) -> ProgressBar {
     ProgressBar::new(u64::from(length)).with_style(style)
 }
 
-/// A letter in one line, with a dash for what is not known.
+/// A letter in one line, with a dash for unknown values.
 fn line(letter: &Summary) -> String {
     let Summary {
         job_id, group_id, recipients, status, kind, code, info, died_at, attempt, ..
@@ -271,7 +271,7 @@ fn line(letter: &Summary) -> String {
     let recipients = match (recipients, group_id) {
         (Some(1), _) => "1 recipient".to_owned(),
         (Some(count), _) => format!("{count} recipients"),
-        // What is no valid job is for nobody.
+        // A message that is not a valid job has no recipients.
         (None, Some(_)) if kind != INVALID => "all members".to_owned(),
         (None, _) => "-".to_owned(),
     };
@@ -287,7 +287,8 @@ fn line(letter: &Summary) -> String {
     )
 }
 
-/// As a terminal may see it: a producer's text could move the cursor, or change what is copied.
+/// Escapes control characters for a terminal. A producer's text could otherwise move the cursor, or
+/// change what the user copies.
 fn harmless(text: &str) -> String {
     text.chars()
         .map(

@@ -1,4 +1,4 @@
-//! `groupcast health`: the health check of a container, whose image has no shell.
+//! `groupcast health`: the health check for a container whose image has no shell.
 
 use super::{Failure, Verdict, running, say};
 use crate::config::Config;

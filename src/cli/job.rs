@@ -1,4 +1,4 @@
-//! `groupcast job`: what the state store knows of a job.
+//! `groupcast job`: shows what the state store knows about a job.
 
 use std::{io::IsTerminal, sync::Arc, time::Duration};
 
@@ -67,7 +67,7 @@ async fn look_up(store: &dyn Store, app: &str, id: &str) -> Result<Record, Failu
     found.ok_or_else(|| {
         format!(
             "no record of job `{id}` of app `{app}`: it has not come yet, was rejected, had no \
-            message_id or another one, or is older than state.retention"
+                message_id or another one, or is older than state.retention"
         )
         .into()
     })
@@ -81,7 +81,7 @@ async fn watch(store: Arc<dyn Store>, app: &str, mut record: Record) -> Result<R
     let id = record.key.job_id.clone();
     while record.result.is_none() {
         let counts = count(&record);
-        // It grows when the API asks for smaller batches.
+        // The number of batches grows when the API asks for smaller ones.
         bar.set_length(u64::from(counts.total));
         bar.set_position(u64::from(counts.sent + counts.failed + counts.unknown));
         sleep(LOOK_EVERY).await;

@@ -67,15 +67,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// One thread for all that waits: handing a task from one to another would cost more than what most
-/// of them do. Large bodies, the disk and the broker's sockets have threads of their own.
+/// Uses one thread for all asynchronous work. Passing a task between threads would cost more than
+/// most tasks do. Large bodies, the disk and the broker's sockets have threads of their own.
 fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let verdict = runtime.block_on(execute(cli));
-    // A lookup of a host name may still sit on a thread; nobody waits for its answer any more.
+    // A look-up of a host name may still block a thread. Its result is no longer needed.
     runtime.shutdown_background();
     verdict
 }
@@ -100,7 +100,7 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
     }
 }
 
-/// Prints what a command found. A reader that has seen enough, such as `head`, is no failure.
+/// Prints a command's output. A reader that stops early, such as `head`, is not a failure.
 fn say(text: impl std::fmt::Display) -> Result<Verdict, Failure> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -1,5 +1,5 @@
-//! What the daemon at `admin.listen` says of its apps, if one runs there. Nothing is made of an
-//! answer that cannot be read: it may come from another version, or from another program.
+//! Reads what the daemon at `admin.listen` says about its apps, if one runs there. An answer that
+//! cannot be read has no effect: it may come from another version, or from another program.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -11,33 +11,33 @@ use serde_json::Value;
 use super::Failure;
 use crate::config::Config;
 
-/// It is on this machine, or on one nearby.
+/// The daemon runs on this machine, or nearby.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What was heard at `admin.listen`.
+/// The answer at `admin.listen`.
 pub enum Answered {
-    /// The port is chosen at the start, so nobody knows it.
+    /// The operating system chooses the port at the start, so it is not known here.
     NotAsked,
     No {
         listen: SocketAddr,
     },
-    /// Something else answers.
+    /// Another program answers.
     Otherwise {
         listen: SocketAddr,
     },
     Yes(Readiness),
 }
 
-/// What a running daemon says of its parts and of the configured apps.
+/// What a running daemon says about its parts and about the configured apps.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     pub works: Vec<String>,
     pub troubles: Vec<String>,
-    /// Configured apps that it does not name.
+    /// Configured apps that the daemon does not list.
     pub unknown_apps: Vec<String>,
 }
 
-/// The parts of `/readyz`, and their names in words.
+/// The parts in `/readyz`, and their names in words.
 const PARTS: [(&str, &str); 3] =
     [("publisher", "publisher"), ("queues", "set of queues"), ("state_store", "state store")];
 
@@ -60,7 +60,7 @@ pub async fn ask(config: &Config) -> Answered {
     }
 }
 
-/// What the daemon answers.
+/// The daemon's answer.
 pub struct Answer {
     pub is_good: bool,
     pub body: String,
@@ -78,7 +78,7 @@ pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<Answer, Failure> 
     Ok(fetch(listen, path).await.map_err(told)?)
 }
 
-/// Good or not, the body tells more.
+/// Does not fail for an error status, because the body says more.
 async fn fetch(listen: SocketAddr, path: &str) -> reqwest::Result<Answer> {
     let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
     let response = http.get(format!("http://{listen}/{path}")).send().await?;
@@ -109,7 +109,7 @@ fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> Readin
     read
 }
 
-/// Who listens on every address is reached on this machine's own.
+/// A daemon that listens on every address is asked at the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

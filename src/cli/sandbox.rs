@@ -1,5 +1,5 @@
-//! `groupcast sandbox`: runs the stand-in API until it is told to stop, and tells in one line a
-//! second what it saw.
+//! `groupcast sandbox`: runs the stand-in for the API until a signal stops it. Logs one line a
+//! second about the calls that it saw.
 
 use std::{
     io::{self, IsTerminal},
@@ -149,8 +149,8 @@ async fn secret_key(args: &Args) -> Result<SecretString, Error> {
     }
 }
 
-/// The address, and what a config needs to call it. A key from a file is not shown, only where it
-/// is.
+/// The address, and the configuration to call it. A key from a file is not shown, only the file's
+/// path.
 fn greeting(args: &Args, sandbox: &Sandbox) -> String {
     let key = args.secret_key_file.as_ref().map_or_else(
         || format!("secret_key = {PUBLIC_KEY:?}"),
@@ -167,14 +167,14 @@ fn greeting(args: &Args, sandbox: &Sandbox) -> String {
     )
 }
 
-/// One line for every second with traffic.
+/// Logs one line for every second with traffic.
 async fn report(sandbox: &Sandbox) -> std::convert::Infallible {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut before = CallsSoFar::default();
     loop {
         every_second.tick().await;
         let now = sandbox.calls_so_far();
-        // A reset starts both numbers anew.
+        // A reset sets both numbers to zero.
         let since = if now.calls < before.calls { CallsSoFar::default() } else { before };
         let (calls, refused) = (now.calls - since.calls, now.refused.saturating_sub(since.refused));
         if calls > 0 {
@@ -184,7 +184,7 @@ async fn report(sandbox: &Sandbox) -> std::convert::Infallible {
     }
 }
 
-/// The first subscriber stays, if the process has one.
+/// If the process already has a subscriber, it stays.
 fn log_to_stderr(filter: &str) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))

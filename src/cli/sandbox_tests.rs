@@ -1,4 +1,4 @@
-//! What the command takes, prints and complains about.
+//! The command's arguments, output and error messages.
 
 use clap::{CommandFactory, Parser};
 

@@ -1,4 +1,4 @@
-//! `groupcast schema`: what producers send and get, as JSON Schema or AsyncAPI.
+//! `groupcast schema`: prints what producers send and receive, as JSON Schema or AsyncAPI.
 
 use schemars::schema_for;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub fn run(Args { asyncapi }: Args) -> Result<Verdict, Failure> {
     say(format_args!("{:#}", if asyncapi { asyncapi_document() } else { document() }))
 }
 
-/// The queues that producers and operators meet, and their messages.
+/// The queues that producers and operators use, and their messages.
 fn asyncapi_document() -> Value {
     let mut schemas = document()["$defs"].take();
     rewrite_references(&mut schemas);
@@ -109,7 +109,7 @@ fn asyncapi_document() -> Value {
     })
 }
 
-/// Definitions are elsewhere in an AsyncAPI document.
+/// An AsyncAPI document has its definitions in another place.
 fn rewrite_references(schema: &mut Value) {
     match schema {
         Value::Object(members) => {
@@ -123,8 +123,8 @@ fn rewrite_references(schema: &mut Value) {
     }
 }
 
-/// The schema document. Lengths are in characters there and in bytes in the daemon, which has the
-/// last word.
+/// The schema document. It gives lengths in characters. The daemon counts bytes, and its limits
+/// decide.
 pub fn document() -> Value {
     let mut result = schema_for!(JobResult).to_value();
     let mut definitions = result

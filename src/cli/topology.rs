@@ -1,4 +1,5 @@
-//! `groupcast topology`: the queues that the daemon declares, for those who declare them by hand.
+//! `groupcast topology`: prints the queues that the daemon declares, for operators who declare them
+//! by hand.
 
 use super::{Failure, Verdict, say};
 use crate::{broker::topology, config::Config};
@@ -6,7 +7,7 @@ use crate::{broker::topology, config::Config};
 /// Print the queues as a definitions file for `rabbitmqctl import_definitions`.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  groupcast topology > groupcast.json && rabbitmqctl \
-        import_definitions groupcast.json")]
+    import_definitions groupcast.json")]
 pub struct Args {
     /// Virtual host of the queues [default: the one in broker.url]
     #[arg(long, value_name = "NAME")]

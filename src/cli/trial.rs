@@ -1,5 +1,5 @@
-//! Tries what the daemon needs of the broker, for `groupcast check`: declare, read, publish. No job
-//! is taken out of its queue and none is counted as delivered.
+//! Tries what the daemon needs from the broker, for `groupcast check`: declare, read, publish.
+//! Takes no job out of its queue, and causes no delivery to be counted.
 
 use std::{pin::pin, time::Duration};
 
@@ -21,22 +21,22 @@ use crate::{
     subscribe::jobs_queue,
 };
 
-/// How long the broker may take to say that nobody got a message.
+/// How long the broker may take to return a message that no queue takes.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What was found of an app's queues.
+/// The findings about an app's queues.
 #[derive(Debug, Default)]
 pub struct Tried {
-    /// What the daemon cannot work with.
+    /// Faults with which the daemon cannot work.
     pub failures: Vec<Diagnosis>,
-    /// What it works with, although it would have made it otherwise.
+    /// Differences from the daemon's own declaration, with which it can still work.
     pub doubts: Vec<Diagnosis>,
-    /// What could not be tried without taking messages.
+    /// Checks that were not possible without taking messages.
     pub untried: Vec<String>,
 }
 
-/// Declares or checks the app's queues as the daemon does at its start, then reads the two that it
-/// consumes.
+/// Declares or checks the app's queues as the daemon does at its start. Then tries to read the two
+/// that the daemon consumes.
 pub async fn queues(connection: &Connection, name: &str, app: &App, declare: bool) -> Tried {
     let mut tried = Tried::default();
     let mut refusals: Vec<(Option<Refusal>, Vec<String>)> = Vec::new();
@@ -46,7 +46,7 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
             Ok(seen) if declare => Known::AsDeclared(seen),
             Ok(seen) => compare(connection, &spec, seen, &mut tried).await,
             Err(error) => {
-                // Mostly they concern several queues alike.
+                // The same refusal usually applies to several queues.
                 match refusals
                     .iter_mut()
                     .find(|(refusal, _)| *refusal == error.refusal && refusal.is_some())
@@ -77,13 +77,13 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
     tried
 }
 
-/// What is known of a queue before it is read.
+/// What is known about a queue before it is read.
 enum Known {
-    /// It is not there, or cannot be looked at.
+    /// The queue does not exist, or the check cannot look at it.
     Unusable,
-    /// It has the type and the arguments that the daemon declares.
+    /// The queue has the type and the arguments that the daemon declares.
     AsDeclared(Option<Queue>),
-    /// It is there, and may be of another kind.
+    /// The queue exists, and may have another type or other arguments.
     Other(Option<Queue>),
 }
 
@@ -98,8 +98,8 @@ impl Known {
     }
 }
 
-/// With `declare = false`, compares a queue that is there with what the daemon would declare, if
-/// the rights allow that: declaring a queue that exists changes nothing.
+/// With `declare = false`, compares an existing queue with the daemon's declaration, if the rights
+/// allow that. Declaring a queue that exists changes nothing.
 async fn compare(
     connection: &Connection,
     spec: &QueueSpec,
@@ -115,8 +115,8 @@ async fn compare(
             if error.refusal == Some(Refusal::OtherArguments) {
                 tried.doubts.push(Diagnosis::new(
                     format!(
-                        "the queue {} exists with another type or other arguments than the \
-                        daemon would declare",
+                        "the queue {} exists with another type or other arguments than the daemon \
+                            would declare",
                         spec.name
                     ),
                     "compare it with what `groupcast topology` prints: another type or other \
@@ -128,10 +128,10 @@ async fn compare(
     }
 }
 
-/// Proves the right to read the jobs queue. A consumer would be given jobs if it is the only one,
-/// and each job given back counts as a delivery. So the queue is asked for one message: the broker
-/// looks at the right, and then refuses this to every queue with a single active consumer. Other
-/// queues are asked only while they are empty.
+/// Tests the right to read the jobs queue. An only consumer would receive jobs, and each job that
+/// goes back counts as a delivery. So the check asks for one message instead. The broker first
+/// checks the right, and then refuses this for a queue with a single active consumer. The check
+/// asks other queues only while they are empty.
 async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
     match known {
         Known::Unusable => return,
@@ -150,8 +150,8 @@ async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &
     }
 }
 
-/// Consumes from the queue of jobs that the broker has given up, as the daemon does. It is almost
-/// always empty; otherwise it is left alone.
+/// Consumes from the queue of jobs that the broker has given up, as the daemon does. This queue is
+/// almost always empty. If it is not, the check does not read it.
 async fn consume_undeliverable(
     connection: &Connection,
     queue: &str,
@@ -187,7 +187,7 @@ async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), 
         channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()),
     )
     .await?;
-    // Gives back what came in between.
+    // Gives back messages that came before the cancellation.
     bounded("close a channel", channel.close(200, "OK".into())).await
 }
 
@@ -201,21 +201,20 @@ fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
         _ => Diagnosis::new(
             format!("the queue {queue} cannot be consumed"),
             "look at the queue on the broker (`rabbitmq-diagnostics quorum_status QUEUE`): a queue \
-                without a majority of its \
-             members answers nobody",
+                without a majority of its members answers nobody",
         )
         .with_words(error),
     }
 }
 
-/// Publishes what no queue takes, as the daemon does before it starts a call. On a connection that
-/// does nothing else: a broker in alarm stops reading from it.
+/// Publishes a message that no queue takes, as the daemon does before it starts a call. The
+/// connection must do nothing else, because a broker in alarm stops reading from it.
 pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
     let mut events = connection.events_listener();
     let mut published = pin!(async {
         session::publish_to_nobody(connection).await?;
-        // The broker blocks a connection after its first publish: only one that is not blocked
-        // answers once more.
+        // The broker blocks a connection after its first publish. Only a connection that is not
+        // blocked answers again.
         connection.create_channel().await.map(drop)
     });
     let mut late = pin!(sleep(PUBLISHED_WITHIN));

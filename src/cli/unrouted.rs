@@ -1,5 +1,5 @@
-//! `groupcast unrouted`: results that their reply queue did not take, listed, sent to where they
-//! were meant for, or removed.
+//! `groupcast unrouted`: lists the results that their reply queue did not take, sends them to that
+//! queue, or removes them.
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -72,7 +72,7 @@ struct Which {
     queue: Option<String>,
 }
 
-/// What an unrouted result says of itself.
+/// The description of an unrouted result.
 #[derive(Debug, Serialize)]
 struct Unrouted {
     job_id: Option<String>,
@@ -122,8 +122,8 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     let connector = Connector::new(&config.broker)?;
     let mut queue = Browser::open(&connector, queues::unrouted(name)).await.map_err(|error| {
         format!(
-            "{error}; is the broker running, is broker.url right, and has `groupcast run` \
-            declared the queues?"
+            "{error}; is the broker running, is broker.url right, and has `groupcast run` declared \
+                the queues?"
         )
     })?;
     let done = match args.command {
@@ -193,8 +193,8 @@ async fn redrive(
     Ok(Verdict::Good)
 }
 
-/// Brokers from 4.2 on accept a message for a direct reply-to address also after its requester has
-/// left.
+/// Excludes direct reply-to addresses: brokers from 4.2 on accept messages for them even after the
+/// requester has left.
 fn may_get_results(queue: &str, name: &str, app: &App) -> bool {
     let is_direct = queue.starts_with("amq.rabbitmq.reply-to");
     !is_direct && (app.results_queue.as_deref() == Some(queue) || app.replies.allow(queue, name))

@@ -13,11 +13,11 @@ use super::written::{Given, Setting, Written, texts};
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: SocketAddr,
-    /// Names by which people reach the status page, besides addresses and `localhost`.
+    /// Host names of the status page, besides IP addresses and `localhost`.
     pub hosts: Vec<String>,
-    /// Whoever knows it may act; without one nobody may.
+    /// The token that actions on the status page need. Without it there are no actions.
     pub token: Option<SecretString>,
-    /// Where `token` was read from, if not from the configuration itself.
+    /// The file that `token` was read from, if any.
     pub token_file: Option<PathBuf>,
 }
 
@@ -34,8 +34,8 @@ impl AdminSection {
     pub(super) fn check(self) -> Result<Admin, Problem> {
         let token_file = self.token_file.map(|file| file.0);
         Ok(Admin {
-            // The pages tell much and ask nobody who he is: only this machine, unless told
-            // otherwise.
+            // The pages show much and have no login, so they are served only to this machine by
+            // default.
             listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()),
             hosts: Given::or(self.hosts, Hosts(Vec::new())).0,
             token: given_or_from_file("token", self.token, token_file.as_deref())?
@@ -45,7 +45,7 @@ impl AdminSection {
     }
 }
 
-/// Names without a port.
+/// Host names without a port.
 struct Hosts(Vec<String>);
 
 impl Setting for Hosts {
@@ -57,7 +57,7 @@ impl Setting for Hosts {
     }
 }
 
-/// What fits into a header.
+/// A token that fits into an HTTP header.
 struct Token(SecretString);
 
 impl Setting for Token {

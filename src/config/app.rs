@@ -1,4 +1,4 @@
-//! `[apps.<app>]`: one account of the API, the limits of its calls, and what happens to jobs that
+//! `[apps.<app>]`: one account of the API, the limits of its calls, and the treatment of jobs that
 //! it cannot take at once.
 
 use std::path::PathBuf;
@@ -19,37 +19,37 @@ use super::written::{Given, Section, Setting, Written, word};
 /// The API's own limit of recipients in one call.
 const LARGEST_BATCH: usize = 500;
 const DEFAULT_BURST_CALLS: u32 = 20;
-/// A stop waits 20 s for calls in flight and their results.
+/// At a stop the daemon waits 20 s for calls in flight and their results.
 const LONGEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The pacer remembers when each call of the last second left.
+/// The pacer keeps the send time of every call of the last second in memory.
 const MOST_CALLS_PER_SECOND: u32 = 100_000;
-/// One address has no more ports to call from.
+/// A source address has no more ports than this.
 const MOST_IN_FLIGHT: usize = 65_535;
 
 #[derive(Clone, Debug)]
 pub struct App {
     pub sdk_app_id: u64,
-    /// The administrator in whose name the API is called.
+    /// The administrator account with which the daemon calls the API.
     pub identifier: String,
     pub secret_key: SecretString,
-    /// Where `secret_key` was read from, if not from the configuration itself; to be read again
-    /// with [`read_secret_file`](super::read_secret_file).
+    /// The file that `secret_key` was read from, if any.
+    /// [`read_secret_file`](super::read_secret_file) reads it again.
     pub secret_key_file: Option<PathBuf>,
     /// Scheme, host and port of the API.
     pub endpoint: Url,
     /// Where calls go when `endpoint` cannot be reached.
     pub backup_endpoint: Option<Url>,
-    /// The data centre `endpoint` belongs to, if it was chosen by name.
+    /// The data centre of `endpoint`, if it was chosen by name.
     pub region: Option<Region>,
     pub calls_per_second: u32,
-    /// Calls that may leave at once; never above `calls_per_second`.
+    /// How many calls may leave at once. Never above `calls_per_second`.
     pub burst: u32,
-    /// Recipients of one call, 500 at most.
+    /// The maximum number of recipients in one call, at most 500.
     pub batch_size: usize,
     pub max_in_flight: usize,
-    /// The vendor answers within three seconds and says to wait longer than that.
+    /// The vendor answers within three seconds, and asks clients to wait longer than that.
     pub request_timeout: Duration,
-    /// Where results go when a job has no `reply_to`.
+    /// The queue for the results of jobs without `reply_to`.
     pub results_queue: Option<String>,
     pub empty_recipients: EmptyRecipients,
     pub replies: Replies,
@@ -204,7 +204,7 @@ fn max_in_flight(given: Option<Given<usize>>) -> Result<usize, Problem> {
     Ok(calls)
 }
 
-/// The one that is declared with the app's other queues.
+/// The results queue that the daemon declares with the app's other queues.
 pub(super) fn own_results_queue(app: &str) -> String {
     format!("groupcast.{app}.results")
 }
@@ -214,7 +214,7 @@ fn results_queue(given: Option<Given<String>>, app: &str) -> Result<Option<Strin
         return Ok(None);
     };
     let own = own_results_queue(app);
-    // Results among the jobs would be taken for jobs, and answered with more results.
+    // In a jobs queue, the daemon would take results for jobs and answer them with more results.
     if queue.starts_with("groupcast.") && queue != own {
         return Err(Problem::wrong(
             "results_queue",

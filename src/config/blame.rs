@@ -1,5 +1,4 @@
-//! Who is to blame for a mistake: finds the file's key or the variable that a value came from, and
-//! words the error.
+//! Finds the file's key or the variable that a wrong value came from, and words the error.
 
 use config::ConfigError as MergeError;
 
@@ -9,7 +8,7 @@ use super::find::DEFAULT_FILES;
 use super::layer::Layers;
 
 impl Layers {
-    /// Only words known to repeat no value are passed on.
+    /// Passes on only messages that are known to repeat no value.
     pub(super) fn explain(&self, path: &str, error: MergeError) -> ConfigError {
         let says = match innermost(error) {
             MergeError::Message(says) => says,
@@ -83,7 +82,7 @@ impl Layers {
         }
     }
 
-    /// The file that was read, or else the one to write.
+    /// The file that was read, or otherwise the default file to write.
     pub(super) fn file_name(&self) -> String {
         self.file.as_ref().map_or(DEFAULT_FILES[0].to_owned(), |file| file.display().to_string())
     }

@@ -1,4 +1,4 @@
-//! `[broker]`: the nodes of RabbitMQ, the certificates for it, and how much of its work is held at
+//! `[broker]`: the RabbitMQ nodes, the certificates for them, and how many jobs the daemon holds at
 //! a time.
 
 use std::path::PathBuf;
@@ -15,21 +15,21 @@ const MIB: u64 = 1024 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Broker {
-    /// At least one; one per cluster node.
+    /// At least one. A cluster has one for each node.
     pub urls: Vec<BrokerUrl>,
-    /// Where `urls` were read from, if not from the configuration itself.
+    /// The file that `urls` were read from, if any.
     pub url_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     /// The client's certificate; given together with `key_file`.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
-    /// Jobs held unacked per app, at most.
+    /// The maximum number of unacknowledged jobs per app.
     pub prefetch: u16,
-    /// Bytes of held jobs per app, at most; one job always fits.
+    /// The maximum size of all held jobs per app, in bytes. One job always fits.
     pub hold_bytes: u64,
-    /// A larger job is rejected.
+    /// The maximum size of a job, in bytes. A larger job is rejected.
     pub max_job_bytes: u64,
-    /// Whether queues are declared, or only checked.
+    /// Whether the daemon declares its queues. Otherwise it only checks them.
     pub declare: bool,
 }
 
@@ -83,7 +83,7 @@ fn check_certificates(broker: &Broker) -> Result<(), Problem> {
         }
         (Some(_), Some(_)) | (None, None) => {}
     }
-    // Whoever gives a certificate believes that the connection is encrypted.
+    // An operator who sets a certificate expects an encrypted connection.
     if broker.urls.iter().any(|url| url.tls() == Tls::Encrypted) {
         return Ok(());
     }

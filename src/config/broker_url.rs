@@ -1,5 +1,5 @@
-//! The URL of one broker node, checked for the mistakes that would otherwise connect somewhere
-//! else, or show a password.
+//! The URL of one broker node. The checks find mistakes that would connect to the wrong place or
+//! show a password.
 
 use std::fmt;
 
@@ -12,14 +12,13 @@ use super::secret::MASK;
 use super::written::{Setting, Written};
 
 const EXPECTED: &str = "must be \"amqp://<user>:<password>@<host>:5672/<vhost>\" (amqps:// for \
-    TLS), or a list of such URLs; \
-                        special characters of the password and the vhost as %-codes";
+    TLS), or a list of such URLs; special characters of the password and the vhost as %-codes";
 
-/// What the client understands. Anything else would be ignored there.
+/// The parameters that the AMQP client knows. It would ignore any other.
 const PARAMETERS: [&str; 5] =
     ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
 
-/// AMQP has no longer names, and the client panics over one.
+/// AMQP has no longer vhost names, and the client panics on one.
 const MAX_VHOST_BYTES: usize = 255;
 
 /// One node of the broker. `Display`, `Debug` and `Serialize` mask the password.
@@ -40,7 +39,7 @@ pub(super) enum Tls {
 }
 
 impl BrokerUrl {
-    /// With the password, for the connection alone.
+    /// The URL with its password. Use it only to connect.
     pub fn expose(&self) -> &str {
         self.text.expose_secret()
     }
@@ -70,8 +69,8 @@ impl BrokerUrl {
             _ => return Err(EXPECTED.to_owned()),
         };
         check_rest(&url)?;
-        // The client's own reading: numbers of the parameters, %-codes. Its words repeat the URL,
-        // so they are dropped.
+        // The client also reads the numbers in the parameters and the %-codes. Its message repeats
+        // the URL, so it is dropped.
         let read = text.parse::<AMQPUri>().map_err(|_| EXPECTED.to_owned())?;
         if read.vhost.len() > MAX_VHOST_BYTES {
             return Err(format!("must have a vhost of {MAX_VHOST_BYTES} bytes at most"));
@@ -84,7 +83,7 @@ impl BrokerUrl {
     }
 }
 
-/// Everything but the scheme and the host.
+/// Checks everything but the scheme and the host.
 fn check_rest(url: &Url) -> Result<(), String> {
     if url.password() == Some(MASK) {
         return Err(format!(
@@ -99,11 +98,11 @@ fn check_rest(url: &Url) -> Result<(), String> {
     if url.path() == "/" {
         return Err(
             "must not end in a bare slash, which names the vhost \"\"; write /%2f for the \
-            vhost \"/\""
+                vhost \"/\""
                 .to_owned(),
         );
     }
-    // A slash, an @ or a # of a password that was not written as a %-code ends up here.
+    // A slash, an @ or a # in a password ends up here unless it is written as a %-code.
     let vhost = url.path().strip_prefix('/').unwrap_or_default();
     if vhost.contains(['/', '@', ':']) || url.fragment().is_some() {
         return Err(EXPECTED.to_owned());
@@ -146,7 +145,7 @@ impl Setting for BrokerUrls {
     }
 }
 
-/// A comma separates URLs only where the next one begins: a password may have commas of its own.
+/// Splits only at commas before a new URL. Other commas may be part of a password.
 fn split(text: &str) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for piece in text.split(',') {

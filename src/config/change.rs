@@ -1,8 +1,8 @@
-//! A configuration read again: what of it applies to a running daemon, and what has to wait for the
-//! next start.
+//! Compares a configuration that was read again with the running one: which changes apply at once,
+//! and which only at the next start.
 //!
-//! Connections, queues and stores are made once, at the start. Everything else about an app is
-//! asked anew for every call.
+//! The daemon makes connections, queues and stores once, at the start. It looks up all other
+//! settings of an app for every call.
 
 use std::collections::BTreeSet;
 
@@ -11,20 +11,20 @@ use secrecy::ExposeSecret;
 use super::app::own_results_queue;
 use super::{App, Config, Log, Retry};
 
-/// What becomes of a running daemon's configuration when another one was read.
+/// The outcome of reading the configuration again in a running daemon.
 #[derive(Debug)]
 pub struct Reread {
-    /// What is in effect from now on.
+    /// The configuration that is in effect from now on.
     pub effective: Config,
     /// The changed keys that are in effect now.
     pub applied: Vec<String>,
-    /// The changed keys that are not, until the next start; `apps.<app>` if the app itself came or
-    /// went.
+    /// The changed keys that take effect at the next start. An added or removed app is listed as
+    /// `apps.<app>`.
     pub at_next_start: Vec<String>,
 }
 
 impl Config {
-    /// What a daemon that runs with this configuration makes of another one.
+    /// Decides what a daemon with this configuration takes over from the one in `read`.
     pub fn reread(&self, read: Config) -> Reread {
         let changed = changed_keys(self, &read);
         let effective = self.with_what_applies_of(read);
@@ -46,7 +46,7 @@ impl Config {
 }
 
 impl App {
-    /// Everything but what needs other queues.
+    /// Takes over all settings except those that need other queues.
     fn with_what_applies_of(&self, read: App, name: &str) -> App {
         let retry = Retry { park: self.retry.park.clone(), ..read.retry };
         let needs_a_queue = read.results_queue.as_deref() == Some(own_results_queue(name).as_str());
@@ -71,7 +71,7 @@ fn changed_keys(old: &Config, new: &Config) -> BTreeSet<String> {
     keys.chain(changed_secrets(old, new)).collect()
 }
 
-/// What the masks hide.
+/// The keys of changed secrets, which masked values do not show.
 fn changed_secrets(old: &Config, new: &Config) -> impl Iterator<Item = String> {
     let broker_urls = |config: &Config| {
         config.broker.urls.iter().map(|url| url.expose().to_owned()).collect::<Vec<_>>()

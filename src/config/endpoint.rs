@@ -1,4 +1,4 @@
-//! Where an app's calls go: to the data centre of a region, or to an address given as it is.
+//! Where an app's calls go: to the data centre of a region, or to an explicit address.
 
 use url::Url;
 
@@ -52,7 +52,7 @@ impl Setting for Endpoint {
             Written::Text(text) => Url::parse(text.trim()).ok(),
             _ => None,
         };
-        // No user or password either: it would be shown with the URL.
+        // A user or password is refused too, because it would be shown with the URL.
         let plain = |url: &Url| {
             matches!(url.scheme(), "http" | "https")
                 && url.path() == "/"
@@ -60,8 +60,8 @@ impl Setting for Endpoint {
                     == (None, None, None, "")
         };
         url.filter(plain).map(Endpoint).ok_or_else(|| {
-            "must be a scheme, a host and a port, such \
-                as \"http://127.0.0.1:8089\", and nothing more"
+            "must be a scheme, a host and a port, such as \"http://127.0.0.1:8089\", and nothing \
+                more"
                 .to_owned()
         })
     }

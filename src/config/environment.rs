@@ -9,18 +9,18 @@ use super::error::ConfigError;
 const PREFIX: &str = "GROUPCAST__";
 const APPS: &str = "GROUPCAST__APPS__";
 
-/// Variables by the name that the path of their key gives them. No `Debug`: values may be secrets.
+/// The variables, each under the name that its key's path has. No `Debug`: values may be secrets.
 pub(super) struct Variables(BTreeMap<String, Variable>);
 
 struct Variable {
-    /// Its name as it was set.
+    /// Its name in the environment.
     name: String,
     value: String,
 }
 
 impl Variables {
-    /// Of a whole environment, those that are meant for this program. `apps`: the names of the apps
-    /// in the file.
+    /// Selects the variables of this program from a whole environment. `apps` has the names of the
+    /// apps in the file.
     pub(super) fn of(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         apps: &BTreeSet<String>,
@@ -61,7 +61,7 @@ impl Variables {
         self.0.contains_key(&name_of(path))
     }
 
-    /// The variable that sets the key of this path, or one below it.
+    /// The variable that sets the key at this path, or a key below it.
     pub(super) fn at(&self, path: &str) -> Option<&str> {
         let name = name_of(path);
         self.0.get(&name).map(|variable| variable.name.as_str()).or_else(|| self.below(&name))
@@ -76,8 +76,8 @@ impl Variables {
     }
 }
 
-/// The name of a variable to set the key of this path with. No shell sets one with a dash in its
-/// name.
+/// The name of the variable that sets the key at this path. No shell can set a variable with a dash
+/// in its name.
 pub(super) fn variable(path: &str) -> String {
     name_of(path).replace('-', "_")
 }
@@ -86,7 +86,7 @@ fn name_of(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "__").to_uppercase())
 }
 
-/// The variable's name with the dashes that its app has in the file: `MY_SHOP` is the app
+/// The variable's name with the dashes that its app has in the file. `MY_SHOP` means the app
 /// `my-shop`, unless there is a `my_shop`.
 fn of_app(name: &str, apps: &BTreeSet<String>) -> String {
     let Some((app, key)) = name.strip_prefix(APPS).and_then(|rest| rest.split_once("__")) else {
@@ -103,8 +103,8 @@ fn of_app(name: &str, apps: &BTreeSet<String>) -> String {
     }
 }
 
-/// Names fold to lower case on their way to keys, so two could meet in one key unless only one form
-/// is taken.
+/// Names become keys in lower case, so two names could set the same key. Only upper-case names are
+/// accepted to prevent this.
 fn check_name(name: &str) -> Result<(), ConfigError> {
     let fits = |byte: u8| {
         byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')

@@ -1,6 +1,6 @@
-//! What is wrong with a configuration, said to the person who wrote it: where, what, and what to
-//! write instead. No message repeats a value that was written as text: it may be a secret, even in
-//! the wrong place.
+//! Errors in a configuration, written for its author: the place, the mistake, and what to write
+//! instead. No message repeats a value that was written as text. It may be a secret, even in the
+//! wrong place.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ pub enum ConfigError {
     Missing { key: String, write: String, file: String, variable: String },
     #[error(
         "no apps are configured; add [apps.default] with sdk_app_id, secret_key (or \
-            secret_key_file) and region to {file}, \
-         or set GROUPCAST__APPS__DEFAULT__SDK_APP_ID and so on"
+            secret_key_file) and region to {file}, or set GROUPCAST__APPS__DEFAULT__SDK_APP_ID and \
+            so on"
     )]
     NoApps { file: String },
 }
@@ -33,7 +33,8 @@ impl ConfigError {
     }
 }
 
-/// A complaint of one section about one of its keys, before it is known where the key was written.
+/// An error that a section reports about one of its keys. It does not know yet where the key was
+/// written.
 #[derive(Debug)]
 pub(super) enum Problem {
     Missing { key: String, write: String },
@@ -63,8 +64,8 @@ impl Problem {
     }
 }
 
-/// What was probably meant: the allowed name with the fewest typing errors in between, if they are
-/// few.
+/// The name that the author probably meant: the allowed name with the fewest typing errors, if they
+/// are few.
 pub(super) fn nearest<'a>(name: &str, allowed: &[&'a str]) -> Option<&'a str> {
     let most_errors = (name.len() / 3).clamp(1, 4);
     allowed

@@ -1,7 +1,8 @@
-//! Reads files that may never end: a drive that does not answer, a pipe that has no writer.
+//! Reads files in bounded time. A read can block for ever on a drive that does not answer, or on a
+//! pipe without a writer.
 //!
-//! Such a read cannot be called back. It has a thread of its own, which is left behind when the
-//! time is over.
+//! A blocked read cannot be cancelled. So every read has its own thread, which the caller leaves
+//! behind when the time is over.
 
 use std::{
     fs::File,
@@ -15,17 +16,17 @@ use std::{
     time::Duration,
 };
 
-/// Local files take microseconds, a slow network drive a second.
+/// A local file takes microseconds, and a slow network drive takes a second.
 pub const READ_WITHIN: Duration = Duration::from_secs(5);
-/// Of a configuration, or of a bundle of certificates.
+/// The maximum size of a configuration or of a bundle of certificates.
 pub const LARGEST_BYTES: u64 = 16 * 1024 * 1024;
-/// Reads that have not ended, in the whole process. Each has a thread.
+/// The maximum number of reads under way in the whole process. Each has a thread.
 const UNDER_WAY_AT_MOST: usize = 64;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// Reads a file. One of more bytes is refused: a device or a log, named by mistake. Fails at the
-/// latest after [`READ_WITHIN`].
+/// Reads a file of at most `at_most` bytes. A larger file is refused, because it is probably a
+/// device or a log, named by mistake. Fails after [`READ_WITHIN`] at the latest.
 pub fn read(path: &Path, at_most: u64) -> io::Result<Vec<u8>> {
     read_within(READ_WITHIN, path, at_most)
 }
@@ -45,7 +46,7 @@ fn read_within(within: Duration, path: &Path, at_most: u64) -> io::Result<Vec<u8
         let mut bytes = Vec::new();
         let read =
             File::open(&path).and_then(|file| file.take(at_most + 1).read_to_end(&mut bytes));
-        // Nobody waits for it any more if it took too long.
+        // The caller has stopped waiting if the read took too long.
         let _ = done.send(read.map(|_| bytes));
     })?;
     match read.recv_timeout(within) {

@@ -1,5 +1,5 @@
-//! Where the configuration comes from: which file is read, and the process environment. The only
-//! I/O of loading, next to the files that secrets are kept in.
+//! Finds the configuration: the file and the process environment. Apart from reading secret files,
+//! this is the only I/O of loading.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::file;
 
-/// Read when no file is given, the first that exists.
+/// If no file is given, the first of these that exists is read.
 pub(super) const DEFAULT_FILES: [&str; 2] = ["groupcast.toml", "/etc/groupcast/groupcast.toml"];
 
-/// A configuration file, read. No `Debug`: the text may hold secrets.
+/// The content of a configuration file. No `Debug`: the text may hold secrets.
 pub struct ConfigFile {
     pub path: PathBuf,
     pub text: String,
 }
 
-/// A file that is asked for must exist; the default ones need not.
+/// A file that the user names must exist. The default files may be missing.
 pub(super) fn chosen(given: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     match given {
         Some(path) => read(path).map(Some).map_err(|source| unreadable(path, source)),

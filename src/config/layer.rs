@@ -1,4 +1,4 @@
-//! The file and the environment over it, merged into sections whose values have their types.
+//! Merges the file and the environment, which overrides it, into typed sections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -19,8 +19,8 @@ use super::state::StateSection;
 use super::telemetry::TelemetrySection;
 use super::written::Section;
 
-/// Keys of one section that say the same thing in two ways. One of them in the environment replaces
-/// the other in the file.
+/// Keys of one section that set the same thing in two ways. If one is in the environment, it
+/// replaces the other in the file.
 const TWINS: [(&str, &str); 4] = [
     ("url", "url_file"),
     ("secret_key", "secret_key_file"),
@@ -57,7 +57,7 @@ impl Sections {
     }
 }
 
-/// The names of the apps in a file. One that is no TOML has none; it is refused later.
+/// The names of the apps in a file. A file with invalid TOML has none here, and is refused later.
 fn apps_in(text: &str) -> BTreeSet<String> {
     let file = toml::from_str::<toml::Table>(text).unwrap_or_default();
     file.get("apps")
@@ -95,7 +95,8 @@ impl Layers {
             .add_source(environment.source(Some(self.variables.all())))
             .build()
             .and_then(|merged| merged.collect());
-        // Neither layer is new to a parser here; the words of the error may repeat values.
+        // Both layers have been parsed before. The text of the error may repeat values, so it is
+        // dropped.
         let mut keys = merged.map_err(|_| {
             ConfigError::wrong(&self.file_name(), "cannot be merged with the environment")
         })?;
@@ -106,7 +107,7 @@ impl Layers {
         })
     }
 
-    /// Before the merge, because a parse error there quotes the line, which may hold a secret.
+    /// Runs before the merge. A parse error of the merge quotes the line, which may hold a secret.
     fn check_syntax(&self, text: &str) -> Result<(), ConfigError> {
         let Err(error) = toml::from_str::<toml::Table>(text) else {
             return Ok(());

@@ -1,11 +1,11 @@
-//! Numbers, sizes and durations. None may be zero: a limit of zero would stop everything without
-//! saying so.
+//! Numbers, sizes and durations. None may be zero: a limit of zero would stop all work without a
+//! message.
 
 use std::time::Duration;
 
 use super::written::{Setting, Written};
 
-/// Keeps `Instant + Duration` far from overflow, and catches a wrong unit.
+/// The longest duration. It keeps `Instant + Duration` far from overflow, and catches a wrong unit.
 const LONGEST: Duration = Duration::from_hours(24 * 3_653);
 
 /// A number of bytes: `"256MiB"`, or a plain number.
@@ -44,7 +44,7 @@ impl Setting for ByteCount {
             Written::Flag(_) | Written::List(_) | Written::Other => None,
         };
         bytes
-            // What TOML can write as an integer.
+            // The range of an integer in TOML.
             .filter(|bytes| (1..=i64::MAX as u64).contains(bytes))
             .map(ByteCount)
             .ok_or_else(|| "must be a size above zero, such as \"16MiB\" or \"512KiB\"".to_owned())
@@ -63,8 +63,8 @@ impl Setting for Duration {
     }
 }
 
-/// The first step and the longest of a growing delay. One that is not given makes room for the
-/// other.
+/// The first and the longest delay of a growing series. If only one is given, the default of the
+/// other adapts to it. `None` if the first is longer.
 pub(super) fn first_and_longest(
     first: Option<Duration>,
     longest: Option<Duration>,

@@ -35,7 +35,7 @@ impl LogSection {
                 "must be a log filter, such as \"info\" or \"groupcast=debug,warn\"",
             ));
         }
-        // The library takes such a word for a module's name, and then nothing at all is logged.
+        // The library takes an unknown word for the name of a module, and then logs nothing.
         let directives =
             || filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
         let is_heard = directives().next().is_none() || directives().any(is_ours);
@@ -55,7 +55,7 @@ fn is_known(directive: &str) -> bool {
     directive.contains(['=', '[']) || is_ours(directive)
 }
 
-/// Whether a directive is about what this program logs.
+/// Whether a directive applies to events of this program.
 fn is_ours(directive: &str) -> bool {
     directive.starts_with("groupcast")
         || directive.starts_with('[')

@@ -1,5 +1,5 @@
 //! The effective configuration as TOML, in the order of the documentation, with the secrets masked.
-//! It loads again once they are put back.
+//! It loads again once the secrets replace their masks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::{
     Telemetry,
 };
 
-/// A key and its value; `None` if it is not set and so is not written.
+/// A key and its value. `None` means that the key is not set and not written.
 type Key = (&'static str, Option<Value>);
 
 impl Config {
@@ -25,7 +25,7 @@ impl Config {
             .join("\n")
     }
 
-    /// The keys that are set, by full name; a secret's value is its mask.
+    /// The keys that are set, by full name. The value of a secret is its mask.
     pub(super) fn masked_keys(&self) -> BTreeMap<String, Value> {
         let full = |(section, keys): (String, Vec<Key>)| {
             keys.into_iter()
@@ -167,7 +167,7 @@ fn path(path: Option<&Path>) -> Option<Value> {
     path.map(|path| Value::String(path.display().to_string()))
 }
 
-/// No number above `i64::MAX` is ever accepted.
+/// The configuration accepts no number above `i64::MAX`.
 fn number(number: u64) -> Option<Value> {
     i64::try_from(number).ok().map(Value::Integer)
 }
@@ -176,7 +176,7 @@ fn duration(duration: Duration) -> Option<Value> {
     text(&humantime::format_duration(duration).to_string())
 }
 
-/// In the largest unit that divides it, so that nothing is rounded.
+/// A size in the largest unit that divides it, so that nothing is rounded.
 fn bytes(bytes: u64) -> Option<Value> {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.into_iter().find(|(_, unit_bytes)| bytes.is_multiple_of(*unit_bytes)) {

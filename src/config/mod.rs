@@ -1,11 +1,11 @@
-//! The configuration: a TOML file, overridden by the environment, checked once and valid ever
-//! after.
+//! The configuration: a TOML file, overridden by the environment. It is checked once, when it is
+//! loaded.
 //!
-//! It arrives in three steps: `find` reads the file and the environment, `layer` merges them and
-//! gives every value its type, and each section's `check` turns what was written into the public
-//! types, with the defaults filled in. What is wrong goes to `blame`, which knows where it was
-//! written. A secret reaches nobody by accident: no error, no `Debug` and no printed configuration
-//! shows one.
+//! Loading has three steps. `find` reads the file and the environment. `layer` merges them and
+//! gives every value its type. Each section's `check` converts the values into the public types and
+//! fills in the defaults. `blame` knows where each value was written, and words the errors.
+//!
+//! No error, no `Debug` and no printed configuration shows a secret.
 
 mod admin;
 mod app;
@@ -56,28 +56,28 @@ pub use state::State;
 pub use state_url::{StateStore, StateUrl};
 pub use telemetry::Telemetry;
 
-/// Everything the daemon is told. At least one app; no limit is zero; every text a secret can be in
-/// is masked in `Debug`.
+/// The whole configuration. It has at least one app, and no limit is zero. `Debug` masks every text
+/// that may hold a secret.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub broker: Broker,
     pub state: State,
     pub admin: Admin,
-    /// By name, which is `[a-z0-9_-]{1,40}` because it becomes part of queue names.
+    /// The apps by name. A name is `[a-z0-9_-]{1,40}`, because it becomes part of queue names.
     pub apps: BTreeMap<String, App>,
     pub log: Log,
     pub telemetry: Telemetry,
 }
 
 impl Config {
-    /// Reads the file given with `--config`, or else the first of the default files that exists,
-    /// and the environment.
+    /// Reads the environment and the file given with `--config`. Without `--config` it reads the
+    /// first default file that exists.
     pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
         Config::read(find::chosen(file)?.as_ref(), find::environment())
     }
 
-    /// The same from a given file and a given environment. Reads nothing but the files that secrets
-    /// are kept in.
+    /// Like `load`, but from the given file and environment. It reads no other files than those
+    /// that hold secrets.
     pub fn read(
         file: Option<&ConfigFile>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,

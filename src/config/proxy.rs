@@ -1,5 +1,5 @@
-//! Variables that name a proxy for the calls. The HTTP client drops what it cannot read and
-//! connects directly, without a word; so such a variable is refused here.
+//! Checks the variables that name a proxy for the calls. The HTTP client silently drops a value
+//! that it cannot read, and connects directly. So the daemon refuses such a value.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -7,13 +7,13 @@ use url::{Host, Url};
 
 use super::{App, error::ConfigError};
 
-/// In the order in which the client looks for the proxy of a scheme. It takes the first that is set
-/// and not empty.
+/// In the order in which the HTTP client looks for the proxy of a scheme. It takes the first
+/// variable that is set and not empty.
 const HTTPS: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
-/// Those that are set. No `Debug`: a proxy's URL may have a password.
+/// The proxy variables that are set. No `Debug`: a proxy's URL may have a password.
 pub(super) struct Variables(BTreeMap<String, String>);
 
 impl Variables {
@@ -27,7 +27,7 @@ impl Variables {
         )
     }
 
-    /// Refuses a variable that the calls of one of these apps would have to go by.
+    /// Refuses an unusable proxy that the calls of one of these apps would use.
     pub(super) fn check<'a>(
         &self,
         apps: impl IntoIterator<Item = &'a App>,
@@ -48,9 +48,9 @@ impl Variables {
         Ok(())
     }
 
-    /// Whether an exception names the endpoint's host or a domain that it is in. Addresses may be
-    /// excepted in other forms too, and then a broken proxy is refused although it would not be
-    /// used.
+    /// Whether an exception names the endpoint's host or one of its parent domains. The client also
+    /// accepts IP addresses in other forms. For those, a broken proxy is refused although the
+    /// client would not use it.
     fn is_excepted(&self, endpoint: &Url) -> bool {
         let Some(host) = endpoint.host_str() else { return false };
         let names_it = |name: &str| {
@@ -64,7 +64,8 @@ impl Variables {
     }
 }
 
-/// Whether the calls leave this machine: a proxy is not asked for a sandbox beside the daemon.
+/// Whether the calls leave this machine. The daemon uses no proxy for a sandbox on the same
+/// machine.
 pub fn goes_out(endpoint: &Url) -> bool {
     match endpoint.host() {
         Some(Host::Domain(name)) => name != "localhost",
@@ -74,7 +75,7 @@ pub fn goes_out(endpoint: &Url) -> bool {
     }
 }
 
-/// Whether the HTTP client takes it for a proxy.
+/// Whether the HTTP client accepts the value as a proxy.
 fn is_proxy(value: &str) -> bool {
     let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
     let has_host = |url: Url| {

@@ -1,5 +1,5 @@
-//! The vendor's data centres and their domains. An app lives in one of them; a call to another is
-//! refused there. The list can grow: `endpoint` takes what is not on it.
+//! The vendor's data centres and their domains. An app belongs to one of them, and the others
+//! refuse its calls. For a data centre that is not in the list, the operator sets `endpoint`.
 
 use super::written::{Setting, Written, word};
 
@@ -37,8 +37,8 @@ impl Region {
         }
     }
 
-    /// The primary and the backup domain of the REST API. The vendor means the backup for a
-    /// hijacked DNS.
+    /// The primary and the backup domain of the REST API. The vendor provides the backup for DNS
+    /// hijacking.
     pub fn domains(self) -> (&'static str, &'static str) {
         match self {
             Region::China => ("console.tim.qq.com", "adminapi.my-imcloud.com"),

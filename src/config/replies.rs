@@ -1,15 +1,15 @@
-//! `[apps.<app>.replies]`: where producers may have their results sent.
+//! `[apps.<app>.replies]`: the queues to which producers may direct their results.
 
 use serde::Deserialize;
 use wildmatch::WildMatchPattern;
 
 use super::written::{Given, Setting, Written, texts};
 
-/// `*` stands for any text; names of queues have no other character for one that may differ.
+/// `*` stands for any text. No character stands for a single other one, so `?` means itself.
 type Pattern = WildMatchPattern<'*', '\0'>;
 
-/// The queues that a job's `reply_to` may name, besides a direct reply-to address, which leads to
-/// nobody but whoever asked.
+/// The queues that a job's `reply_to` may name. A direct reply-to address is always allowed,
+/// because it leads only to the producer that sent the job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replies {
     allow: Vec<Pattern>,
@@ -24,12 +24,13 @@ pub(super) struct RepliesSection {
 struct Patterns(Vec<String>);
 
 impl Replies {
-    /// Every queue that is not groupcast's own.
+    /// Allows every queue that is not one of groupcast's own.
     pub fn anywhere() -> Self {
         Self { allow: vec![Pattern::new("*")] }
     }
 
-    /// Jobs queues and the like are nobody's reply queue, whatever the patterns say.
+    /// Groupcast's own queues are never allowed, whatever the patterns say, except the app's
+    /// results queue.
     pub fn allow(&self, queue: &str, app: &str) -> bool {
         let is_own = queue.starts_with("groupcast.") && queue != format!("groupcast.{app}.results");
         !is_own && self.allow.iter().any(|pattern| pattern.matches(queue))
@@ -58,7 +59,7 @@ impl Setting for Patterns {
             .map(Patterns)
             .ok_or_else(|| {
                 "must be a list of queue names in which * stands for any text, such as \
-                [\"replies.*\"]; separated by commas in a variable"
+                    [\"replies.*\"]; separated by commas in a variable"
                     .to_owned()
             })
     }

@@ -9,7 +9,7 @@ use super::error::Problem;
 use super::limit::first_and_longest;
 use super::written::{Given, Setting, Written};
 
-/// The broker takes a queue's TTL in milliseconds as a 32-bit number, about 49 days.
+/// The broker takes a queue's TTL as a 32-bit number of milliseconds, at most about 49 days.
 const LONGEST_PARK: Duration = Duration::from_hours(24 * 30);
 
 /// What happens to a job after a transient failure.
@@ -18,14 +18,15 @@ pub struct Retry {
     /// Never above `max_delay`.
     pub first_delay: Duration,
     pub max_delay: Duration,
-    /// A job of which a batch fails for longer is parked in a wait queue.
+    /// If a batch fails for longer than this, the daemon parks its job in a wait queue.
     pub hold: Duration,
-    /// The wait queues, in the order a job goes through them; whole seconds, at least one.
+    /// The waits of the wait queues, in the order in which a job goes through them. At least one,
+    /// in whole seconds.
     pub park: Vec<Duration>,
     pub give_up_after: Duration,
 }
 
-/// When a paused app tries again.
+/// When the daemon tries a paused app again.
 #[derive(Clone, Debug)]
 pub struct Pause {
     /// Never above `probe_max`.
@@ -92,7 +93,7 @@ impl PauseSection {
     }
 }
 
-/// The list of waits, in the environment separated by commas.
+/// The list of waits. In the environment, commas separate them.
 struct Park(Vec<Duration>);
 
 impl Setting for Park {
@@ -106,8 +107,7 @@ impl Setting for Park {
         };
         waits.filter(|waits| !waits.is_empty()).map(Park).ok_or_else(|| {
             "must be a list of one or more durations of whole seconds (they name the wait queues), \
-                30 days at most each, \
-             such as [\"30s\", \"2m\"]; separated by commas in a variable"
+                30 days at most each, such as [\"30s\", \"2m\"]; separated by commas in a variable"
                 .to_owned()
         })
     }

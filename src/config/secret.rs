@@ -9,11 +9,11 @@ use super::error::Problem;
 use super::file;
 use super::written::{Given, Setting, Written};
 
-/// What stands in the place of a secret wherever a configuration is shown.
+/// What replaces a secret wherever a configuration is shown.
 pub(super) const MASK: &str = "***";
 
-/// A key has 64 characters and a URL a few hundred. Whoever names a device or a log by mistake is
-/// told so.
+/// A key has 64 characters and a URL a few hundred. A larger file is probably a device or a log,
+/// named by mistake.
 const LARGEST_FILE_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +31,8 @@ pub enum SecretFileError {
     TooLarge { path: PathBuf },
 }
 
-/// Reads a secret, without the newline that editors and `echo` leave at its end. What an editor or
-/// a shell adds otherwise is refused: signed with, it would be a wrong key. Blocks for a bounded
+/// Reads a secret, without the newline that editors and `echo` add at its end. Anything else that
+/// an editor or a shell adds is refused, because it would make the key wrong. Blocks for a bounded
 /// time.
 pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     let read = file::read(path, LARGEST_FILE_BYTES);
@@ -40,8 +40,9 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     let text = match read.map(String::from_utf8) {
         Ok(Ok(text)) => Ok(text),
         Ok(Err(_)) => {
-            let says = "is not plain text; write it anew: in PowerShell `Set-Content -Encoding \
-                ascii FILE 'SECRET'`, on Linux `printf %s 'SECRET' > FILE`";
+            let says = "is not UTF-8 text (PowerShell's `>` writes UTF-16); write it anew: in \
+                PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`, on Linux `printf %s \
+                'SECRET' > FILE`";
             return Err(SecretFileError::Unclean { path, says });
         }
         Err(error) => Err(error),
@@ -66,14 +67,15 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
     }
 }
 
-/// What is beside the secret in its file. No key and no URL has these.
+/// What an editor or a shell has added to the secret. No key and no URL contains it.
 fn added_to(secret: &str) -> Option<&'static str> {
     let is_quoted =
         |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
     if secret.starts_with('\u{feff}') {
         Some(
-            "begins with a byte-order mark, which is no part of the secret; write it anew: in \
-                PowerShell `Set-Content -Encoding ascii FILE 'SECRET'`",
+            "begins with a byte-order mark, which is not part of the secret; save it without the \
+                mark: in an editor as \"UTF-8 without BOM\", or in PowerShell with `Set-Content \
+                -Encoding ascii FILE 'SECRET'`",
         )
     } else if is_quoted('"') || is_quoted('\'') {
         Some(
@@ -97,10 +99,10 @@ impl Setting for SecretString {
         match written {
             Written::Text(text) if text.trim().is_empty() => Err("must not be empty".to_owned()),
             Written::Text(text) if text == MASK => Err(format!(
-                "must be the secret itself; {MASK} is what `groupcast config` shows in \
-                    its place"
+                "must be the secret itself; {MASK} is what `groupcast config` shows in its place"
             )),
-            // A file is looked through by its reader, which knows what to say of a file.
+            // `read_secret_file` has already checked the text of a file, with messages about the
+            // file.
             Written::Text(text) if added_to(&text).is_some() => {
                 Err("must be the secret alone: without quotes in a variable's value, blanks or \
                     line breaks"
@@ -112,7 +114,7 @@ impl Setting for SecretString {
     }
 }
 
-/// A setting that is a secret, from the key itself or from the file that its `…_file` twin names.
+/// Reads a secret from its own key, or from the file that its `…_file` key names.
 pub(super) fn given_or_from_file<T: Setting>(
     key: &str,
     given: Option<Given<T>>,

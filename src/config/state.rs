@@ -13,14 +13,14 @@ use super::written::Given;
 #[derive(Clone, Debug)]
 pub struct State {
     pub url: StateUrl,
-    /// Where `url` was read from, if not from the configuration itself.
+    /// The file that `url` was read from, if any.
     pub url_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     /// The client's certificate; given together with `key_file`.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
-    /// How long a finished job is remembered, so that a second copy of it is answered without
-    /// calls.
+    /// How long the store keeps a finished job. Until then, a second copy of the job is answered
+    /// without calls.
     pub retention: Duration,
 }
 
@@ -69,7 +69,7 @@ fn check_certificates(state: &State) -> Result<(), Problem> {
         }
         (Some(_), Some(_)) | (None, None) => {}
     }
-    // Whoever gives a certificate believes that the connection is encrypted.
+    // An operator who sets a certificate expects an encrypted connection.
     match [("ca_file", ca), ("cert_file", cert)].into_iter().find(|(_, file)| file.is_some()) {
         Some((key, _)) if !state.url.is_encrypted() => Err(Problem::wrong(
             key,

@@ -1,4 +1,4 @@
-//! The URL of the state store: a SQLite file of this machine, or a Redis that replicas share.
+//! The URL of the state store: a SQLite file on this machine, or a Redis that replicas share.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,7 @@ use super::secret::MASK;
 use super::written::{Setting, Written};
 
 const EXPECTED: &str = "must be \"sqlite:<file>\", \"redis://:<password>@<host>:6379/0\" or the \
-    same with rediss:// for TLS; \
-                        special characters of the password as %-codes";
+    same with rediss:// for TLS; special characters of the password as %-codes";
 
 /// Where the state is kept. `Display` and `Debug` mask the password.
 #[derive(Clone)]
@@ -24,13 +23,13 @@ pub struct StateUrl {
 /// Which store the URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateStore {
-    /// The file, as written: a relative path begins in the working directory.
+    /// The file as written. A relative path begins in the working directory.
     Sqlite(PathBuf),
     Redis,
 }
 
 impl StateUrl {
-    /// With the password, for the connection alone.
+    /// The URL with its password. Use it only to connect.
     pub fn expose(&self) -> &str {
         self.text.expose_secret()
     }
@@ -44,11 +43,11 @@ impl StateUrl {
     }
 
     fn sqlite(text: &str, path: &str) -> Option<StateUrl> {
-        // `sqlite://file` is how other tools write `sqlite:file`. A query would become part of the
+        // Other tools write `sqlite:file` as `sqlite://file`. A query would become part of the
         // file's name.
         let path = path.strip_prefix("//").unwrap_or(path);
-        // SQLite's own names for a store in memory and for a URI. Neither would be the file of that
-        // name.
+        // SQLite reserves these names for a database in memory and for a URI. It would not open a
+        // file of that name.
         let is_special = path.trim_start_matches('/').starts_with(':') || path.starts_with("file:");
         let plain = !path.trim().is_empty() && !path.contains(['?', '#']) && !is_special;
         plain.then(|| StateUrl {
@@ -65,8 +64,7 @@ impl StateUrl {
             && (database.is_empty() || database.parse::<u8>().is_ok())
             && url.query().is_none()
             && url.fragment().is_none();
-        // A user without a password is a password in the wrong place more often than not, and would
-        // be shown.
+        // A user without a password is usually a misplaced password, and would be shown.
         if !whole || (url.password().is_none() && !url.username().is_empty()) {
             return None;
         }

@@ -8,7 +8,7 @@ use super::written::Given;
 
 #[derive(Clone, Debug, Default)]
 pub struct Telemetry {
-    /// A collector that takes OTLP over HTTP; `None`: no spans are made.
+    /// A collector that takes OTLP over HTTP. Without one, the daemon makes no spans.
     pub otlp_endpoint: Option<Url>,
 }
 

@@ -1,8 +1,8 @@
 //! How a value may be written: with its own type in the file, and always as text in the
 //! environment.
 //!
-//! One invariant: what a [`Setting`] says when it refuses begins with "must" and never repeats what
-//! was written.
+//! Invariant: the message of a [`Setting`] that refuses a value begins with "must" and never
+//! repeats the value.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -71,7 +71,7 @@ impl Setting for bool {
 }
 
 impl Written {
-    /// A variable may hold a list as the file would: `["a", "b"]`.
+    /// Parses text that is a list. A variable may hold a list in the file's form: `["a", "b"]`.
     pub(super) fn or_list(self) -> Written {
         #[derive(Deserialize)]
         struct Line {
@@ -87,7 +87,7 @@ impl Written {
     }
 }
 
-/// A list of texts; in a variable with commas between.
+/// A list of texts. In a variable, commas separate them.
 pub(super) fn texts(written: Written) -> Option<Vec<String>> {
     let text = |written: Written| match written {
         Written::Text(text) => Some(text.trim().to_owned()),
@@ -100,7 +100,7 @@ pub(super) fn texts(written: Written) -> Option<Vec<String>> {
     }
 }
 
-/// One of a few words.
+/// Reads a value that must be one of `words`.
 pub(super) fn word<T: Copy>(written: &Written, words: &[(&str, T)]) -> Result<T, String> {
     let found = match written {
         Written::Text(text) => words.iter().find(|(word, _)| *word == text.trim()),
@@ -156,7 +156,7 @@ impl<'de> Deserialize<'de> for Written {
     }
 }
 
-/// A table of keys. A struct alone would also take a list of values in the order of its fields.
+/// A table of keys. A plain struct would also accept a list of values in the order of its fields.
 #[derive(Default)]
 pub(super) struct Section<T>(pub T);
 

@@ -56,15 +56,15 @@ pub async fn run(
     load: impl Fn() -> Result<Config, Failure> + Clone + Send + 'static,
 ) -> Result<Verdict, Failure> {
     let config = load()?;
-    // Dropped last, with the last lines of the log.
+    // Declared first, so it is dropped last and receives the last lines of the log.
     let standard_error = StandardError::open()?;
     let spans = spans::Exporter::start(&config.telemetry)?;
     let log_filter = telemetry::start(&config.log, &spans, &standard_error)?;
-    // Before anything else: a SIGHUP that nobody listens to would end the process.
+    // Comes before everything that follows: without a handler, SIGHUP would end the process.
     let mut signals = Signals::listen()?;
     info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");
 
-    // What is made from here on records its metrics.
+    // Metrics are recorded from here on.
     let admin = Admin::listen(&config.admin).await?;
     let connector = Arc::new(Connector::new(&config.broker)?);
     let stop_consuming = CancellationToken::new();
@@ -126,7 +126,7 @@ pub async fn run(
                 Asked::Stop(name) => break name,
             },
             read = reload.read() => running.reload(read),
-            // Nothing but a panic ends one; whoever supervises the process starts all of it anew.
+            // A subscription ends only by a panic. The supervisor of the process then restarts it.
             Some(_) = subscriptions.join_next() => return Err("the work for an app ended by \
                 itself; see the log".into()),
             () = publisher.ended() => return Err("publishing ended by itself; see the log".into()),
@@ -176,7 +176,7 @@ impl Signals {
         }
     }
 
-    /// For a daemon that stops, a configuration is no longer of interest.
+    /// Waits for the next stop signal. A daemon that is stopping ignores SIGHUP.
     async fn stop(&mut self) -> &'static str {
         loop {
             if let Asked::Stop(name) = self.next().await {

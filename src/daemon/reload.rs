@@ -1,7 +1,7 @@
-//! SIGHUP: reads the configuration again and applies what a running daemon can take on.
+//! SIGHUP: reads the configuration again, and applies the changes that a running daemon can apply.
 //!
-//! A configuration that is wrong changes nothing. One that is right never costs a job: calls under
-//! way end as they began.
+//! An invalid configuration changes nothing. A valid one loses no job: calls in flight end with the
+//! settings that they began with.
 
 use std::sync::Arc;
 
@@ -16,12 +16,11 @@ use crate::{
     telemetry,
 };
 
-/// Reads the configuration on a thread of its own: a drive that does not answer holds nothing else
-/// up.
+/// Reads the configuration on a separate thread, so that a hung disk blocks nothing else.
 pub struct Reload<F> {
     load: F,
     reading: JoinSet<Result<Config, Failure>>,
-    /// Asked for while it was read: it may have changed since.
+    /// A reload was requested during a read. The file may have changed since, so it is read again.
     asked_again: bool,
 }
 
@@ -38,7 +37,7 @@ impl<F: Fn() -> Result<Config, Failure> + Clone + Send + 'static> Reload<F> {
         }
     }
 
-    /// The configuration that was asked for, once it is read.
+    /// Waits for the requested configuration.
     pub async fn read(&mut self) -> Result<Config, Failure> {
         let Some(read) = self.reading.join_next().await else {
             return std::future::pending().await;
@@ -50,7 +49,7 @@ impl<F: Fn() -> Result<Config, Failure> + Clone + Send + 'static> Reload<F> {
     }
 }
 
-/// What runs, and the configuration that it runs with.
+/// The running apps, and the configuration that they run with.
 pub struct Running {
     config: Config,
     log_filter: telemetry::Filter,
@@ -88,7 +87,7 @@ impl Running {
         self.config = reread.effective;
     }
 
-    /// All that can go wrong, before anything has changed.
+    /// Does everything that can fail, before anything changes.
     fn targets<'a>(
         &'a self,
         config: &'a Config,

@@ -1,13 +1,13 @@
-//! What systemd is told, if it supervises the process as `Type=notify`: that it works, that it
-//! lives, that it stops. Elsewhere nobody listens, and nothing of this has an effect.
+//! Tells systemd that the process works, lives or stops, if systemd supervises it as `Type=notify`.
+//! Otherwise these calls have no effect.
 
 use std::{convert::Infallible, future::pending};
 
 use sd_notify::NotifyState;
 use tracing::warn;
 
-/// The configuration is right and everything runs. Whether jobs are consumed is for `/readyz` to
-/// say: a broker that is away is no reason to end the process.
+/// The configuration is valid and everything runs. `/readyz` says whether jobs are consumed:
+/// systemd must not restart the process because the broker is away.
 pub fn works() {
     tell(NotifyState::Ready);
 }
@@ -16,8 +16,8 @@ pub fn stops() {
     tell(NotifyState::Stopping);
 }
 
-/// Tells that the process lives, as often as it was asked to. All work is done on the thread that
-/// does this.
+/// Tells systemd that the process lives, as often as systemd requires. All work is done on the
+/// thread that does this, so a hung thread is noticed.
 pub async fn tell_of_life() -> Infallible {
     let Some(patience) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {

@@ -1,8 +1,8 @@
-//! A job that has passed every check. Only `accept` makes one, so a [`Job`] can only be valid.
+//! A job that has passed every check. Only `accept` makes a [`Job`], so every `Job` is valid.
 //!
-//! Recipients stay compact: one buffer of JSON strings, cut at the batch borders, which goes into
-//! request bodies as it is. Invariant: an audience of members has at least one recipient in each
-//! batch, so no batch can become a broadcast.
+//! Recipients are one compact buffer of JSON strings, cut at the batch borders. Request bodies
+//! contain its parts unchanged. Invariant: each batch of an audience of members has at least one
+//! recipient, so no batch can become a broadcast.
 
 pub mod outcome;
 
@@ -10,8 +10,8 @@ use std::{fmt, ops::Range};
 
 use sha2::{Digest, Sha256};
 
-/// As many recipients as the API takes in one call by each of the vendor's documents: one says 500,
-/// another 50.
+/// The number of recipients in one call that all of the vendor's documents allow. One document says
+/// 500, another 50.
 pub const SMALL_BATCH: u32 = 50;
 
 /// What to send and to whom.
@@ -19,7 +19,7 @@ pub const SMALL_BATCH: u32 = 50;
 pub struct Job {
     pub group_id: String,
     pub topic_id: Option<String>,
-    /// The members of the request body that every batch shares, as JSON without the closing brace.
+    /// The part of the request body that all batches share, as JSON without the closing brace.
     pub opening: Vec<u8>,
     pub audience: Audience,
 }
@@ -31,27 +31,27 @@ pub enum Audience {
     Members(Recipients),
 }
 
-/// Whether batches that are cut anew have to end where the present ones end.
+/// Whether new batches must keep the borders of the present ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Borders {
     Free,
     Kept,
 }
 
-/// How recipients are cut into batches: in their order, each of so many.
+/// How recipients are cut into batches, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// The most recipients of a batch.
+    /// The maximum number of recipients in a batch.
     pub batch_size: u32,
-    /// The size of the batches before the job was split again, if no batch may go beyond one of
-    /// those.
+    /// The batch size before the job was split again, if no new batch may cross a border of the old
+    /// ones.
     pub within: Option<u32>,
 }
 
 /// Recipients without duplicates, in the order given, cut into batches.
 #[derive(Debug, Clone)]
 pub struct Recipients {
-    /// `"a","b","c"`: JSON strings with commas between.
+    /// JSON strings, separated by commas: `"a","b","c"`.
     pub(crate) json: Vec<u8>,
     /// Where each batch ends in `json`.
     pub(crate) batch_ends: Vec<u32>,
@@ -61,7 +61,7 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// Recipients asked for, duplicates included.
+    /// The number of recipients in the job, duplicates included.
     pub fn requested(&self) -> u32 {
         self.distinct + self.duplicates
     }
@@ -80,7 +80,7 @@ impl Recipients {
         self.cut.start_of(batch + 1).min(self.distinct) - self.cut.start_of(batch)
     }
 
-    /// Cuts the batches anew.
+    /// Cuts the recipients into new batches.
     fn cut_anew(&mut self, cut: Cut) {
         let commas = commas_between_strings(&self.json);
         let last_of_batch = commas.zip(1u32..).filter(|(_, count)| cut.is_start(*count));
@@ -91,12 +91,13 @@ impl Recipients {
 }
 
 impl Cut {
-    /// Batches of this size one after the other.
+    /// Consecutive batches of this size.
     pub fn even(batch_size: u32) -> Self {
         Self { batch_size, within: None }
     }
 
-    /// Each batch of `size` in parts of about the same size, as few as do not exceed `most`.
+    /// Cuts each batch of `size` into parts of about the same size. It makes as few parts as
+    /// possible, none larger than `most`.
     fn parts_of(size: u32, most: u32) -> Self {
         let batch_size = size.div_ceil(size.div_ceil(most));
         Self { batch_size, within: Some(size).filter(|size| !size.is_multiple_of(batch_size)) }
@@ -117,7 +118,7 @@ impl Cut {
         self.start_of(self.batch_of(recipient)) == recipient
     }
 
-    /// Which batch has a recipient, who is counted from 0.
+    /// The batch of a recipient. Both are counted from 0.
     pub fn batch_of(self, recipient: u32) -> u32 {
         match self.within {
             None => recipient / self.batch_size,
@@ -129,7 +130,7 @@ impl Cut {
     }
 }
 
-/// Where the commas are that stand outside the strings.
+/// The positions of the commas outside the strings.
 fn commas_between_strings(json: &[u8]) -> impl Iterator<Item = usize> {
     #[derive(PartialEq)]
     enum At {
@@ -181,7 +182,7 @@ impl Job {
         }
     }
 
-    /// Takes on the batches of an earlier run of the same job, and what was counted then.
+    /// Restores the batches and the count of duplicates of an earlier run of the same job.
     pub fn resume(&mut self, cut: Cut, duplicates: u32) {
         if let Audience::Members(recipients) = &mut self.audience {
             recipients.duplicates = duplicates;
@@ -191,8 +192,8 @@ impl Job {
         }
     }
 
-    /// Cuts batches of [`SMALL_BATCH`] recipients at most. If the borders are kept, each batch is
-    /// cut by itself.
+    /// Cuts batches of at most [`SMALL_BATCH`] recipients. If the borders are kept, each batch is
+    /// cut separately.
     pub fn split_again(&mut self, borders: Borders) {
         if let Audience::Members(recipients) = &mut self.audience
             && recipients.cut.batch_size > SMALL_BATCH
@@ -204,7 +205,7 @@ impl Job {
         }
     }
 
-    /// What is to be sent and to whom, as a number that no other job has: SHA-256 in hexadecimal.
+    /// The SHA-256, in hexadecimal, of what is sent and to whom. No other job has the same.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(&self.opening);
@@ -230,7 +231,8 @@ impl Job {
     /// letter.
     ///
     /// # Panics
-    /// If an audience of members would be left with nobody: that body would mean everybody.
+    /// If `batches` is empty for an audience of members. A body without recipients would be a
+    /// broadcast.
     pub fn body_for(&self, batches: impl Iterator<Item = u32>) -> Vec<u8> {
         let mut body = self.opening.clone();
         if let Audience::Members(recipients) = &self.audience {
@@ -250,7 +252,7 @@ impl Job {
     }
 }
 
-/// Everything about a job that its message's properties and headers say.
+/// Everything that a message's properties and headers say about its job.
 #[derive(Debug, Clone)]
 pub struct Envelope {
     /// The job id: the message's `message_id`, or a generated one.
@@ -258,17 +260,17 @@ pub struct Envelope {
     pub identity: Identity,
     pub reply_to: ReplyTo,
     pub correlation_id: Option<String>,
-    /// 0 to 9; a higher one is served first.
+    /// 0 to 9. Jobs with a higher priority go first.
     pub priority: u8,
     /// How often the job was dead-lettered before.
     pub earlier_deaths: u32,
-    /// How often the job was parked since.
+    /// How often the job was parked since it was last dead-lettered.
     pub parkings: u32,
-    /// How often the message went back to the queue.
+    /// How often the message went back to the queue, as counted by the broker.
     pub redeliveries: u32,
     /// Why the broker has given the job up, if it has.
     pub given_up: Option<String>,
-    /// Whether the job has ended before and only its result is still to be published.
+    /// Whether the job has already ended and only its result is still to be published.
     pub owes_result: bool,
     pub delivery: DeliveryPromise,
     pub deadline: Option<jiff::Timestamp>,
@@ -280,9 +282,9 @@ pub struct Envelope {
 /// Where a job's id comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
-    /// The producer's: a second message with it is the same job.
+    /// The producer set it. A second message with this id is the same job.
     Given,
-    /// Made here for one delivery of a message without an id.
+    /// The daemon made it for one delivery of a message without an id.
     Generated,
 }
 
@@ -296,7 +298,7 @@ pub enum ReplyTo {
     Named(String),
     /// The producer's direct reply-to address: it exists only while the producer is connected.
     Direct(String),
-    /// The producer named this queue, which no producer may make the daemon write to.
+    /// The producer named this queue, but results may not go there.
     Refused(String),
 }
 
@@ -310,8 +312,8 @@ pub enum DeliveryPromise {
     AtMostOnce,
 }
 
-/// Headers that a dead letter carries beside `groupcast-attempt`. A shovel may bring them back with
-/// the job; they say nothing about how to send it.
+/// Headers of a dead letter besides `groupcast-attempt`. A shovel may bring them back with the job.
+/// They do not affect how it is sent.
 pub const DEAD_LETTER_HEADERS: [&str; 6] = [
     "groupcast-error-kind",
     "groupcast-error-code",
@@ -323,24 +325,25 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";
-/// Header of a job that the broker has given up, while it is passed on to the replica that has the
-/// app's jobs: why.
+/// Header of a job that the broker has given up: the reason. The job has it while a replica passes
+/// it on to the replica that has the app's jobs.
 pub const GIVEN_UP_HEADER: &str = "groupcast-given-up";
-/// Header of a parked job that has ended and only owes its result: the value is `result`.
+/// Header of a parked job that has ended and whose result is still to be published. The value is
+/// `result`.
 pub const OWED_HEADER: &str = "groupcast-owed";
 /// Header of a result in `.unrouted`: the queue that it was meant for.
 pub const REPLY_TO_HEADER: &str = "groupcast-reply-to";
-/// Header of a job: after this moment no call is made for it.
+/// Header of a job: the daemon makes no call for it after this time.
 pub const DEADLINE_HEADER: &str = "groupcast-deadline";
 /// Header of a dead letter: how often the job was dead-lettered.
 pub const ATTEMPT_HEADER: &str = "groupcast-attempt";
 
-/// Header that this side of the connection adds to a message whose properties cannot all be read.
-/// It says what is missing.
+/// Header that `broker::wire` adds to a message whose properties cannot all be read. It says what
+/// is missing.
 pub const UNREADABLE_HEADER: &str = "groupcast-unreadable";
 
-/// Header beside it while the message is here: what the broker has is another message. It is never
-/// published.
+/// Second header of such a message. It marks that the message differs from the one that the broker
+/// has. The daemon never publishes it.
 pub const ALTERED_HEADER: &str = "x-groupcast-altered";
 
 /// W3C trace context, copied to the result.
@@ -350,7 +353,7 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
-/// Why a job is refused, and what of it could be read.
+/// Why a job is rejected, and the ids that could still be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// The field, property or header at fault.

@@ -1,27 +1,27 @@
-//! How a job's batches stand and how they ended: what `send` finds out and `settle` tells and
-//! remembers.
+//! The progress and the outcome of a job's batches. `send` finds them out, and `settle` reports and
+//! records them.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What a result tells of an error's text, in characters.
+/// The maximum length of an error text in a result, in characters.
 pub const MAX_INFO_CHARS: usize = 2000;
 
-/// What a result tells of a batch that has expired.
+/// The error text in a result for an expired batch.
 pub const DEADLINE_PASSED: &str = "the deadline passed";
 
-/// What went wrong with a call, as the result tells it.
+/// What went wrong with a call, as the result reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
     /// The API's `ErrorCode`.
     pub code: Option<i64>,
-    /// The HTTP status of an answer without one.
+    /// The HTTP status of an answer without an `ErrorCode`.
     pub http_status: Option<u16>,
     pub info: String,
 }
 
 impl Fault {
-    /// What it is known by; its text may differ each time.
+    /// What identifies the cause. The text may differ each time.
     pub fn cause(&self) -> (Option<i64>, Option<u16>) {
         (self.code, self.http_status)
     }
@@ -32,7 +32,7 @@ impl Fault {
 pub enum FailureKind {
     /// The API refused this job.
     Job,
-    /// Passing faults did not pass in time.
+    /// Transient faults did not end in time.
     Transient,
     /// The deadline passed before a call.
     Expired,
@@ -40,7 +40,7 @@ pub enum FailureKind {
     Undeliverable,
 }
 
-/// How one batch ended. `attempts` leaves out answers that only said "slow down".
+/// How one batch ended. `attempts` leaves out rate-limited answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BatchOutcome {
     /// The API accepted it.
@@ -50,25 +50,25 @@ pub enum BatchOutcome {
         fault: Fault,
         attempts: u32,
     },
-    /// It may have been sent, and the job forbids to send it again.
+    /// It may have been sent, and the job forbids sending it again.
     Unknown {
         fault: Fault,
         attempts: u32,
     },
 }
 
-/// How one batch stands.
+/// The progress of one batch.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BatchProgress {
-    /// Requests sent, rate-limited ones too.
+    /// Requests sent, including rate-limited ones.
     pub calls: u32,
-    /// Attempts that counted; answers that only said "slow down" do not.
+    /// Attempts, without rate-limited ones.
     pub attempts: u32,
-    /// When the first attempt came back, or later by as much as the app was idle since: that is no
-    /// time of failing.
+    /// When the first attempt was answered, moved forward by the app's idle time since then. Idle
+    /// time does not count as time of failing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at: Option<Timestamp>,
-    /// Until when idle time is left out of that.
+    /// The time up to which `first_attempt_at` leaves out idle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<Timestamp>,
     pub state: BatchState,
@@ -76,7 +76,7 @@ pub struct BatchProgress {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum BatchState {
-    /// It is yet to be sent, or to be sent again.
+    /// It is still to be sent, or to be sent again.
     #[default]
     Open,
     /// A call that must not be repeated is about to be made.
@@ -85,8 +85,8 @@ pub enum BatchState {
 }
 
 impl BatchProgress {
-    /// The daemon ended before it recorded whether it had made a call that must not be repeated:
-    /// the outcome is unknown.
+    /// Ends an intended call as unknown. The daemon ended before it recorded whether it made that
+    /// call, which must not be repeated.
     pub fn conclude_intent(&mut self) {
         if self.state == BatchState::Intended {
             let fault = Fault {
@@ -109,16 +109,16 @@ impl BatchProgress {
     }
 }
 
-/// How a job ended: one outcome a batch, in order.
+/// How a job ended: one outcome for each batch, in order.
 #[derive(Debug, Clone)]
 pub struct Report {
     pub batches: Vec<BatchOutcome>,
-    /// Requests sent, rate-limited ones too.
+    /// Requests sent, including rate-limited ones.
     pub calls: u64,
 }
 
 impl Report {
-    /// Of batches that have all ended.
+    /// The report on batches that have all ended.
     pub fn of(batches: Vec<BatchProgress>) -> Self {
         let calls = batches.iter().map(|batch| u64::from(batch.calls)).sum();
         let outcome = |batch: BatchProgress| match batch.state {

@@ -1,9 +1,10 @@
-//! Whose batch goes next: the highest priority first, and among the jobs of one priority each in
-//! turn, newcomers first.
+//! Chooses the next batch. The highest priority goes first. The jobs of one priority take turns,
+//! and new jobs go first.
 //!
-//! A job is in its lane exactly while it has a batch ready, and in it once. Its first turn comes
-//! before the next turns of those that have begun, so ten jobs of a million recipients hardly delay
-//! one of three; but one turn in sixteen is theirs, so no stream of small jobs stops a large one.
+//! A job is in its lane, once, exactly while it has a batch ready. Its first turn comes before the
+//! next turns of jobs that have begun. So ten jobs of a million recipients hardly delay a job of
+//! three. One turn in sixteen belongs to the jobs that have begun, so a stream of small jobs cannot
+//! stop a large one.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,7 +13,7 @@ pub const PRIORITIES: usize = 10;
 /// Identifies a job in the queue; never used twice.
 pub type JobKey = u64;
 
-/// How many turns have at least one for those that have begun.
+/// Of so many turns, at least one goes to a job that has begun.
 const ONE_IN: u32 = 16;
 
 #[derive(Debug, Default)]
@@ -50,8 +51,8 @@ impl FairQueue {
         self.jobs.insert(key, Waiting { priority, batches });
     }
 
-    /// Brings back a batch that is due for another attempt. Unknown jobs are ignored: they ended in
-    /// the meantime.
+    /// Puts back a batch that is due for another attempt. An unknown job has ended in the meantime
+    /// and is ignored.
     pub fn put_back(&mut self, key: JobKey, batch: u32) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         if job.batches.is_empty() {
@@ -77,7 +78,7 @@ impl FairQueue {
         None
     }
 
-    /// Takes the next batch of this job, whose turn it may not be.
+    /// Takes the next batch of this job, even if it is not its turn.
     pub fn take_of(&mut self, key: JobKey) -> Option<u32> {
         let job = self.jobs.get_mut(&key)?;
         let batch = job.batches.pop_front()?;

@@ -80,15 +80,15 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// A job as it should stand in the queue.
+/// The expected state of a job in the queue.
 struct Expected {
     priority: u8,
     ready: Vec<u32>,
-    /// By which turn of its lane it has one.
+    /// The turn of its lane by which the job must have been served.
     turn_by: usize,
 }
 
-/// What the queue should hold, and how long anybody may still wait.
+/// The expected content of the queue, and how long each job may still wait.
 #[derive(Default)]
 struct Model {
     jobs: HashMap<JobKey, Expected>,
@@ -100,7 +100,7 @@ impl Model {
         self.jobs.values().filter(|job| job.priority == priority && !job.ready.is_empty()).count()
     }
 
-    /// Those before it have a turn each, and fifteen newcomers between two of those that have
+    /// The jobs before it have a turn each. Fifteen newcomers may come between two jobs that have
     /// begun.
     fn turn_by(&self, priority: u8) -> usize {
         self.turns[priority as usize] + ONE_IN as usize * (self.ready(priority) + 1)

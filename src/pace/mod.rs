@@ -1,9 +1,9 @@
-//! Who goes next, and when. Pure: the time comes in, a decision comes out; nothing here waits or
-//! sends.
+//! Decides which batch goes next, and when. This code is pure: it gets the time and returns a
+//! decision. It neither waits nor sends.
 //!
-//! [`Pacer`] says when the next call may leave: a [`token_bucket`] shapes bursts, a [`send_window`]
-//! of the last sends makes "never more than the limit in any second" a theorem. [`FairQueue`] says
-//! whose batch it is.
+//! [`Pacer`] says when the next call may leave. A [`token_bucket`] limits bursts. A [`send_window`]
+//! of the last sends guarantees that no second has more calls than the limit. [`FairQueue`] chooses
+//! the batch.
 
 pub mod fair_queue;
 pub mod pacer;

@@ -1,9 +1,11 @@
 //! When the next call may leave.
 //!
-//! A token is taken for every attempt, at the moment of sending. After a start, and whenever
-//! another process may have sent in the meantime, the first second is waited out with an empty
-//! bucket, so no second that spans two processes exceeds the limit. Answers that say "slow down"
-//! lower the rate, the more of them the lower; it grows back by itself.
+//! Every attempt takes a token, at the moment of sending.
+//!
+//! After a start, the pacer waits for a second with an empty bucket. It does the same whenever
+//! another process may have sent calls. So no second that spans two processes exceeds the limit.
+//!
+//! Each rate-limited answer lowers the rate, which then grows back by itself.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,29 +19,30 @@ use super::{
     token_bucket::TokenBucket,
 };
 
-/// A caller that comes later than it was told to has lost so much of its lateness at most: the
-/// machine stood still. Whoever comes later than that had nothing to send.
+/// The pacer makes up for at most this much lateness of the caller, which happens when the machine
+/// stands still. A caller that is later had nothing to send.
 const MADE_UP_AT_MOST: Duration = Duration::from_millis(500);
-/// What the bucket holds at least, in time: a timer is hardly more exact, and what comes while it
-/// is late must not be lost.
+/// The bucket holds at least the tokens of this time, in seconds. A timer may fire this late, and
+/// the tokens of that time must not be lost.
 const LATENESS: f64 = 0.01;
-/// What one refusal costs, as a factor: a single one is an accident of timing, a hundred in a
-/// second are another limit.
+/// Each refusal multiplies the rate by this. A single refusal is an accident of timing. A hundred
+/// in a second mean that the API has another limit.
 const LEFT_AFTER_REFUSAL: f64 = 0.97;
-/// The rate loses at most half in this time: refusals of calls that left before it fell must not
-/// drive it to nothing.
+/// In this time the rate loses at most half. Refusals of calls that left before the rate fell must
+/// not lower it again and again.
 const ROUND: Duration = Duration::from_secs(1);
-/// What a second gives back at first, as a share of the rate that the last refusal left: the limit
-/// is most likely still where it was found, and each look beyond it is a refused call.
+/// The rate regained in a second at first, as a share of the rate after the last refusal. The limit
+/// has most likely not moved, and every call above it is refused.
 const RECOVERED_PER_SECOND_AT_FIRST: f64 = 0.02;
 /// A round of refusals that began below this share of the configured rate has found another limit.
 const CLOSE: f64 = 0.95;
-/// After so long without a refusal the limit has moved.
+/// After this time without a refusal the pacer assumes that the limit has moved.
 const AT_FIRST: Duration = Duration::from_secs(20);
-/// What a second gives back then, as a share of the configured rate.
+/// The rate regained in a second after that, as a share of the configured rate.
 const RECOVERED_PER_SECOND: f64 = 0.05;
 
-/// Shared by the dispatcher, which asks, and the calls under way, which stamp.
+/// Shared by the dispatcher, which asks for turns, and the calls in flight, which report their
+/// writes.
 #[derive(Debug, Clone)]
 pub struct Pacer(Arc<Mutex<State>>);
 
@@ -48,14 +51,14 @@ struct State {
     bucket: TokenBucket,
     window: SendWindow,
     quiet_until: Instant,
-    /// When the caller was told to come again.
+    /// Until when the caller was told to wait.
     come_again_at: Option<Instant>,
     ceiling: f64,
     rate: f64,
     rate_set_at: Instant,
     /// The last round of refusals: when it began, and how far the rate may fall in it.
     round: Option<(Instant, f64)>,
-    /// The last refusal, and the rate that it left.
+    /// The last refusal, if it showed another limit: its time, and the rate after it.
     refused: Option<(Instant, f64)>,
     written: u64,
 }
@@ -65,11 +68,12 @@ struct State {
 pub enum Turn {
     Now(SendSlot),
     At(Instant),
-    /// Ask again when a call that is under way has been written or has failed.
+    /// Ask again when a call in flight has been written or has failed.
     AfterAWrite,
 }
 
-/// The right to write one request. Dropped without [`written`](Self::written), it is given back.
+/// The right to write one request. If it is dropped without [`written`](Self::written), the slot is
+/// free again.
 #[derive(Debug)]
 pub struct SendSlot(Option<Arc<Mutex<State>>>);
 
@@ -113,15 +117,16 @@ impl Pacer {
         Turn::Now(SendSlot(Some(self.0.clone())))
     }
 
-    /// Somebody else may have sent until `now`: wait a second out and begin with an empty bucket.
+    /// Another process may have sent calls until `now`. The pacer waits for a second and begins
+    /// with an empty bucket.
     pub fn start_over(&self, now: Instant) {
         let mut state = lock(&self.0);
         state.quiet_until = now + SPAN;
         state.bucket.empty(now + SPAN);
     }
 
-    /// Paces by other limits from now on. The calls of the last second count towards a lower one. A
-    /// pacer that the API has slowed down below the new limit stays where it is, and recovers from
+    /// Applies other limits from now on. The calls of the last second count towards a lower one. If
+    /// the API has slowed the pacer down below the new limit, it keeps its rate and recovers from
     /// there.
     pub fn set_limits(&self, calls_per_second: u32, burst: u32, now: Instant) {
         let mut state = lock(&self.0);
@@ -135,7 +140,7 @@ impl Pacer {
         state.bucket.set_burst(held_at_most(burst, ceiling));
     }
 
-    /// The API said that calls come too fast.
+    /// Lowers the rate after a rate-limited answer.
     pub fn slow_down(&self, now: Instant) {
         let mut state = lock(&self.0);
         let half = half_of(state.rate);
@@ -145,35 +150,35 @@ impl Pacer {
         };
         let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
         // Refusals close to the configured rate are accidents of timing, or the limit is so close
-        // that looking costs little.
+        // that trying it costs little.
         let found_a_limit = lowest * 2.0 < CLOSE * state.ceiling;
         state.refused = found_a_limit.then_some((now, slower));
         state.set_rate(slower, now);
     }
 
-    /// Goes on with no more than this share of the rate, and grows from there.
+    /// Continues with at most this share of the configured rate, which then grows back.
     pub fn begin_with(&self, share: f64, now: Instant) {
         let mut state = lock(&self.0);
         let rate = (state.ceiling * share).max(1.0).min(state.rate);
         state.set_rate(rate, now);
     }
 
-    /// The most calls that left in any second so far.
+    /// The most calls that left in any one second so far.
     pub fn most_in_one_second(&self) -> usize {
         lock(&self.0).window.most_in_one_second()
     }
 
-    /// The rate that is configured, in calls a second.
+    /// The configured rate, in calls per second.
     pub fn limit(&self) -> u32 {
         lock(&self.0).ceiling as u32
     }
 
-    /// Calls that have left so far.
+    /// The number of calls that have left so far.
     pub fn calls_so_far(&self) -> u64 {
         lock(&self.0).written
     }
 
-    /// The present rate in calls a second.
+    /// The present rate, in calls per second.
     pub fn rate(&self, now: Instant) -> f64 {
         let mut state = lock(&self.0);
         state.recover(now);
@@ -212,7 +217,7 @@ fn half_of(rate: f64) -> f64 {
 }
 
 impl SendSlot {
-    /// The request is being written at this moment.
+    /// Records that the request is written at this moment.
     pub fn written(mut self, now: Instant) {
         if let Some(state) = self.0.take() {
             let mut state = lock(&state);
@@ -221,7 +226,7 @@ impl SendSlot {
         }
     }
 
-    /// There was nothing to send: the token goes back too.
+    /// Gives back the slot and its token, because there was nothing to send.
     pub fn unused(self) {
         if let Some(state) = &self.0 {
             lock(state).bucket.give_back();
@@ -237,7 +242,7 @@ impl Drop for SendSlot {
     }
 }
 
-/// No code panics while it holds the lock; if one did, the counts would still be whole.
+/// No code panics while it holds the lock. Even after a panic the counts would be consistent.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The most of `moments` (sorted) that lie in any window of one second, both edges included.
+/// The most of `moments` (sorted) in any window of one second, both edges included.
 fn most_in_one_second(moments: &[Instant]) -> usize {
     let mut first = 0;
     let mut most = 0;
@@ -17,8 +17,8 @@ fn most_in_one_second(moments: &[Instant]) -> usize {
     most
 }
 
-/// Sends as fast as the pacer allows until `until`; each request is written `write_delay(n)` after
-/// its turn came.
+/// Sends as fast as the pacer allows until `until`. Each request is written `write_delay(n)` after
+/// its turn.
 fn saturate(
     pacer: &Pacer,
     from: Instant,
@@ -28,7 +28,7 @@ fn saturate(
     saturate_and_then(pacer, from, until, until, write_delay, || {})
 }
 
-/// The same, with a change at `change_at` while calls are under way.
+/// Like `saturate`, with a change at `change_at` while calls are in flight.
 fn saturate_and_then(
     pacer: &Pacer,
     from: Instant,
@@ -63,7 +63,7 @@ fn saturate_and_then(
             Turn::At(at) => next_write.map_or(at, |write| write.min(at)),
             Turn::AfterAWrite => next_write.expect("only a pending write can block"),
         };
-        // Whoever changes something wakes the one who waits.
+        // In the daemon, a change of the limits wakes the app's driver.
         if change.is_some() && asked_at < change_at {
             now = now.min(change_at);
         }
@@ -152,8 +152,8 @@ fn a_single_refusal_costs_next_to_nothing() {
     assert_eq!(pacer.rate(now + 2 * SECOND), 200.0);
 }
 
-/// Sends for so many seconds to an API that takes `limit` calls in any second. Says how many were
-/// sent and refused.
+/// Sends for `seconds` to an API that takes `limit` calls in any second. Returns how many calls
+/// were sent and how many were refused.
 fn send_to(
     pacer: &Pacer,
     limit: usize,

@@ -1,16 +1,16 @@
-//! The last sends, so that no second ever holds more than the limit.
+//! Remembers the last sends, so that no second ever has more than the limit.
 //!
-//! A slot is reserved before a call and stamped when the request is written, which may be a
-//! connection's handshake later. It is free again [`SPAN`] after its stamp, or at once if nothing
-//! was written. Between reservation and stamp it counts as if it were sent at every moment, so the
-//! limit holds whenever the write happens.
+//! A slot is reserved before a call and stamped when the request is written, which may be after a
+//! connection's handshake. It is free again [`SPAN`] after its stamp, or at once if nothing was
+//! written. Between reservation and stamp it counts in every second. So the limit holds whenever
+//! the write happens.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// A little over a second: a millisecond of jitter on the way must not let the edges of two bursts
-/// meet in one second.
+/// A little over a second. Otherwise a millisecond of jitter on the way could bring the edges of
+/// two bursts into one second.
 pub const SPAN: Duration = Duration::from_millis(1005);
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct SendWindow {
     limit: usize,
     /// When the requests of the last [`SPAN`] were written, oldest first.
     stamps: VecDeque<Instant>,
-    /// Reserved, not written yet.
+    /// Slots that are reserved and not yet written.
     unwritten: usize,
     most_in_one_second: usize,
 }
@@ -28,7 +28,7 @@ pub struct SendWindow {
 pub enum Room {
     Now,
     At(Instant),
-    /// All slots are reserved by calls that have not been written: wait for one of those.
+    /// All slots are reserved by calls that have not been written. Wait for one of those.
     AfterAWrite,
 }
 
@@ -37,7 +37,7 @@ impl SendWindow {
         Self { limit, stamps: VecDeque::with_capacity(limit), unwritten: 0, most_in_one_second: 0 }
     }
 
-    /// Holds from the next call on, over the calls of the last [`SPAN`] too.
+    /// Applies from the next call on. The calls of the last [`SPAN`] count towards it.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
@@ -47,13 +47,13 @@ impl SendWindow {
         if self.stamps.len() + self.unwritten < self.limit {
             return Room::Now;
         }
-        // If only one more slot is needed, the oldest stamp leaves first; a limit that was lowered
-        // needs more.
+        // Usually only one slot must become free, which is the one of the oldest stamp. After the
+        // limit was lowered, more slots must.
         let surplus = self.stamps.len() + self.unwritten - self.limit;
         self.stamps.get(surplus).map_or(Room::AfterAWrite, |&stamp| Room::At(stamp + SPAN))
     }
 
-    /// Takes the slot that [`room`](Self::room) said is there.
+    /// Reserves the slot that [`room`](Self::room) has announced.
     pub fn reserve(&mut self) {
         self.unwritten += 1;
     }
@@ -65,12 +65,12 @@ impl SendWindow {
         self.most_in_one_second = self.most_in_one_second.max(self.stamps.len() - older);
     }
 
-    /// The most requests written in any second so far.
+    /// The most requests that were written in any one second so far.
     pub fn most_in_one_second(&self) -> usize {
         self.most_in_one_second
     }
 
-    /// Nothing was written for this slot, nor will be.
+    /// Frees a slot for which nothing was written and nothing will be.
     pub fn released(&mut self) {
         self.unwritten -= 1;
     }

@@ -1,6 +1,7 @@
-//! A token bucket: tokens come at a steady rate up to a burst, each send takes one.
+//! A token bucket. Tokens come at a steady rate up to a burst, and each send takes one.
 //!
-//! It begins empty, so that a process which restarts often sends no more than one that runs on.
+//! It begins empty, so that a process that restarts often sends no more than one that keeps
+//! running.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ impl TokenBucket {
         Self { tokens_per_second, burst: burst.max(1.0), tokens: 0.0, counted_at: now }
     }
 
-    /// When there is a token: `now` or later.
+    /// When a token is available: `now` or later.
     pub fn ready_at(&mut self, now: Instant) -> Instant {
         self.count(now);
         let missing = 1.0 - self.tokens;
@@ -31,7 +32,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token that [`ready_at`](Self::ready_at) said is there.
+    /// Takes the token that [`ready_at`](Self::ready_at) has announced.
     pub fn take(&mut self) {
         self.tokens -= 1.0;
     }
@@ -56,7 +57,8 @@ impl TokenBucket {
         self.tokens = self.tokens.min(self.burst);
     }
 
-    /// Counts what comes until `now`, above the burst too what came while the caller was late.
+    /// Adds the tokens up to `now`. The bucket may exceed the burst by the tokens that came while
+    /// the caller was late.
     pub fn make_up(&mut self, late: Duration, now: Instant) {
         self.count_up_to(self.burst + late.as_secs_f64() * self.tokens_per_second, now);
     }
@@ -65,12 +67,12 @@ impl TokenBucket {
         self.count_up_to(self.burst, now);
     }
 
-    /// What was made up for stays above the burst until it is taken.
+    /// Tokens above the burst stay until they are taken.
     fn count_up_to(&mut self, most: f64, now: Instant) {
         let elapsed = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.counted_at = self.counted_at.max(now);
-        // A billionth is lost or won when durations are rounded to nanoseconds; without it
-        // `ready_at` could name its own `now` for ever.
+        // Rounding durations to nanoseconds loses or gains about a billionth of a token. Without
+        // this addend, `ready_at` could return its own `now` for ever.
         self.tokens =
             (self.tokens + elapsed * self.tokens_per_second + 1e-9).min(most.max(self.tokens));
     }

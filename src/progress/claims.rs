@@ -1,4 +1,4 @@
-//! Which jobs are being worked on in this process: each by one delivery at a time.
+//! The jobs that this process is working on. Only one delivery of a job is processed at a time.
 
 use std::{
     collections::HashSet,
@@ -25,11 +25,12 @@ pub(super) struct Claim {
 }
 
 impl Claims {
-    /// Waits until nobody else has the key.
+    /// Waits until no other delivery holds the key.
     pub(super) async fn claim(&self, key: Key) -> Claim {
         loop {
             let mut released = std::pin::pin!(self.0.released.notified());
-            // Before the look, or a release right after it would go unheard.
+            // Registers before the check: a release right after the check would otherwise be
+            // missed.
             released.as_mut().enable();
             if lock(&self.0.keys).insert(key.clone()) {
                 return Claim { key, shared: self.0.clone() };

@@ -1,6 +1,6 @@
-//! Whether the store works. An operation that fails says that it does not. Only the same operation
-//! says that it does again: a store that can be reached, and even written to, may still be unable
-//! to do what was asked of it.
+//! Tracks whether the store works. After a failed operation the store counts as away, until the
+//! same operation succeeds. Another operation proves nothing: a store may accept connections and
+//! writes, and still be unable to do what failed.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -15,10 +15,10 @@ use crate::{delay, watch};
 
 const FIRST_PROBE: Duration = Duration::from_millis(200);
 const MAX_PROBE: Duration = Duration::from_secs(5);
-/// How often a store that works is probed, so that a daemon without jobs notices too when it is
-/// away.
+/// How often a working store is probed. Without probes, a daemon without jobs would not notice that
+/// the store is away.
 const PROBED_EVERY: Duration = Duration::from_secs(10);
-/// How long a store has to work before a failure is taken for a new one.
+/// How long the store must work before a failure counts as a new one.
 const TRUSTED_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Condition {
     Unknown,
     Works,
     Away {
-        /// What it could not do, and why.
+        /// The operation that failed, and why.
         reason: String,
         since: Instant,
     },
@@ -40,13 +40,13 @@ pub struct Health(Arc<Shared>);
 
 struct Shared {
     condition: watch::Sender<Condition>,
-    /// What failed last time, one operation of each name. The store works when all of them have
+    /// The failed operations, one for each name. The store works again when all of them have
     /// succeeded.
     failed: Mutex<Vec<(&'static str, Attempt)>>,
 }
 
 impl Health {
-    /// Probes the store in the background, as long as this lives.
+    /// Probes the store in the background while this value lives.
     pub(super) fn watch(store: Arc<dyn Store>) -> Self {
         let shared = Arc::new(Shared {
             condition: watch::Sender::new(Condition::Unknown),
@@ -56,7 +56,7 @@ impl Health {
         Self(shared)
     }
 
-    /// From now on the store is away until `attempt`, which failed with this error, has succeeded.
+    /// Marks the store as away until `attempt`, which failed with this error, succeeds.
     pub(super) fn failed(&self, error: &StoreLost, attempt: Attempt) {
         self.0.failed(error, attempt);
     }
@@ -71,7 +71,7 @@ impl Health {
 
     pub async fn until_it_works(&self) {
         let mut receiver = self.0.condition.subscribe();
-        // The sender is ours, so it cannot be gone.
+        // `self` holds the sender, so the channel cannot be closed.
         let _ = receiver.wait_for(|condition| *condition == Condition::Works).await;
     }
 
@@ -112,7 +112,7 @@ impl Shared {
         });
     }
 
-    /// Tries again what failed, each operation once. Without one, a probe.
+    /// Tries each failed operation again, once. If there is none, probes the store.
     async fn try_again(&self, store: &dyn Store) {
         let attempts = self.lock().clone();
         if attempts.is_empty() {
@@ -124,7 +124,7 @@ impl Shared {
         for (operation, attempt) in attempts {
             match attempt(store).await {
                 Err(error) if error.scope == Scope::Store => return,
-                // An error about one record says that the store reads and writes.
+                // An error about one record still shows that the store reads and writes.
                 Ok(()) | Err(_) => self.lock().retain(|(failed, _)| *failed != operation),
             }
         }
@@ -165,8 +165,8 @@ async fn probe_as_needed(
             Err(_) => Condition::Works,
         };
         if found != Condition::Works {
-            // A store that fails again soon, as one on a full disk does, is probed as seldom as
-            // before.
+            // If the store fails again soon, for example on a full disk, the pauses between probes
+            // stay long.
             if works_since.take().is_some_and(|since| since.elapsed() > TRUSTED_AFTER) {
                 probes = 0;
             }

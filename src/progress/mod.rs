@@ -1,15 +1,15 @@
-//! What the daemon remembers of jobs, so that one that comes again goes on where it was, or is
-//! answered at once.
+//! What the daemon remembers about jobs. A job that comes again continues where it stopped, or gets
+//! its recorded result at once.
 //!
-//! A job with an id of its producer has a record in a [`store`]: what the job is, how each batch
-//! stands, at last its result. Two messages with one id are one job: the second waits for the
-//! first. A batch counts as ended, and a call that must not be repeated starts, only after the
-//! store has confirmed it.
+//! A job with an id from its producer has a record in a [`store`]: what the job is, the progress of
+//! each batch, and in the end its result. Two messages with one id are one job: the second waits
+//! for the first. A batch counts as ended only after the store has confirmed it. The same holds for
+//! the intent before a call that must not be repeated.
 //!
-//! While the store is [away](health), no call starts. What is known by then is kept and recorded
-//! when the store works again: an operation has no time limit, and the claim on its job is held
-//! until it has succeeded. No call starts either while a write has waited for a second, so a crash
-//! repeats no more than that.
+//! While the store is [away](health), no call starts. The daemon keeps the outcomes that it knows
+//! by then, and records them when the store works again. Such an operation has no time limit, and
+//! holds the claim on its job until it succeeds. No call starts either while a write has waited for
+//! a second. So after a crash, only calls of about one second are repeated.
 
 mod claims;
 pub mod health;
@@ -58,18 +58,18 @@ pub fn store_of(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     })
 }
 
-/// Claims the file of the state for this process, until what is returned is dropped. Two daemons
-/// with one file would each believe to know all that is under way.
+/// Claims the state file for this process, until the returned file is dropped. Two daemons with the
+/// same file would each assume that no other process works on its jobs.
 pub async fn claim_file(config: &Config) -> Result<Option<fs::File>, StoreLost> {
     let StateStore::Sqlite(path) = config.state.url.store().clone() else { return Ok(None) };
     let claiming = spawn_blocking(move || sqlite::claim(&path));
-    // A disk that hangs is the store's to tell.
+    // If the disk hangs, the store reports it.
     timeout(CLAIMED_WITHIN, claiming)
         .await
         .map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
 }
 
-/// The same store for somebody who only looks: it is not made if it is missing.
+/// Opens the same store for reading only. A missing SQLite file is not created.
 pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     match config.state.url.store() {
         StateStore::Sqlite(path) => Ok(Arc::new(SqliteStore::existing(path.clone()))),
@@ -96,13 +96,13 @@ fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
 
 const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the record of a job is kept that has not ended and does not come: it may wait in its
-/// queue while the app is paused or has a backlog. Each time the job comes, or is parked again
-/// until its time, the record is kept for as long anew.
+/// How long to keep the record of an unfinished job that does not come back. The job may wait in
+/// its queue while the app is paused or has a backlog. Each time the job comes, or is parked again
+/// until its time, this period starts anew.
 const UNFINISHED_KEPT_FOR: Duration = Duration::from_hours(24 * 90);
 
-/// `state.retention` is for jobs that have ended. A record must outlive any wait of a job that can
-/// still come back, whatever the configuration says.
+/// `state.retention` is for jobs that have ended. The record of an unfinished job must outlive any
+/// wait after which the job can still come back, whatever the configuration says.
 fn retention_of(config: &Config) -> Retention {
     let retries = config.apps.values().map(|app| &app.retry);
     let longest = retries.map(|retry| {
@@ -124,23 +124,23 @@ struct Inner {
     pending: Pending,
 }
 
-/// What is known of a job that has come.
+/// What the store knows about a job that has come.
 pub enum Opened {
-    /// It is to be sent, or to go on with.
+    /// The job is new, or has open batches.
     Unfinished(Earlier),
-    /// It has ended before, with this result as JSON.
+    /// The job has already ended, with this result as JSON.
     Answered { entry: Entry, result: String },
-    /// Its id belongs to a job with other content.
+    /// The id belongs to a job with other content.
     OtherContent,
-    /// Another message with its id is still worked on.
+    /// The daemon is still working on another message with this id.
     Busy,
 }
 
-/// How far a job has come before.
+/// The progress of a job from earlier deliveries.
 pub struct Earlier {
     pub entry: Entry,
     pub head: Head,
-    /// The batches that have been touched.
+    /// The batches that have progress.
     pub batches: Vec<(u32, BatchProgress)>,
     pub made: Made,
 }
@@ -149,11 +149,11 @@ pub struct Earlier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
     Now,
-    /// By another delivery: another replica may be working on it.
+    /// By another delivery. Another replica may still be working on the job.
     Before,
 }
 
-/// A job's place in the store. While one is held, another message with the same id waits.
+/// A job's record in the store. While an entry is held, another message with the same id waits.
 #[derive(Clone)]
 pub struct Entry(Arc<Place>);
 
@@ -165,7 +165,7 @@ struct Place {
 }
 
 impl Progress {
-    /// Takes the store as away until it has answered for the first time.
+    /// Starts to watch the store. Until its first answer the store does not count as working.
     pub fn start(store: Arc<dyn Store>) -> Self {
         let health = Health::watch(store.clone());
         Self(Arc::new(Inner {
@@ -176,8 +176,8 @@ impl Progress {
         }))
     }
 
-    /// Looks a job up, and makes a record of it if there is none. Waits while another message with
-    /// its id is worked on, but not longer than `patience`.
+    /// Looks a job up, and creates a record if there is none. Waits while another message with the
+    /// same id is processed, but at most for `patience`.
     pub async fn open(
         &self,
         tenure: &Tenure,
@@ -208,7 +208,8 @@ impl Progress {
         Ok(Opened::Unfinished(Earlier { entry, head, batches, made }))
     }
 
-    /// Makes a record of a job that came without an id and now has one: nobody else knows it.
+    /// Creates a record of a job that came without an id and now has one. No other message has this
+    /// id.
     pub async fn remember(
         &self,
         tenure: &Tenure,
@@ -233,7 +234,7 @@ impl Progress {
         Ok(entry)
     }
 
-    /// For one app of this process.
+    /// Returns the tenure of one app in this process.
     pub fn tenure(&self, app: &str) -> Tenure {
         Tenure::new(app, self.0.clone())
     }
@@ -242,7 +243,7 @@ impl Progress {
         &self.0.health
     }
 
-    /// Whether the outcome of a call that starts now would soon be recorded.
+    /// Whether the store would soon record the outcome of a call that starts now.
     pub fn can_record(&self) -> bool {
         self.0.health.works() && self.0.pending.is_short()
     }
@@ -270,8 +271,8 @@ fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch
 }
 
 impl Entry {
-    /// Records how a batch stands. Fails if the record cannot be written; and an intent also if
-    /// another replica has taken the app's jobs over.
+    /// Records the progress of a batch. Fails if the record cannot be written. An intent also fails
+    /// if another replica has taken the app's jobs over.
     pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
         let is_intent = progress.state == BatchState::Intended;
         let (opening, progress) = (self.0.opening.clone(), progress.clone());
@@ -282,8 +283,8 @@ impl Entry {
         }
     }
 
-    /// Records that the job is now cut as it is, and how its batches stand. Whoever goes on does so
-    /// with the entry returned.
+    /// Records that the job is now cut differently, and the progress of its batches. Later records
+    /// must use the entry that this function returns.
     pub async fn split_again(
         &self,
         job: &Job,
@@ -300,7 +301,7 @@ impl Entry {
         Ok(Self(Arc::new(Place { inner, tenure, opening, claim })))
     }
 
-    /// Records how the job has ended. From then on it is answered from that.
+    /// Records how the job has ended. From then on the job is answered from this record.
     pub async fn complete(&self, completion: Completion) -> Result<(), StoreLost> {
         let opening = self.0.opening.clone();
         match self.record(move |store| store.complete(opening.clone(), completion.clone())).await {
@@ -310,7 +311,7 @@ impl Entry {
         }
     }
 
-    /// Has what the daemon knows recorded.
+    /// Records what the daemon knows.
     async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
@@ -322,8 +323,9 @@ impl Entry {
 }
 
 impl Inner {
-    /// Has the store do it, however long the store is away, and says when it was asked. Fails only
-    /// over a record that cannot be read or written, and over a newer epoch.
+    /// Runs the operation on the store, however long the store is away. Also returns when the store
+    /// was asked. Fails only if a record cannot be read or written, or if the store has a newer
+    /// epoch.
     async fn insist<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
@@ -343,7 +345,7 @@ impl Inner {
     }
 }
 
-/// The operation without what it finds.
+/// The operation without its result.
 fn attempt<T, O>(operation: O) -> Attempt
 where
     O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Send + Sync + 'static,

@@ -1,6 +1,5 @@
-//! Since when the store has owed an answer. Outcomes that are known and not yet recorded would be
-//! lost with the process, so their number is bounded: no call starts while one has waited for too
-//! long.
+//! Tracks the writes that the store has not confirmed. If the process ends, outcomes that are known
+//! and not recorded are lost. So no call starts while one of them has waited for too long.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// An outcome that waits for longer stops all calls.
+/// No call starts while an outcome has waited for longer.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
@@ -23,7 +22,7 @@ struct Writes {
     began: BTreeMap<u64, Instant>,
 }
 
-/// A write that is not confirmed yet, until it is dropped.
+/// A write that is not confirmed yet. Dropping it ends the wait.
 pub(super) struct Unconfirmed<'a> {
     pending: &'a Pending,
     number: u64,
@@ -38,7 +37,7 @@ impl Pending {
         Unconfirmed { pending: self, number }
     }
 
-    /// Whether what is known now would be recorded soon.
+    /// Whether the store would soon record an outcome that is known now.
     pub(super) fn is_short(&self) -> bool {
         self.lock()
             .began

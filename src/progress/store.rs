@@ -1,8 +1,8 @@
-//! What a state store has to do, in the words of both: a record for each job, which says what the
-//! job is, how each of its batches stands, and in the end its result.
+//! The interface of a state store. It keeps a record for each job: what the job is, the progress of
+//! its batches, and in the end its result.
 //!
-//! A store decides nothing. What an operation has answered for survives the end of the process; an
-//! intent also survives the end of the machine.
+//! A store makes no decisions. A write that it has confirmed survives the end of the process. A
+//! confirmed intent also survives a crash of the machine.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,22 +15,23 @@ use crate::{
     job::{Cut, outcome::BatchProgress},
 };
 
-/// Which record.
+/// The key of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     pub app: String,
     pub job_id: String,
-    /// How often the job was dead-lettered before: a redriven job runs anew.
+    /// How often the job was dead-lettered before. A redriven job starts with a new record.
     pub earlier_deaths: u32,
 }
 
-/// What a record says of its job from the start.
+/// The part of a record that is known from the start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// SHA-256 of what is to be sent and to whom, in hexadecimal.
     pub content: String,
     pub batch_size: u32,
-    /// The size of the batches before the job was split again, where their borders are kept.
+    /// The batch size before the job was split again. The new batches do not cross the borders of
+    /// the old ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<u32>,
     pub batches: u32,
@@ -50,19 +51,19 @@ impl Head {
 pub struct Record {
     pub key: Key,
     pub head: Head,
-    /// The batches that have been touched, in any order.
+    /// The batches that have progress, in any order.
     pub batches: Vec<(u32, BatchProgress)>,
     /// The job's result as JSON, once it has ended.
     pub result: Option<String>,
 }
 
-/// Names a job's record and carries its beginning, which each write repeats: a store that has lost
-/// its data has it again.
+/// Names a job's record and carries its head. Each write repeats them, so a store that has lost its
+/// data gets them again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opening {
     pub key: Key,
     pub head: Head,
-    /// Which of the replicas that had the app's jobs, one after the other, writes.
+    /// The epoch of the writer. Each replica that takes the app's jobs over gets a newer one.
     pub epoch: i64,
 }
 
@@ -70,31 +71,31 @@ pub struct Opening {
 #[derive(Debug, Clone)]
 pub struct TakeOver {
     pub app: String,
-    /// The epoch is not below the Unix milliseconds of this moment, so it is newer too than one
-    /// that a store has lost.
+    /// The new epoch is at least this moment in Unix milliseconds. So it is also newer than an
+    /// epoch that the store has lost.
     pub at_least: Timestamp,
-    /// Whether to take nothing from a replica that has [confirmed](Store::confirm) its epoch
+    /// Whether to leave the jobs to a replica that has [confirmed](Store::confirm) its epoch
     /// lately.
     pub leave_active: bool,
 }
 
-/// What came of a [`TakeOver`].
+/// The result of a [`TakeOver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
-    /// The jobs are the asker's, until a newer epoch is taken.
+    /// The caller has the jobs, until another replica takes a newer epoch.
     Epoch(i64),
     LeftToAnother,
 }
 
-/// For how long a replica counts as active after it has confirmed its epoch.
+/// How long a replica counts as active after it has confirmed its epoch.
 pub const ACTIVE_FOR: Duration = Duration::from_secs(15);
 
-/// For how long records are kept after they were last written to.
+/// How long records are kept after the last write to them.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
-    /// Those of jobs that have ended.
+    /// Records of jobs that have ended.
     pub ended: Duration,
-    /// Those of jobs under way.
+    /// Records of unfinished jobs.
     pub under_way: Duration,
 }
 
@@ -110,8 +111,8 @@ impl Retention {
 pub struct Completion {
     /// Its result as JSON.
     pub result: String,
-    /// The job waits until its result can be published. Its record is kept like that of a job under
-    /// way: without it, the job would be sent again when it comes back.
+    /// The job waits until its result can be published. Its record is kept like that of an
+    /// unfinished job. Without it, the daemon would send the job again when it comes back.
     pub owes_result: bool,
 }
 
@@ -122,7 +123,8 @@ pub enum Sharing {
     Replicas,
 }
 
-/// The store could not do it, or may have. Says what was being done and what an operator can do.
+/// The store failed to do an operation, or its outcome is unknown. Names the operation and what an
+/// operator can do.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation}: {reason}")]
 pub struct StoreLost {
@@ -131,7 +133,7 @@ pub struct StoreLost {
     pub scope: Scope,
 }
 
-/// What a failure of the store is about.
+/// What a failure of the store affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     Store,
@@ -162,31 +164,32 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 
 /// Each operation ends in bounded time.
 ///
-/// One whose opening has an older epoch than the app fails as displaced. What is known for certain
-/// is written all the same: what came of calls, and a job's result.
+/// An operation whose opening has an older epoch than the app fails as displaced. Facts are still
+/// written: the outcomes of calls, and a job's result.
 pub trait Store: Send + Sync + 'static {
-    /// Makes the record unless it is there, and says what is in it. One that nobody else needs may
-    /// be made with the first note.
+    /// Creates the record unless it exists, and returns its contents. A store may postpone the
+    /// creation to the first note, if no other process needs the record before.
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
-    /// Remembers how a batch stands, if the job is still cut as its opening says. One that has
-    /// ended stays as it ended.
+    /// Records the progress of a batch, if the job is still cut as its opening says. The state of
+    /// an ended batch never changes.
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;
-    /// Replaces how a job that has not ended is cut, by what its opening says now, and how its
-    /// batches stand. What others still note of the batches before is of no account.
+    /// Replaces the cut of an unfinished job with that of its opening, and replaces the progress of
+    /// its batches. Later notes about batches of the old cut are ignored.
     fn split_again(
         &self,
         opening: Arc<Opening>,
         batches: Vec<(u32, BatchProgress)>,
     ) -> Answer<'_, ()>;
-    /// Remembers the result, and forgets the batches.
+    /// Records the result, and removes the batches.
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()>;
     /// The latest record of a job: the one with the most earlier deaths.
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>>;
-    /// Gives out the app's next epoch.
+    /// Takes the app's next epoch.
     fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken>;
-    /// Says whether this is still the app's newest epoch, and remembers that its holder is active.
+    /// Fails as displaced unless this is still the app's newest epoch. Records that its holder is
+    /// active.
     fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()>;
-    /// Whether it can be read and written now.
+    /// Checks that the store can be read and written now.
     fn probe(&self) -> Answer<'_, ()>;
     fn sharing(&self) -> Sharing;
 }

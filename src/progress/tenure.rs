@@ -1,14 +1,15 @@
-//! Which replica an app's jobs are with, as the store knows it. A broker can give the same jobs to
-//! two replicas at once: when it is partitioned, or when a replica was frozen and does not know yet
-//! what it has lost.
+//! Tracks which replica has an app's jobs, according to the store. A broker can give the same jobs
+//! to two replicas at once. This happens when the broker is partitioned, or when a frozen replica
+//! does not know yet that it has lost its jobs.
 //!
 //! A subscription takes an epoch when its first delivery comes, before any call. Each write to the
-//! store carries it, and the store says when there is a newer one: then this replica stops calling
-//! and lets its jobs go. No call starts unless the store has confirmed the epoch within the last
-//! second. Writes do that where calls go out; the keeper asks where they do not.
+//! store carries the epoch, and the store reports when there is a newer one. Then this replica
+//! stops calling and releases its jobs. No call starts unless the store has confirmed the epoch
+//! within the last second. While calls go out, their writes confirm it. Otherwise the keeper asks
+//! the store.
 //!
-//! A replica that was displaced does not take the jobs back from one that makes calls, so two that
-//! both get deliveries do not displace each other in turn.
+//! A displaced replica does not take the jobs back from a replica that makes calls. So two replicas
+//! that both get deliveries do not displace each other in turn.
 
 use std::{
     future::ready,
@@ -31,19 +32,19 @@ use crate::{
     delay, watch,
 };
 
-/// For how long the store's word counts.
+/// How long a confirmation by the store is valid.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
-/// The keeper asks when the store's word is so old, to have another one in time.
+/// The keeper asks when the last confirmation is so old, so that the next one comes in time.
 const ASKED_AFTER: Duration = Duration::from_millis(500);
-/// How often a replica that makes calls tells the store so.
+/// How often a replica that makes calls reports this to the store.
 const ANNOUNCED_EVERY: Duration = Duration::from_secs(5);
-/// How long a displaced replica takes no jobs; longer each time.
+/// How long a displaced replica takes no jobs. The pause grows each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A replica that had the jobs for so long is as good as one that was never displaced.
+/// After holding the jobs for so long, a replica's earlier displacements no longer count.
 const TRUSTED_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// An app's jobs, as far as this process may have them.
+/// This process's hold on an app's jobs.
 #[derive(Clone)]
 pub struct Tenure(Arc<Shared>);
 
@@ -52,7 +53,7 @@ pub(super) struct Shared {
     inner: Arc<Inner>,
     stage: watch::Sender<Stage>,
     confirmed: Mutex<Confirmed>,
-    /// The keeper is to ask.
+    /// Wakes the keeper to ask the store.
     asked: Notify,
 }
 
@@ -60,28 +61,28 @@ pub(super) struct Shared {
 enum Stage {
     /// No delivery has come yet.
     NoDelivery,
-    /// The store is being asked. The number tells one subscription from another.
+    /// The replica is asking the store. The number identifies the subscription.
     Taking(u64),
     Held(i64),
-    /// The subscription has ended: another replica may take the jobs over, and what is known here
-    /// is still recorded.
+    /// The subscription has ended. Another replica may take the jobs over. Outcomes that this
+    /// replica knows are still recorded.
     Ended(i64),
     Displaced,
 }
 
 struct Confirmed {
-    /// When the store was asked that last confirmed the epoch.
+    /// When the store was asked for its last confirmation of the epoch.
     at: Moment,
-    /// When it was last told that calls go out.
+    /// When the store was last told that calls go out.
     announced_at: Moment,
     held_since: Instant,
     subscriptions: u64,
-    /// How often in a row another replica has taken the jobs.
+    /// How often in a row another replica has taken the jobs over.
     displaced: u32,
-    /// Whether the last subscription ended so. Only then the jobs are left to a replica that makes
-    /// calls: otherwise that is this one.
+    /// Whether another replica displaced the last subscription. Only then this replica leaves the
+    /// jobs to a replica that makes calls. Otherwise the active replica is this one.
     was_displaced: bool,
-    /// When the next delivery may be taken.
+    /// When this replica may take the next delivery.
     pause_ends_at: Instant,
 }
 
@@ -109,7 +110,7 @@ impl Tenure {
         Self(shared)
     }
 
-    /// The first delivery of a subscription is here: takes the app's jobs over. `taken` is called
+    /// Takes the app's jobs over, when the first delivery of a subscription comes. Calls `taken`
     /// when that is done.
     pub fn begin(&self, taken: impl FnOnce() + Send + 'static) {
         let shared = self.0.clone();
@@ -123,8 +124,8 @@ impl Tenure {
             let take_over =
                 TakeOver { app: shared.app.clone(), at_least: clock::now(), leave_active };
             let asking = shared.clone();
-            // Not once the subscription has ended: that would take the jobs away from the replica
-            // that has them then.
+            // Does not ask after the subscription has ended. That would take the jobs away from the
+            // replica that has them then.
             let asked = shared.inner.insist(move |store| match asking.is_taking(number) {
                 true => store.take_over(take_over.clone()),
                 false => Box::pin(ready(Err(StoreLost::displaced("take the app's jobs over")))),
@@ -134,7 +135,7 @@ impl Tenure {
         });
     }
 
-    /// The subscription ends. From now on another replica takes the jobs over rightly.
+    /// Notes that the subscription ends. From now on another replica may take the jobs over.
     pub fn end(&self) {
         self.0.stage.send_if_modified(|stage| {
             *stage = match *stage {
@@ -151,7 +152,8 @@ impl Tenure {
         matches!(*self.0.stage.borrow(), Stage::Held(_) | Stage::Taking(_))
     }
 
-    /// The epoch, once it is taken. An error says that another replica has taken a newer one.
+    /// Waits until the epoch is taken, and returns it. An error means that another replica has
+    /// taken a newer one.
     pub(super) async fn epoch(&self) -> Result<i64, StoreLost> {
         let mut stage = self.0.stage.subscribe();
         loop {
@@ -165,7 +167,7 @@ impl Tenure {
         }
     }
 
-    /// Whether no other replica had taken the jobs over a second ago.
+    /// Whether the store has confirmed within the last second that no other replica has the jobs.
     pub fn allows_calls(&self) -> bool {
         let Stage::Held(_) = *self.0.stage.borrow() else { return false };
         let (age, announced) = {
@@ -184,7 +186,7 @@ impl Tenure {
         let _ = self.0.stage.subscribe().wait_for(|stage| *stage == Stage::Displaced).await;
     }
 
-    /// Returns when the replica may subscribe again: a displaced one waits.
+    /// Returns when this replica may subscribe again. A displaced one waits.
     pub async fn until_pause_ends(&self) {
         let pause_ends_at = self.0.lock().pause_ends_at;
         sleep_until(pause_ends_at).await;
@@ -223,7 +225,7 @@ impl Shared {
         asked: Result<(Taken, Moment), StoreLost>,
         taken: impl FnOnce(),
     ) {
-        // A later subscription asks for itself.
+        // A later subscription asks the store itself.
         if !self.is_taking(number) {
             return;
         }
@@ -252,7 +254,7 @@ impl Shared {
         }
     }
 
-    /// The store has confirmed the epoch to a question that was asked then.
+    /// Records that the store has confirmed the epoch, in answer to a question asked at `at`.
     pub(super) fn confirmed(&self, at: Moment) {
         let mut confirmed = self.lock();
         if at.is_after(confirmed.at) {
@@ -260,8 +262,8 @@ impl Shared {
         }
     }
 
-    /// Takes note of what the store says about an operation with this epoch. What is recorded with
-    /// an older one, of a subscription before, says nothing about the present.
+    /// Processes the store's answer to an operation with this epoch. An answer for the epoch of an
+    /// earlier subscription says nothing about the current one.
     pub(super) fn heed<T>(
         &self,
         epoch: i64,
@@ -285,7 +287,8 @@ impl Shared {
         }
     }
 
-    /// Another replica has taken the jobs, of which this one was at that stage.
+    /// Records that another replica has taken the jobs over. `was` is this replica's stage when it
+    /// asked.
     fn displaced(&self, was: Stage, reason: &str) {
         let is_new = self.stage.send_if_modified(|stage| {
             let is_present = *stage == was;
@@ -311,8 +314,8 @@ impl Shared {
             app,
             reason,
             "another replica has the app's jobs too: this one stops calling and consumes anew in \
-                {} s. See whether the broker's nodes \
-             are partitioned, or whether this process was frozen",
+                {} s. See whether the broker's nodes are partitioned, or whether this process was \
+                frozen",
             pause.as_secs()
         );
     }
@@ -322,7 +325,7 @@ impl Shared {
     }
 }
 
-/// Asks the store for its word where no write brings it.
+/// Asks the store for a confirmation when no write brings one.
 async fn keep(shared: Arc<Shared>) {
     loop {
         shared.asked.notified().await;

@@ -1,6 +1,6 @@
-//! The address of a call: its path, method and query. Decides whether it names this API with all
-//! parameters in form; whether they are the right ones is decided in `credential`. Names and values
-//! are case-sensitive.
+//! The address of a call: its path, method and query. Checks that it names this API and has all
+//! parameters in the right form. `credential` checks their values. Names and values are
+//! case-sensitive.
 
 use hyper::Method;
 use url::form_urlencoded;
@@ -92,7 +92,7 @@ impl Parameters {
     }
 }
 
-/// `parse` alone would take a leading plus sign.
+/// `parse` alone would accept a leading plus sign.
 fn is_u32(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok()
 }

@@ -1,5 +1,5 @@
-//! A request as a call: all that can be read from it without the sandbox's state, so that no lock
-//! is held meanwhile.
+//! A request as a call. It contains all that can be read without the sandbox's state, so the lock
+//! is not held meanwhile.
 
 use hyper::Method;
 use jiff::Timestamp;

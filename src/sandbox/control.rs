@@ -1,6 +1,6 @@
-//! The control API under `/_sandbox/`: faults and settings in, received calls and statistics out.
-//! It asks nobody for a credential; that is why the sandbox listens on loopback unless told
-//! otherwise.
+//! The control API under `/_sandbox/`. It sets faults and settings, and shows received calls and
+//! statistics. It requires no credential. For this reason the sandbox listens on loopback by
+//! default.
 
 use hyper::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};

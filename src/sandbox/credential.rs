@@ -1,7 +1,7 @@
-//! The credential of a call: a UserSig, opened and compared with the address it came with, the
-//! app's key and the clock.
+//! The credential of a call, a UserSig. It is decoded and compared with the address of the call,
+//! the app's key and the clock.
 //!
-//! A UserSig over a `TLS.userbuf` is refused: no REST call needs one.
+//! A UserSig with a `TLS.userbuf` is refused, because no REST call needs one.
 
 use std::io::Read;
 
@@ -19,10 +19,10 @@ use super::{
 };
 use crate::api::user_sig::Claims;
 
-/// An honest UserSig opens to some 200 bytes; this stops one that was deflated to grow without end.
+/// A real UserSig decompresses to about 200 bytes. The limit stops a decompression bomb.
 const MAX_OPENED_BYTES: u64 = 4096;
 
-/// An address whose UserSig could be read. Nothing of it is verified yet.
+/// An address whose UserSig could be read. It is not verified yet.
 #[derive(Debug)]
 pub struct Credential {
     address: Address,
@@ -55,7 +55,7 @@ impl Credential {
         Ok(Self { address, stated })
     }
 
-    /// Whether the app knows the caller at `now` (Unix seconds).
+    /// Checks that the app accepts the caller at `now` (Unix seconds).
     pub fn verify(&self, settings: &Settings, now: u64) -> Result<(), Refusal> {
         let Self { address, stated } = self;
         if address.sdk_app_id != settings.sdk_app_id {
@@ -102,7 +102,7 @@ fn open(user_sig: &str) -> Option<Stated> {
     serde_json::from_slice(&json).ok()
 }
 
-/// A character that the vendor's alphabet replaces has no place in a UserSig.
+/// Rejects characters that the vendor's alphabet replaces.
 fn to_standard_alphabet(byte: u8) -> Option<u8> {
     match byte {
         b'*' => Some(b'+'),

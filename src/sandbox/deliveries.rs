@@ -1,9 +1,9 @@
-//! What reached whom, and what reached somebody twice: the count that shows whether a caller
-//! repeats itself.
+//! Tracks what each recipient got, and what a recipient got twice. The counts show whether a caller
+//! repeats calls.
 //!
 //! A delivery is a group, a topic, a content and a recipient (or "everyone"). Each is kept as a
-//! 64-bit fingerprint; that two of some millions coincide is less likely than one in a hundred
-//! thousand.
+//! 64-bit fingerprint. With some millions of them, the chance of a collision is below one in a
+//! hundred thousand.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use super::notification::Notification;
 
-/// What a table of 2^24 fingerprints holds: 150 MB. Deliveries beyond are counted as untracked.
+/// The capacity of a table of 2^24 fingerprints: 150 MB. Further deliveries count as untracked.
 const MAX_TRACKED: usize = 14_000_000;
-/// Enough to find the cause; the totals count them all.
+/// Enough to find the cause. The totals include the rest.
 const MAX_REPEATED_LISTED: usize = 100;
 
 #[derive(Debug, Default, Clone, Serialize)]
@@ -22,9 +22,9 @@ pub struct DeliveryCounts {
     pub distinct_deliveries: u64,
     /// Recipients that got the same content in the same group again.
     pub repeated_recipients: u64,
-    /// Calls that delivered at least one of those.
+    /// Calls with at least one such recipient.
     pub repeated_batches: u64,
-    /// Deliveries after the sandbox's memory for them was full: neither distinct nor repeated.
+    /// Deliveries after the table was full. They count as neither distinct nor repeated.
     pub untracked_deliveries: u64,
     /// The first 100 notifications that were repeated.
     pub repeated: Vec<Repeated>,
@@ -65,7 +65,7 @@ impl Deliveries {
         &self.counts
     }
 
-    /// How many deliveries of this fingerprint were repeats: none or one.
+    /// Records a delivery. Returns 1 if it is a repeat, otherwise 0.
     fn track(&mut self, fingerprint: u64) -> u64 {
         if self.seen.len() == MAX_TRACKED {
             let again = self.seen.contains(&fingerprint);

@@ -1,8 +1,8 @@
-//! Faults on demand: a short list of rules, each saying which calls it strikes, how often, and what
+//! Faults on demand: a short list of rules. Each says which calls it affects, how often, and what
 //! the caller gets.
 //!
-//! A rule strikes a call that would be accepted, and one that is `app_wide` every call. Of the
-//! rules that match, the first that is no latency decides the answer; latencies add up.
+//! A rule affects calls that would be accepted; an `app_wide` rule affects every call. The
+//! latencies of all matching rules add up. The first other matching rule decides the answer.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::notification::Notification;
 
-/// More than this is no list that somebody wrote, and every call walks it.
+/// No person writes a longer list, and every call walks the list.
 pub const MAX_RULES: usize = 1000;
 
 /// What the caller gets instead of the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// The answer, but so many milliseconds later.
+    /// The usual answer, so many milliseconds later.
     LatencyMs(u64),
     /// An `ErrorCode`.
     Error {
@@ -31,7 +31,7 @@ pub enum Fault {
     NotJson,
     /// The connection is reset.
     Reset,
-    /// No answer ever.
+    /// The caller never gets an answer.
     Hang,
     /// HTTP 302 to another address.
     Redirect,
@@ -59,13 +59,13 @@ pub struct FaultRule {
     /// Only calls for this group.
     #[serde(default)]
     pub group: Option<String>,
-    /// Only calls with this recipient, so one batch of many can be struck.
+    /// Only calls with this recipient, so that a rule can affect one batch of many.
     #[serde(default)]
     pub matching: Option<String>,
-    /// How many calls; absent: until cleared.
+    /// How many calls. If absent: all calls until cleared.
     #[serde(default)]
     pub calls: Option<u32>,
-    /// The notification is delivered all the same.
+    /// The notification is still delivered.
     #[serde(default)]
     pub after_effect: bool,
     /// Every call, even one that would be refused: the app or its gateway is at fault.
@@ -74,7 +74,7 @@ pub struct FaultRule {
 }
 
 impl From<Fault> for FaultRule {
-    /// Strikes every call that would be accepted, until cleared.
+    /// Affects every call that would be accepted, until cleared.
     fn from(fault: Fault) -> Self {
         Self {
             fault,
@@ -88,7 +88,7 @@ impl From<Fault> for FaultRule {
 }
 
 impl FaultRule {
-    /// Why it cannot be a rule, if so.
+    /// The reason why the rule is not valid.
     fn objection(&self) -> Option<&'static str> {
         match (&self.fault, self.calls) {
             (Fault::HttpStatus(status), _) if !(200..=599).contains(status) => {
@@ -149,8 +149,7 @@ impl Faults {
         &self.0
     }
 
-    /// `acceptable`: the notification, if it would be accepted. A rule that struck for the last
-    /// time is gone.
+    /// `acceptable`: the notification, if it would be accepted. Removes a rule after its last call.
     pub fn strike(&mut self, acceptable: Option<&Notification>) -> Strike {
         let mut strike = Strike::default();
         for rule in self.0.iter_mut().filter(|rule| rule.strikes(acceptable)) {

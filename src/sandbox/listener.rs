@@ -1,5 +1,5 @@
-//! The sockets: accepts connections, reads requests, and resets a connection when a fault demands
-//! it. Dropping the future of [`serve`] closes the port and every connection at once.
+//! The sockets: accepts connections, reads requests, and resets a connection if a fault says so.
+//! Dropping the future of [`serve`] closes the port and every connection at once.
 
 use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
 
@@ -27,11 +27,12 @@ use super::{
     verdict::Verdict,
 };
 
-/// More callers than any test or benchmark has; the next one waits.
+/// More than any test or benchmark needs. Further connections wait.
 const MAX_CONNECTIONS: usize = 4096;
-/// Room for a call far over the recipient limit, so that it gets the limit's own code.
+/// Large enough for a call far over the recipient limit, so that the caller gets the limit's own
+/// code.
 const MAX_BODY_BYTES: usize = 4 << 20;
-/// When the process has no file descriptor left, trying again at once only burns the processor.
+/// Without a pause, a process that has run out of file descriptors would retry in a busy loop.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
 pub async fn serve(listener: TcpListener, sandbox: Arc<Shared>) -> Infallible {
@@ -91,14 +92,14 @@ async fn answer(
 fn judge(call: &Call, sandbox: &Shared) -> Verdict {
     let verdict = {
         let mut state = sandbox.lock();
-        // Read under the lock, so that moments never go back.
+        // The moment is read under the lock, so that moments never go back.
         state.judge(call, Moment::now())
     };
     debug!(group = call.group(), answer = ?verdict.answer, "call");
     verdict
 }
 
-/// A caller that leaves before its request is whole made no call, and nobody is there to answer.
+/// A caller that disconnects before its request is complete has made no call and needs no answer.
 async fn read_whole(body: Incoming) -> Result<Result<Bytes, Refusal>, ResetConnection> {
     let too_long = Refusal::new(PACKET_TOO_LONG, "the packet is too long");
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {

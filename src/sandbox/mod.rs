@@ -2,12 +2,12 @@
 //! account. It knows one command, `send_group_system_notification`, and no groups or members: it
 //! judges calls by the documented rules.
 //!
-//! A call goes `listener → call (address, credential, notification) → verdict (second, fault,
-//! deliveries, received, stats) → reply`; `control` is the API under `/_sandbox/` that sets the
-//! stage and shows what arrived.
+//! A call passes `listener → call (address, credential, notification) → verdict (second, fault,
+//! deliveries, received, stats) → reply`. `control` is the API under `/_sandbox/`. It sets faults
+//! and settings, and shows what arrived.
 //!
-//! It speaks HTTP without TLS and its control API asks for no credential: it is no place for a key
-//! that matters.
+//! It uses HTTP without TLS, and its control API requires no credential. So a real key must not be
+//! used here.
 
 mod address;
 mod call;
@@ -52,7 +52,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Listens and serves from now on. Fails only if the address cannot be had.
+    /// Listens and serves from now on. Fails only if the address is not available.
     pub async fn start(settings: Settings) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.listen).await?;
         let addr = listener.local_addr()?;
@@ -66,19 +66,19 @@ impl Sandbox {
         self.addr
     }
 
-    /// What a config gives as `endpoint` to call this sandbox.
+    /// The `endpoint` with which a configuration calls this sandbox.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Closes the port before it returns, and the connections at once after.
+    /// Closes the port before it returns. The connections close right after.
     pub async fn stop(self) {
         self.server.abort();
-        // Aborting is the only way it ends.
+        // The task ends only by being aborted.
         let Err(_aborted) = self.server.await;
     }
 
-    /// The error says why the rule cannot be one.
+    /// The error says why the rule is not valid.
     pub fn add_fault(&self, rule: impl Into<FaultRule>) -> Result<(), &'static str> {
         self.shared.lock().faults.add(rule.into())
     }
@@ -104,13 +104,13 @@ impl Sandbox {
         self.shared.lock().calls_so_far()
     }
 
-    /// Forgets calls, statistics and faults; settings stay.
+    /// Removes calls, statistics and faults. The settings stay.
     pub fn reset(&self) {
         self.shared.lock().reset();
     }
 }
 
-/// The state behind its one lock, which is never held while waiting.
+/// The state behind one lock. No task holds the lock across an await.
 struct Shared(Mutex<State>);
 
 impl Shared {

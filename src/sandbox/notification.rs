@@ -1,5 +1,5 @@
-//! The body of a call: decides whether it is a notification that this API accepts. Fields it does
-//! not know are ignored, as the API does, so a misspelt recipient list is a broadcast here too.
+//! The body of a call. Checks that it is a notification that this API accepts. Unknown fields are
+//! ignored, as in the API, so a misspelt recipient list is a broadcast here too.
 
 use std::borrow::Cow;
 
@@ -17,14 +17,14 @@ const MAX_TOPIC_ID_BYTES: usize = 96;
 const MAX_USER_ID_BYTES: usize = 32;
 const COMMUNITY_PREFIX: &str = "@TGS#_";
 
-/// A body in form. Text without escapes is borrowed from it.
+/// A well-formed body. Text without escapes is borrowed from it.
 #[derive(Debug, Deserialize)]
 pub struct Notification<'a> {
     #[serde(rename = "GroupId", borrow)]
     pub group: Cow<'a, str>,
     #[serde(rename = "Content", borrow)]
     pub content: Cow<'a, str>,
-    /// Empty: every member.
+    /// If empty: every member.
     #[serde(rename = "ToMembers_Account", borrow, default)]
     pub recipients: Vec<UserId<'a>>,
     #[serde(rename = "TopicId", borrow, default, deserialize_with = "stated")]
@@ -34,7 +34,7 @@ pub struct Notification<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct UserId<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-/// `null` is a wrong type, not an absence.
+/// `null` is a wrong type, not an absent field.
 fn stated<'de: 'a, 'a, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Cow<'a, str>>, D::Error> {
@@ -48,7 +48,7 @@ impl<'a> Notification<'a> {
         serde_json::from_slice(body).map_err(|error| objection(body, &error))
     }
 
-    /// The rules of the API, and the groups that are not there because their id says so.
+    /// Checks the rules of the API, and whether the group's id marks it as missing.
     pub fn check(&self, max_recipients: usize) -> Result<(), Refusal> {
         self.check_group_id()?;
         self.check_topic_id()?;
@@ -104,8 +104,8 @@ impl<'a> Notification<'a> {
     }
 }
 
-/// Reading into a type stops at the first surprise; what kind of fault it was takes a second look
-/// at the whole body.
+/// Finds out why the body could not be read. The typed read stops at the first mistake, so this
+/// reads the whole body again.
 fn objection(body: &[u8], error: &serde_json::Error) -> Refusal {
     match serde_json::from_slice::<Value>(body) {
         Err(error) => Refusal::new(BAD_JSON, format!("the body is not JSON: {error}")),

@@ -1,5 +1,4 @@
-//! What the sandbox delivered, for those who want to look: the newest calls, each with whom it
-//! reached.
+//! The newest delivered calls with their recipients, for tests and people to inspect.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -8,9 +7,10 @@ use serde::Serialize;
 
 use super::notification::Notification;
 
-/// The newest of a benchmark's calls say enough; with 500 recipients each they take some 80 MB.
+/// The newest calls of a benchmark are enough. With 500 recipients each they take about 80 MB.
 const MAX_CALLS: usize = 10_000;
-/// The API's own limit. A sandbox told to allow more keeps of those calls only the number.
+/// The API's own limit. If the sandbox allows larger calls, it keeps only their number of
+/// recipients.
 const MAX_RECIPIENTS_KEPT: usize = 500;
 
 /// One delivered call.
@@ -20,7 +20,7 @@ pub struct Received {
     pub content: String,
     pub topic: Option<String>,
     pub audience: Audience,
-    /// `None`: everyone, or more than 500.
+    /// `None` for everyone, or for more than 500.
     pub recipients: Option<Vec<String>>,
     /// 0 for everyone.
     pub recipient_count: usize,
@@ -34,7 +34,7 @@ pub enum Audience {
     Members,
 }
 
-/// A call as it is kept: the recipients are one text, as 5 million small ones would take several
+/// A call as it is kept. Its recipients are one text: 5 million small strings would take several
 /// times the memory.
 #[derive(Debug)]
 pub struct Kept {
@@ -87,7 +87,8 @@ impl Inbox {
         self.0.push_back(Arc::new(Kept::new(notification, at)));
     }
 
-    /// Oldest first; of one group, or of all. Shared, so that nobody unfolds them while calls wait.
+    /// The calls of one group, or of all, oldest first. They are shared, so that they are decoded
+    /// without the lock.
     pub fn calls(&self, group: Option<&str>) -> Vec<Arc<Kept>> {
         self.0
             .iter()

@@ -1,5 +1,5 @@
-//! What the API says when it refuses: an error code and a text. Decides which code stands for which
-//! fault of a call; the vendor documents the meaning of each, seldom which call gets which.
+//! A refusal by the API: an error code and a text. Decides which code each kind of fault gets. The
+//! vendor documents the meaning of each code, but rarely which calls get it.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,7 @@ impl Refusal {
         Self { code, info: info.into() }
     }
 
-    /// The body of the answer. The HTTP status is 200 all the same.
+    /// The body of the answer. The HTTP status is still 200.
     pub fn to_json(&self) -> String {
         let body = Body { action_status: "FAIL", error_info: &self.info, error_code: self.code };
         serde_json::to_string(&body).expect("a body of strings and numbers")

@@ -1,5 +1,5 @@
-//! A verdict as HTTP: waits out the latency, then answers, or does to the connection what the fault
-//! demands.
+//! Turns a verdict into HTTP: waits for the latency, then answers, or applies the fault to the
+//! connection.
 
 use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes, header};
@@ -12,7 +12,7 @@ use super::{
 
 pub type Reply = Response<Full<Bytes>>;
 
-/// Instead of a reply: the connection is to be reset.
+/// Returned in place of a reply to reset the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is to be reset")]
 pub struct ResetConnection;
@@ -49,7 +49,7 @@ async fn faulty(fault: Fault) -> Result<Reply, ResetConnection> {
     }
 }
 
-/// The address is one that never resolves: whoever follows it fails.
+/// The address never resolves, so a client that follows it fails.
 fn redirect() -> Reply {
     let mut reply = with_type(StatusCode::FOUND, "text/html", "");
     let elsewhere = header::HeaderValue::from_static("http://elsewhere.invalid/");

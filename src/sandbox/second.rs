@@ -1,6 +1,6 @@
-//! The sliding second: how many events lie in the last one, and the most that ever lay in any.
-//! Exact, because it keeps the moment of each event of the last second; so its size is what a
-//! second brings.
+//! A sliding second: how many events were in the last second, and the most in any second. It is
+//! exact, because it keeps the moment of each event of the last second. So its size is the number
+//! of events in a second.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Two events exactly one second apart lie in different seconds.
+/// Two events exactly one second apart are in different seconds.
 #[derive(Debug, Default)]
 pub struct SlidingSecond {
     recent: VecDeque<Instant>,
@@ -25,7 +25,7 @@ impl SlidingSecond {
         self.most = self.most.max(self.recent.len());
     }
 
-    /// Events in the second that ends now.
+    /// The number of events in the second that ends now.
     pub fn count(&self, now: Instant) -> usize {
         self.recent.len() - self.recent.partition_point(|&moment| now - moment >= SECOND)
     }

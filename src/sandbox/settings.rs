@@ -1,5 +1,5 @@
-//! What the sandbox enforces: the app it plays, its limits and its pace. All but the address can
-//! change while it runs.
+//! What the sandbox enforces: its app, its limits and its pace. All but the address can change
+//! while it runs.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::refusal;
 
-/// The key when none is given. It is no secret: nothing but a sandbox accepts it.
+/// The default key. It is not a secret: only a sandbox accepts it.
 pub const PUBLIC_KEY: &str = "sandbox-secret-key";
 
 #[derive(Debug, Clone, Serialize)]
@@ -22,15 +22,15 @@ pub struct Settings {
     pub secret_key: SecretString,
     /// Most calls accepted in any one second; 0: no limit.
     pub calls_per_second: u32,
-    /// The `ErrorCode` of a call over that limit. The vendor documents several and says of none
-    /// when it comes.
+    /// The `ErrorCode` of a call over that limit. The vendor documents several, and does not say
+    /// when each one is used.
     pub limit_code: i64,
     /// Most recipients of one call.
     pub max_recipients: usize,
     /// How long every answer takes.
     #[serde(rename = "latency_ms", serialize_with = "milliseconds")]
     pub latency: Duration,
-    /// Up to this much is added to the latency, drawn anew for each call.
+    /// The most that is added to the latency, drawn anew for each call.
     #[serde(rename = "jitter_ms", serialize_with = "milliseconds")]
     pub jitter: Duration,
 }
@@ -65,7 +65,7 @@ impl Settings {
     }
 }
 
-/// A change of the settings: what is absent stays.
+/// A change of the settings. Absent fields stay unchanged.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SettingsPatch {

@@ -1,4 +1,4 @@
-//! The statistics of the calls. A call counts once it has arrived whole; `calls` is always
+//! The statistics of the calls. A call counts once its request is complete. `calls` is always
 //! `accepted` plus `refused`.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use super::{deliveries::DeliveryCounts, verdict::Answer};
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Stats {
     pub calls: u64,
-    /// Calls whose notification was delivered, whatever their caller was told.
+    /// Calls whose notification was delivered, whatever the caller was told.
     pub accepted: u64,
     pub refused: u64,
     /// Answers by `ErrorCode`; 0 is success.
@@ -43,7 +43,7 @@ impl Tally {
         }
     }
 
-    /// The statistics, but for what others count.
+    /// The statistics without the values that other modules count.
     pub fn stats(&self) -> Stats {
         Stats {
             calls: self.calls,

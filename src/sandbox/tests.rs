@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::api::user_sig::Claims;
 
-/// Far longer than any of this takes: a test that waits so long has failed.
+/// Far longer than any operation here takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn started(calls_per_second: u32) -> Sandbox {
@@ -31,7 +31,7 @@ fn path() -> String {
     )
 }
 
-/// Sends a request and reads what comes until the other side closes.
+/// Sends a request, and reads until the sandbox closes the connection.
 async fn exchange(
     sandbox: &Sandbox,
     method: &Method,

@@ -1,5 +1,5 @@
-//! The journey of a call: examine it, let a fault strike it, deliver it, count it. One lock holds
-//! everything that this touches, so the limit, the statistics and the deliveries never disagree.
+//! The path of a call: examine it, apply a fault, deliver it, count it. One lock holds all this
+//! state, so the limit, the statistics and the deliveries always agree.
 
 use std::time::Duration;
 
@@ -133,13 +133,13 @@ impl State {
         CallsSoFar { calls: self.tally.calls, refused: self.tally.calls - self.tally.accepted }
     }
 
-    /// Forgets calls and faults; settings stay.
+    /// Removes calls and faults. The settings stay.
     pub fn reset(&mut self) {
         *self = Self::new(self.settings.clone());
     }
 }
 
-/// The two numbers that a running sandbox tells of itself.
+/// The two numbers that a running sandbox logs.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct CallsSoFar {
     pub calls: u64,

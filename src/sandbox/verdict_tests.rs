@@ -1,4 +1,4 @@
-//! What is accepted, refused, struck and counted, without a socket.
+//! Which calls are accepted, refused, affected by faults and counted, without a socket.
 
 use hyper::Method;
 use proptest::prelude::*;

@@ -1,6 +1,6 @@
-//! The dead letter of a job that was not sent whole: the original bytes if it was rejected,
-//! otherwise the job with only the recipients that were not sent, so that a redrive repeats
-//! nothing. Unknown recipients are never in it.
+//! The dead letter of a job that was rejected, not sent or partially sent. A rejected job keeps its
+//! original bytes. Any other letter has only the recipients that were not sent, so that a redrive
+//! repeats nothing. It never has recipients whose outcome is unknown.
 
 use lapin::{BasicProperties, types::AMQPValue};
 

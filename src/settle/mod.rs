@@ -1,12 +1,13 @@
-//! What a job owes when the work on it ends, in the order it is owed. A job that has ended owes its
-//! [`dead_letter`], then the [`reply`] with the [`result`](mod@result), then the record of the
-//! result in [`progress`](crate::progress). One that waits owes its copy in a wait queue
-//! ([`parking`]). Each is confirmed before the next; the acknowledgement comes after, in
-//! [`journey`](crate::journey).
+//! Publishes and records what is owed for a job when the work on it ends.
 //!
-//! A queue that takes no messages ends that in bounded time. A result whose reply queue is full,
-//! missing or refused goes to `.unrouted`. What else is not taken (a dead letter, or a result that
-//! the broker does not confirm) stays owed, and the pipeline parks the job with it.
+//! For a job that has ended, the daemon publishes its [`dead_letter`] and then the [`reply`] with
+//! the [`result`](mod@result). Then it records the result in [`progress`](crate::progress). For a
+//! job that waits, it publishes a copy to a wait queue ([`parking`]). Each step is confirmed before
+//! the next. The acknowledgement comes after all of them, in [`journey`](crate::journey).
+//!
+//! A queue that takes no messages holds this up for a bounded time only. A result whose reply queue
+//! is full, missing or refused goes to `.unrouted`. A dead letter, or a result that the broker does
+//! not confirm, stays owed, and the pipeline parks the job with it.
 
 pub mod dead_letter;
 pub mod parking;
@@ -31,45 +32,44 @@ use crate::{
     telemetry::metrics::{self, Unrouted},
 };
 
-/// What the work on a delivery leaves to be done.
+/// What is still to be done when the work on a delivery has ended.
 pub enum Owed {
     Answer {
         dead_letter: Option<Box<Outgoing>>,
-        /// `None` once it is confirmed, too.
+        /// `None` if the job wants no result, or once the result is confirmed.
         reply: Option<Box<Outgoing>>,
         /// The record to be completed, with the result as JSON.
         record: Option<(Entry, String)>,
         tally: Tally,
-        /// The job itself, in case that it has to wait with what it owes.
+        /// The job itself, in case it must be parked with what it still owes.
         job: Owing,
     },
     Parked {
         job: Box<Outgoing>,
-        /// Whether the delivery could go back to the queue instead, and nothing would be sent
-        /// twice.
+        /// Whether the delivery could go back to the queue instead, without a repeated send.
         may_go_back: bool,
     },
 }
 
-/// A job that has ended and owes something.
+/// A job that has ended, and whose dead letter, result or record is still owed.
 pub struct Owing {
     pub content: Content,
     pub envelope: Arc<Envelope>,
     /// Whether its dead letter is confirmed.
     pub letter_is_confirmed: bool,
-    /// How it ended, with its fingerprint, if that stands in no record.
+    /// Its fingerprint and its outcome, if no record has them.
     pub unrecorded: Option<(String, Report)>,
 }
 
-/// What a job's message has as its body.
+/// The body of a job's message.
 pub enum Content {
     Job(Arc<Job>),
     Original(Vec<u8>),
-    /// The same as its dead letter.
+    /// The same body as that of its dead letter.
     OfLetter,
 }
 
-/// What there is to count once it is done.
+/// What to count in the metrics once everything is done.
 #[derive(Debug)]
 pub enum Tally {
     /// A job has ended. `took` is the time since it was first received, waits included.
@@ -83,12 +83,12 @@ pub enum Tally {
 }
 
 impl Owed {
-    /// Whether the job will be answered from its record if it comes again.
+    /// Whether the daemon will answer the job from its record if it comes again.
     pub fn is_recorded(&self) -> bool {
         matches!(self, Self::Answer { record: Some(_), .. })
     }
 
-    /// Whether the delivery can go back to the queue, and nothing would be sent twice.
+    /// Whether the delivery can go back to the queue without a repeated send.
     pub fn may_go_back(&self) -> bool {
         match self {
             Self::Answer { job, .. } => job.unrecorded.is_none(),
@@ -104,7 +104,7 @@ impl Owed {
     }
 }
 
-/// How far it came with what is owed.
+/// How much of what is owed is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     All,
@@ -112,8 +112,8 @@ pub enum Settled {
     Withheld(Trouble),
 }
 
-/// Does what is owed. Waits as long as the broker is away, and for seconds while a queue takes no
-/// messages.
+/// Does what is owed. It waits as long as the broker is away, but only for seconds if a queue takes
+/// no messages.
 pub async fn settle(
     publisher: &Publisher,
     app: &str,
@@ -148,8 +148,8 @@ pub async fn settle(
     }
 }
 
-/// Publishes a result to where it was asked for. Only the broker's word sends it to `.unrouted`:
-/// the queue does not exist, is full, or is refused. Silence is no word.
+/// Publishes a result to its reply queue. It goes to `.unrouted` only if the broker says that the
+/// queue does not exist, is full, or refuses it. A missing confirm is not enough.
 async fn publish_result(
     publisher: &Publisher,
     app: &str,

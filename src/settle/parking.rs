@@ -1,5 +1,5 @@
-//! A job that has to wait for longer than it may be held goes to a wait queue, from which the
-//! broker brings it back. Its progress stays in the state store.
+//! Parks a job that must wait longer than the daemon may hold it. The job goes to a wait queue, and
+//! the broker brings it back. Its progress stays in the state store.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, OWED_HEADER, PARKED_HEADER},
 };
 
-/// What a parked job has still to come to.
+/// What is still to be done for a parked job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     Everything,
@@ -26,7 +26,7 @@ pub enum Left {
     Result,
 }
 
-/// The job's message for the wait queue that fits. `park` is never empty.
+/// The job's message for the right wait queue. `park` is never empty.
 pub fn compose(
     app: &str,
     body: Vec<u8>,
@@ -39,7 +39,7 @@ pub fn compose(
         |moment: Option<Timestamp>| moment.and_then(|moment| time_left(moment, clock::now()));
     let (not_before, deadline) = (until(envelope.not_before), until(envelope.deadline));
     let wait = wait(park, envelope.parkings, not_before, deadline);
-    // Waiting for its time is no failure that the next wait should be longer for.
+    // A wait for `not_before` is no failure, so it does not make the next wait longer.
     let parkings = envelope.parkings.saturating_add(u32::from(not_before.is_none()));
     let mut headers = kept_headers(properties);
     if parkings > 0 {
@@ -58,15 +58,16 @@ pub fn compose(
         headers.insert(OWED_HEADER.into(), AMQPValue::LongString("result".into()));
     }
     let properties = kept_properties(properties)
-        // A job without an id has got one, or its progress could not be found again.
+        // A job without an id gets the generated one. Otherwise its progress could not be found
+        // again.
         .with_message_id(envelope.job_id.as_str().into())
         .with_headers(headers)
         .with_delivery_mode(2);
     Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties, suspect: false }
 }
 
-/// Publishes a parked job to its wait queue, or if that takes no messages to another, the shortest
-/// wait first.
+/// Publishes a parked job to its wait queue. If that queue takes no messages, tries the others, the
+/// shortest wait first.
 pub async fn publish(
     publisher: &Publisher,
     app: &str,
@@ -94,8 +95,8 @@ fn time_left(moment: Timestamp, now: Timestamp) -> Option<Duration> {
     moment.duration_since(now).try_into().ok().filter(|left: &Duration| !left.is_zero())
 }
 
-/// Which wait. A job whose time has not come takes the longest that ends before it; one that failed
-/// goes through the list, but comes back before its deadline if it can.
+/// Chooses the wait. A job whose time has not come takes the longest wait that ends before it. A
+/// job that failed goes through the list, but comes back before its deadline if it can.
 fn wait(
     park: &[Duration],
     parkings: u32,

@@ -1,4 +1,4 @@
-//! The message that carries a result to where the producer asked for it.
+//! The message that carries a result to its reply queue.
 
 use lapin::{
     BasicProperties,
@@ -11,10 +11,10 @@ use crate::{
     job::{Envelope, REPLY_TO_HEADER, ReplyTo},
 };
 
-/// What is appended to a job's id to make the `message_id` of its result.
+/// A result's `message_id` is the job id plus this suffix.
 const RESULT_SUFFIX: &str = ".result";
 
-/// The result, whose JSON is given, as a message; `None` if nobody asked for one.
+/// The message for a result, whose JSON is `json`. `None` if the job wants no result.
 pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Outgoing> {
     let target = match &envelope.reply_to {
         ReplyTo::Nowhere => return None,
@@ -51,7 +51,7 @@ pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Ou
     Some(Outgoing { target, body: json.as_bytes().to_vec(), properties, suspect: false })
 }
 
-/// The same message for `.unrouted`, with the queue that it was meant for.
+/// The same message for `.unrouted`, with a header for the queue that it was meant for.
 pub fn unrouted(app: &str, reply: &Outgoing, suspect: bool) -> Outgoing {
     let mut headers = reply.properties.headers().clone().unwrap_or_default();
     headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(reply.target.queue().into()));

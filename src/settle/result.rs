@@ -1,4 +1,4 @@
-//! The one answer to a job: the JSON that goes to the reply queue.
+//! The one result of a job, as the JSON that goes to the reply queue.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -275,8 +275,8 @@ fn group_errors(job: &Job, report: &Report) -> Vec<ErrorEntry> {
             BatchOutcome::Unknown { fault, attempts } => (ErrorKind::Unknown, fault, *attempts),
         };
         let Fault { code, http_status, info } = fault;
-        // The texts of one cause may differ, by a request's number for one: the first stands for
-        // all.
+        // The texts of one cause may differ, for example by the number of a request. The entry
+        // keeps the first one.
         let same = |error: &&mut ErrorEntry| {
             (error.kind, error.code, error.http_status) == (kind, *code, *http_status)
         };

@@ -1,5 +1,5 @@
-//! A job that the broker has given up: why, and what is told of its batches. No call is made for
-//! it.
+//! Concludes a job that the broker has given up: the reason, and the outcomes of its batches. The
+//! daemon makes no call for it.
 
 use lapin::{
     BasicProperties,
@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// How the job's batches have ended: those that have an outcome keep it, all others have failed. If
-/// the deadline has passed they have expired: so the job may have been answered before.
+/// Ends the job's batches. A batch with an outcome keeps it, and all others fail. After the
+/// deadline they have expired, because an earlier result of the job may have said so.
 pub fn conclude(
     job: &Job,
     envelope: &Envelope,
@@ -44,14 +44,13 @@ pub fn conclude(
     batches
 }
 
-/// Why the broker gave the job up, by its own account.
+/// Why the broker gave the job up, according to its `x-death` header.
 pub fn reason(properties: &BasicProperties) -> String {
     let account = properties.headers().as_ref().and_then(last_death).unwrap_or_default();
     let why = match account.as_str() {
         "delivery_limit" => {
             "it went back to the jobs queue too often without an acknowledgement; look for \
-                restarts and lost connections in the \
-             daemon's log"
+                restarts and lost connections in the daemon's log"
         }
         "expired" => {
             "it was not taken before a message TTL ended; take the TTL off the jobs queue and use \

@@ -1,15 +1,15 @@
-//! Every metric: its name, labels, unit and meaning, which are written here and nowhere else in the
-//! code. What sets them is in [`journey::meter`](crate::journey::meter), and for the whole process
-//! here.
+//! Every metric with its name, labels, unit and meaning. No other code names a metric.
+//! [`journey::meter`](crate::journey::meter) sets most metrics of an app, and the functions here
+//! set the others.
 //!
-//! Without [`Exposition::start`] nothing is recorded, and the handles cost next to nothing.
+//! Without [`Exposition::start`] nothing is recorded, and the handles cost almost nothing.
 
 use std::{convert::Infallible, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Label};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Durations are kept one by one until somebody sorts them into their buckets, a scrape or this.
+/// The recorder keeps every duration until a scrape or this upkeep sorts it into its bucket.
 const SORTED_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -226,22 +226,22 @@ pub fn set_broker_connected(connected: bool) {
     BROKER_CONNECTED.gauge(&[]).set(f64::from(u8::from(connected)));
 }
 
-/// A line of the log was not written.
+/// Counts a log line that was not written.
 pub fn count_dropped_line() {
     LOG_LINES_DROPPED.counter(&[]).increment(1);
 }
 
-/// So many messages wait; `None` if that is not known now.
+/// Sets how many messages wait; `None` if that is not known now.
 pub fn set_queue_messages(app: &str, queue: &str, messages: Option<u32>) {
     QUEUE_MESSAGES.gauge(&[app, queue]).set(messages.map_or(f64::NAN, f64::from));
 }
 
-/// A queue of the app was gone.
+/// Counts a queue of the app that was gone.
 pub fn count_vanished_queues(app: &str) {
     QUEUES_VANISHED.counter(&[app]).increment(1);
 }
 
-/// So that the series is there before the first such queue.
+/// Creates the series, so that it is there before the first such queue.
 pub fn start_counting_vanished_queues(app: &str) {
     QUEUES_VANISHED.counter(&[app]).increment(0);
 }
@@ -267,30 +267,30 @@ impl Unrouted {
     }
 }
 
-/// A result was put into `.unrouted`.
+/// Counts a result that was put into `.unrouted`.
 pub fn count_unrouted(app: &str, why: Unrouted) {
     RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(1);
 }
 
-/// So that the series are there before the first such result.
+/// Creates the series, so that they are there before the first such result.
 pub fn start_counting_unrouted(app: &str) {
     Unrouted::ALL
         .iter()
         .for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
 }
 
-/// The recorder of this process, and its text form.
+/// The metrics recorder of this process, which renders them as text.
 pub struct Exposition(PrometheusHandle);
 
 impl Exposition {
-    /// Records from now on. Once a process; handles that were made before record nothing.
+    /// Records from now on. Call it once per process. Handles that were made before record nothing.
     pub fn start() -> Result<Self, String> {
         let recorder = builder().map_err(|error| error.to_string())?.build_recorder();
         let exposition = Self(recorder.handle());
         metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
         ALL.iter().for_each(|metric| metric.describe());
         BUILD_INFO.gauge(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        // So that it is there before the first.
+        // Creates the series, so that it is there before the first such line.
         LOG_LINES_DROPPED.counter(&[]).increment(0);
         Ok(exposition)
     }
@@ -300,7 +300,7 @@ impl Exposition {
         self.0.render()
     }
 
-    /// Keeps what is recorded small while nobody scrapes.
+    /// Keeps the memory of the recorder small while no collector scrapes.
     pub async fn keep_small(&self) -> Infallible {
         loop {
             tokio::time::sleep(SORTED_EVERY).await;

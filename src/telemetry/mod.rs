@@ -1,9 +1,9 @@
-//! What the daemon tells of itself: its log, here, its [`metrics`] and its [`spans`].
+//! What the daemon reports about itself: its log, in this file, its [`metrics`] and its [`spans`].
 //!
-//! The log's filter is for our own events; what the libraries tell is capped at `info`, because at
-//! `trace` they tell frames and headers, and with them passwords and UserSigs. lapin is silent: it
-//! tells whole messages at `warn`, and whatever it fails at is an error that we report. Its lines
-//! go through [`standard_error`], so that no reader of them holds the daemon up.
+//! The log's filter applies to the daemon's own events. Events of libraries are capped at `info`:
+//! at `trace` they show frames and headers, and with them passwords and UserSigs. Events of lapin
+//! are dropped, because it shows whole messages at `warn`, and the daemon reports its errors
+//! itself. Log lines go through [`standard_error`], so that a slow reader cannot block the daemon.
 
 pub mod metrics;
 pub mod spans;
@@ -33,7 +33,7 @@ impl Filter {
     }
 }
 
-/// Starts logging to standard error, panics too. Once a process.
+/// Starts logging to standard error, panics included. Call it once per process.
 pub fn start(
     log: &Log,
     spans: &spans::Exporter,
@@ -60,7 +60,7 @@ pub fn start(
         .with(spans.layer())
         .try_init()
         .map_err(|error| error.to_string())?;
-    // The standard library's own hook would write to standard error itself, and wait for its
+    // The standard library's own hook writes to standard error directly, and could block on its
     // reader.
     panic::set_hook(Box::new(|panicked| {
         let backtrace = Backtrace::capture();

@@ -1,9 +1,10 @@
-//! Spans of jobs, batches and calls, for whoever follows one message through several services. A
-//! job's span continues the trace that its producer began. Sent by OTLP if
-//! `telemetry.otlp_endpoint` says where; otherwise nobody asks for spans, and making none costs
-//! next to nothing.
+//! Spans of jobs, batches and calls, to follow one message through several services. A job's span
+//! continues the trace that its producer began. The daemon exports spans by OTLP if
+//! `telemetry.otlp_endpoint` is set. Otherwise it makes none, and the calls here cost almost
+//! nothing.
 //!
-//! They name jobs and groups, codes and counts; never content, recipients or secrets.
+//! Spans have ids of jobs and groups, codes and counts. They never have content, recipients or
+//! secrets.
 
 use std::time::Duration;
 
@@ -24,12 +25,13 @@ use crate::{
     job::{Envelope, TraceContext},
 };
 
-/// Of all spans and of nothing else.
+/// The target of all spans, and of nothing else.
 pub const TARGET: &str = "groupcast::spans";
-/// For all addresses of the collector together; shared out among those of one family.
+/// The time limit for all addresses of the collector together. The client divides it among the
+/// addresses of one family.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the last spans when the process ends.
+/// The time limit for the last spans when the process ends.
 const LAST_EXPORT: Duration = Duration::from_secs(5);
 
 /// Exports spans in the background.
@@ -68,7 +70,7 @@ impl Exporter {
         Some(layer.with_filter(filter_fn(|span| span.target() == TARGET)))
     }
 
-    /// Sends what is left.
+    /// Exports the spans that are left.
     pub async fn end(self) {
         if let Some(provider) = self.0 {
             let _ =
@@ -78,8 +80,8 @@ impl Exporter {
     }
 }
 
-/// Unlike the exporter's own client, this one leaves an address of the collector that does not
-/// answer for the next one in time.
+/// Unlike the exporter's own client, this one tries the next address of the collector in time if
+/// one does not answer.
 fn http_client() -> Result<reqwest::blocking::Client, String> {
     let build = || {
         reqwest::blocking::Client::builder()
@@ -94,7 +96,7 @@ fn http_client() -> Result<reqwest::blocking::Client, String> {
     built.map_err(|error| error.to_string())
 }
 
-/// From the receipt of a job to its acknowledgement, or until it is parked or given back.
+/// The span of a job, from its receipt until it is acknowledged, parked or given back.
 pub fn of_job(app: &str, envelope: &Envelope) -> Span {
     let span = debug_span!(
         target: TARGET,
@@ -117,12 +119,12 @@ pub fn of_job(app: &str, envelope: &Envelope) -> Span {
     span
 }
 
-/// From the first call for a batch to its outcome.
+/// The span of a batch, from its first call to its outcome.
 pub fn of_batch(job: &Span, batch: u32, recipients: Option<u32>) -> Span {
     debug_span!(target: TARGET, parent: job, "batch", groupcast.batch = batch, groupcast.recipients = recipients)
 }
 
-/// One attempt, or one that was given up before anything of it was written.
+/// The span of an attempt, including one that was withdrawn before anything was written.
 pub fn of_call(batch: &Span, attempt: u32) -> Span {
     debug_span!(
         target: TARGET,
@@ -137,7 +139,7 @@ pub fn of_call(batch: &Span, attempt: u32) -> Span {
     )
 }
 
-/// What W3C trace context says of the producer's span.
+/// The producer's span, as the W3C trace context names it.
 fn parent_of(trace: &TraceContext) -> Option<SpanContext> {
     let mut parts = trace.traceparent.as_deref()?.split('-').skip(1);
     let trace_id = TraceId::from_hex(parts.next()?).ok()?;

@@ -1,9 +1,8 @@
-//! Standard error as the log sees it: a line waits for the writing thread, and nothing waits for a
-//! reader.
+//! Writes log lines to standard error from a thread of its own, so that the daemon never waits for
+//! a reader.
 //!
-//! A pipe that nobody reads takes 64 KiB. Whoever wrote more to it directly would stand still, and
-//! the daemon with all its promises. Here such lines wait in bounded memory, are dropped beyond
-//! that, and counted.
+//! A pipe holds 64 KiB if no process reads it. A direct write of more would block the daemon. Here
+//! the lines wait in bounded memory. Lines beyond the bound are dropped and counted.
 
 use std::{
     fmt::Display,
@@ -18,15 +17,15 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::metrics;
 
-/// Of lines that wait, at most. A thousand long ones.
+/// The maximum size of the waiting lines, enough for a thousand long ones.
 const WAITING_BYTES: usize = 1024 * 1024;
-/// For the last lines when the process ends.
+/// The time limit for the last lines when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Takes lines. The last of them are waited for when it is dropped.
+/// Takes log lines. When it is dropped, it waits up to `LAST_LINES` until they are written.
 pub struct StandardError(Arc<Lines>);
 
-/// Hands lines over; never waits.
+/// Hands lines over to the thread, and never waits.
 #[derive(Clone)]
 pub struct Handle(Arc<Lines>);
 
@@ -39,13 +38,13 @@ struct Lines {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Whether the thread has some in hand.
+    /// Whether the thread is writing lines at the moment.
     is_writing: bool,
-    /// Not yet told.
+    /// How many lines were dropped since the log last reported it.
     dropped: u64,
 }
 
-/// The last words of a process. Ends also if nobody reads them.
+/// Writes the last message of a process. Returns even if no process reads it.
 pub fn say(text: impl Display) {
     if let Ok(standard_error) = StandardError::open() {
         standard_error.0.add(format!("{text}\n").as_bytes());
@@ -60,7 +59,7 @@ impl StandardError {
     fn writing_to(sink: impl Write + Send + 'static) -> io::Result<Self> {
         let lines = Arc::<Lines>::default();
         let written = lines.clone();
-        // It ends with the process: a write that nobody reads cannot be called back.
+        // The thread ends with the process, because a blocked write cannot be cancelled.
         thread::Builder::new().name("log".into()).spawn(move || written.write_to(sink))?;
         Ok(Self(lines))
     }
@@ -106,7 +105,7 @@ impl Lines {
                 std::mem::swap(&mut state.waiting, &mut lines);
                 state.is_writing = true;
             }
-            // Closed by its reader: then there is nobody to tell.
+            // If the reader has closed the pipe, there is no other place for the error.
             let _ = sink.write_all(&lines);
             lines.clear();
             let dropped = {
@@ -150,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what is written once it is allowed to.
+    /// Takes a write once `may_read` allows it.
     struct Reader {
         may_read: mpsc::Receiver<()>,
         read: mpsc::Sender<Vec<u8>>,

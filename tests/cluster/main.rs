@@ -1,9 +1,8 @@
-//! Two replicas on one Redis beside a cluster of three nodes, each scenario with a cluster of its
-//! own: `tests/cluster.sh`.
+//! Two replicas with one Redis and a cluster of three nodes. Each scenario has its own cluster. Run
+//! with `tests/cluster.sh`.
 //!
-//! What holds in each: every answer is in its reply queue; batches are repeated only for calls in
-//! flight and for one second of calls; and but for one second no second has more calls than the
-//! limit.
+//! In each scenario, every result is in its reply queue. Only calls in flight and the calls of one
+//! second are repeated. No second has more calls than the limit, except within one second.
 
 mod nodes;
 #[path = "../support/mod.rs"]
@@ -43,8 +42,8 @@ use self::{
 
 const CALLS_PER_SECOND: usize = 50;
 const MAX_IN_FLIGHT: usize = 10;
-/// Large jobs, which are under way for the whole of a scenario, and small ones, which begin and end
-/// in it. They fit into what the sandbox keeps, even if each call is made twice.
+/// Large jobs, which last for the whole scenario, and small ones, which begin and end in it. All
+/// calls fit into the sandbox's memory, even if each is made twice.
 const LARGE: (usize, usize) = (8, 350);
 const SMALL: (usize, usize) = (400, 5);
 const CALLS: usize = LARGE.0 * LARGE.1 + SMALL.0 * SMALL.1;
@@ -58,19 +57,19 @@ struct World {
     replicas: Vec<Daemon>,
 }
 
-/// What a scenario came to.
+/// The outcome of a scenario.
 #[derive(Debug)]
 #[expect(dead_code, reason = "printed")]
 struct Outcome {
     repeated: usize,
     most_in_1s: usize,
-    /// From the first to the last of the seconds with more calls than the limit.
+    /// The time from the first to the last second with more calls than the limit.
     over_the_limit_for: Duration,
     longest_silence: Duration,
     unrouted: u32,
 }
 
-/// Waits longer than for anything on one node: elections take their time on a busy machine.
+/// Waits longer than `eventually`: elections are slow on a busy machine.
 pub async fn patiently<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -86,8 +85,8 @@ pub async fn patiently<T>(what: &str, mut condition: impl AsyncFnMut() -> Option
 }
 
 impl World {
-    /// A cluster, a replica for each list of nodes, the first of them at work, and all jobs in the
-    /// queue.
+    /// Starts a cluster and a replica for each list of nodes. The first replica works, and all jobs
+    /// are in the queue.
     async fn open(brokers: &str, replicas: &[&[usize]]) -> World {
         let (cluster, redis) = tokio::join!(Cluster::start(brokers), Redis::start(""));
         let (app, sandbox) = (unique_app(), sandbox().await);
@@ -141,7 +140,7 @@ impl World {
         connection.close(200, "OK".into()).await.expect("closed");
     }
 
-    /// Waits until so many calls have been made.
+    /// Waits until the API has received so many calls.
     async fn until_called(&self, calls: usize) {
         patiently(&format!("{calls} calls"), async || {
             (self.sandbox.stats().calls as usize >= calls).then_some(())
@@ -149,7 +148,8 @@ impl World {
         .await;
     }
 
-    /// The answers, each once, from any node that is up. Reads on while more of them come.
+    /// The ids of the results, without repetitions, from a node that is up. Reads until no more
+    /// come.
     async fn answers(&self, node: usize) -> BTreeSet<String> {
         let connection =
             Connection::connect(&self.cluster.url(node), ConnectionProperties::default())
@@ -190,7 +190,7 @@ impl World {
             .message_count()
     }
 
-    /// Waits for all answers, and judges what has been called.
+    /// Waits for all results, and checks the calls.
     async fn judge(self, scenario: &str, node: usize) {
         let answered = self.answers(node).await;
         let calls = self.sandbox.received(None);
@@ -239,7 +239,7 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     later.duration_since(earlier).try_into().unwrap_or_default()
 }
 
-/// For each call, how many left in the second that begins with it.
+/// For each call, the number of calls in the second that begins with it.
 fn in_1s(moments: &[Timestamp]) -> impl Iterator<Item = usize> {
     let mut end = 0;
     moments.iter().enumerate().map(move |(first, begin)| {
@@ -291,7 +291,7 @@ async fn a_partition_that_cuts_the_node_of_the_active_consumer_off_from_the_othe
     cut_off("partition", "").await;
 }
 
-/// What is advised up to 4.2; later versions take no notice.
+/// RabbitMQ advises this setting up to 4.2. Later versions ignore it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_in_which_the_minority_pauses() {
     cut_off("partition with pause_minority", "cluster_partition_handling = pause_minority").await;
@@ -300,7 +300,8 @@ async fn a_partition_in_which_the_minority_pauses() {
 async fn cut_off(scenario: &str, brokers: &str) {
     let mut world = World::open(brokers, &[&[0], &[1, 2]]).await;
     if world.cluster.is_version("4.3").await {
-        // So that the others give the jobs to another consumer in seconds, and not in a minute.
+        // With this policy, the other nodes give the jobs to another consumer in seconds, not in a
+        // minute.
         let policy = r#"{"consumer-disconnected-timeout": 5000}"#;
         world
             .cluster
@@ -312,7 +313,7 @@ async fn cut_off(scenario: &str, brokers: &str) {
     world.cluster.cut_off(0).await;
     sleep(Duration::from_secs(40)).await;
     world.cluster.rejoin(0).await;
-    // What a node without Khepri has missed it only learns at a start.
+    // Without Khepri, a node learns what it has missed only when it starts.
     world.cluster.kill(0).await;
     world.cluster.start_again(0).await;
     world.judge(scenario, 1).await;
@@ -320,12 +321,13 @@ async fn cut_off(scenario: &str, brokers: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_majority_that_is_lost_and_comes_back() {
-    // At the node that stays, where the broker goes silent and no connection breaks.
+    // Both replicas use the node that stays. There the broker goes silent, and no connection
+    // breaks.
     let mut world = World::open("", &[&[0], &[0]]).await;
     world.until_called(CALLS / 5).await;
     world.cluster.kill(1).await;
     world.cluster.kill(2).await;
-    // Longer than a confirm is waited for.
+    // Longer than the daemon waits for a confirm.
     sleep(Duration::from_secs(45)).await;
     world.cluster.start_again(1).await;
     world.cluster.start_again(2).await;

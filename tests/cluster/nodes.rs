@@ -1,5 +1,5 @@
-//! A RabbitMQ cluster of three nodes on free loopback ports, with data that are thrown away. Its
-//! server is the one in `RABBITMQ_BIN`.
+//! A RabbitMQ cluster of three nodes on free loopback ports, with temporary data. `RABBITMQ_BIN`
+//! names the server's folder.
 
 use std::{
     fs::File,
@@ -19,21 +19,21 @@ use tokio::{
 use crate::support::eventually;
 
 pub const NODES: usize = 3;
-/// Ports for each node, and as many again for the port mapper.
+/// The number of ports for each node, and for the port mapper.
 const PORTS: u16 = 4;
 
-/// Ends with all of its nodes when dropped.
+/// A cluster. All its nodes end when it is dropped.
 pub struct Cluster {
     bin: PathBuf,
     port: u16,
     nodes: [Option<Child>; NODES],
     _port_mapper: Child,
-    /// Dropped last: the nodes write to it.
+    /// Dropped last, because the nodes write to it.
     directory: TempDir,
 }
 
 impl Cluster {
-    /// Three nodes that have found each other. `configuration` is appended to their
+    /// Starts three nodes that form a cluster. `configuration` is appended to their
     /// `rabbitmq.conf`.
     pub async fn start(configuration: &str) -> Cluster {
         let bin = environment("RABBITMQ_BIN");
@@ -75,12 +75,12 @@ impl Cluster {
         nodes.iter().map(|node| self.url(*node)).collect()
     }
 
-    /// Ends a node as a crash does.
+    /// Kills a node, like a crash.
     pub async fn kill(&mut self, node: usize) {
         self.nodes[node].take().expect("it runs").kill().await.expect("it can be killed");
     }
 
-    /// Stops a node in good order.
+    /// Stops a node in an orderly way.
     pub async fn stop(&mut self, node: usize) {
         self.ctl(node, &["stop"]).await;
         self.nodes[node].take().expect("it ran").wait().await.expect("it ends");
@@ -100,7 +100,7 @@ impl Cluster {
         self.signal(node, "CONT");
     }
 
-    /// Cuts a node off from the other nodes, and not from its clients.
+    /// Cuts a node off from the other nodes, but not from its clients.
     pub async fn cut_off(&self, node: usize) {
         let others = self.others(node);
         let cut = format!(
@@ -110,7 +110,7 @@ impl Cluster {
         self.ctl(node, &["eval", &cut]).await;
     }
 
-    /// Lets a node find the others again.
+    /// Reconnects a node to the others.
     pub async fn rejoin(&self, node: usize) {
         let others = self.others(node);
         let mend = format!(
@@ -187,7 +187,7 @@ impl Cluster {
         let child = Command::new(self.bin.join("rabbitmq-server"))
             .env_clear()
             .envs(self.environment(node))
-            // As under systemd the script becomes the node, rather than its parent.
+            // With this setting, the script replaces itself by the node, as under systemd.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
@@ -246,7 +246,7 @@ impl Cluster {
         self.directory.path().join(format!("node{node}"))
     }
 
-    /// All that a node and its rabbitmqctl see of the environment.
+    /// The whole environment of a node and its rabbitmqctl.
     fn environment(&self, node: usize) -> Vec<(&'static str, String)> {
         let (port, folder) = (self.amqp_port(node), self.folder(node));
         let path = |name: &str| folder.join(name).display().to_string();
@@ -286,8 +286,8 @@ fn environment(name: &str) -> PathBuf {
         .into()
 }
 
-/// The first of as many ports in a row as the nodes and the port mapper take, below those that the
-/// system gives out itself.
+/// Returns the first of enough free ports in a row for the nodes and the port mapper. They are
+/// below the ports that the system assigns.
 fn free_ports() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let candidates = std::iter::repeat_with(|| rand::random_range(1_000..3_000_u16) * 10);

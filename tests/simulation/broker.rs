@@ -1,6 +1,6 @@
-//! A broker in memory. It keeps what it has confirmed, gives back what is unacknowledged when a
-//! consumer is gone, and has one active consumer. Confirms come late and in any order, or not at
-//! all.
+//! A broker in memory. It keeps the messages that it has confirmed. It takes unacknowledged
+//! messages back when a consumer is gone, and it has one active consumer. Confirms come late, in
+//! any order, or not at all.
 
 mod partition;
 
@@ -45,12 +45,12 @@ use crate::{
     watch,
 };
 
-/// How long a daemon waits for what is under way before it gives the rest back.
+/// How long a daemon waits for calls in flight before it gives the other jobs back.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
-/// No delivery is held longer: ten minutes, and what is under way then.
+/// No delivery is held longer: ten minutes, and then the calls in flight.
 const HELD_AT_MOST: Duration = Duration::from_secs(11 * 60);
-/// A result is tried for so long for a full queue: for seconds, and while the connection is away or
-/// blocked.
+/// How long the daemon may try to publish a result to a full queue: some seconds, and the time in
+/// which the connection is away or blocked.
 const TRIED_AT_MOST: Duration = Duration::from_secs(120);
 /// How long a publisher waits for a confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,38 +59,38 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 struct Message {
     body: Vec<u8>,
     properties: BasicProperties,
-    /// A header that the AMQP library cannot read, as it goes over the wire.
+    /// A header that the AMQP library cannot read, as sent on the wire.
     unreadable: Option<Vec<u8>>,
-    /// How often a consumer that ended gave it back.
+    /// How often the message came back because its consumer ended.
     returns: u32,
 }
 
 impl Message {
-    /// What a consumer reads of it; `None` if the library closes the connection over it.
+    /// The properties that a consumer reads. `None` if the library closes the connection over them.
     fn read(&self, looked_at: bool) -> Option<BasicProperties> {
         let Some(header) = &self.unreadable else { return Some(self.properties.clone()) };
         wire::as_read(&self.properties, header, looked_at)
     }
 }
 
-/// What came of a message that a producer published, in the order of the plan.
+/// What happened to a message that a producer published. In the order of the plan.
 #[derive(Default)]
 pub struct Fate {
     pub results: Vec<JobResult>,
     pub letters: Vec<Vec<u8>>,
     pub parkings: usize,
     acknowledged: usize,
-    /// Whether the broker gave it up.
+    /// Whether the broker gave the message up.
     pub given_up: bool,
-    /// Since when this delivery's result is refused by a full queue.
+    /// Since when a full queue has refused this delivery's result.
     refused_since: Option<Instant>,
-    /// Whether the last publish was refused in passing.
+    /// Whether the last publish had a transient refusal.
     refused_in_passing: bool,
 }
 
 impl Fate {
-    /// Whether what has been acknowledged was parked or answered before. `recorded` is whether the
-    /// result is, if the job has a record.
+    /// Whether each acknowledged delivery was parked or answered before. `recorded` says whether
+    /// the result is recorded, if the job has a record.
     fn is_settled(&self, recorded: bool) -> bool {
         let answered = self.acknowledged.saturating_sub(self.parkings);
         let needs_record = self
@@ -109,7 +109,7 @@ pub struct Broker {
     jobs: VecDeque<Message>,
     /// Jobs that the broker has given up.
     undeliverable: VecDeque<Message>,
-    /// A job that goes back more often is given up.
+    /// The broker gives a job up if it goes back more often.
     delivery_limit: u32,
     waiting: usize,
     consumers: Vec<Consumer>,
@@ -127,7 +127,7 @@ struct Consumer {
     life: Arc<Life>,
     gone: Arc<AtomicBool>,
     cancelled: bool,
-    /// Copies of jobs that it is still delivered, if its node has lost its peers.
+    /// Copies of jobs that the consumer still gets, if its node has lost its peers.
     cut_off: Option<VecDeque<Message>>,
     unacknowledged: BTreeMap<u64, (Message, Instant)>,
 }
@@ -151,7 +151,7 @@ fn number(properties: &BasicProperties) -> Option<usize> {
     properties.correlation_id().as_ref()?.as_str().parse().ok()
 }
 
-/// Whether anything is left that a redrive could send.
+/// Whether a redrive could send anything.
 fn needs_letter(result: &JobResult) -> bool {
     !result.duplicate && result.errors.iter().any(|error| error.kind != ErrorKind::Unknown)
 }
@@ -196,14 +196,14 @@ impl Broker {
         self.changed.notify_waiters();
     }
 
-    /// Takes the deliveries of these consumers back.
+    /// Removes these consumers, and takes their deliveries back.
     fn remove(&mut self, which: impl Fn(&Consumer) -> bool) {
         let (removed, left) =
             std::mem::take(&mut self.consumers).into_iter().partition(|consumer| which(consumer));
         self.consumers = left;
         for consumer in <Vec<Consumer>>::into_iter(removed).rev() {
             consumer.gone.store(true, Ordering::Relaxed);
-            // The broker has taken back before what was delivered to a consumer that is cut off.
+            // The broker has already taken back the deliveries of a consumer that is cut off.
             if consumer.cut_off.is_none() {
                 self.take_back(
                     consumer.unacknowledged.into_values().map(|(message, _)| message).collect(),
@@ -242,7 +242,7 @@ impl Shared {
         self.lock().broker.enqueue_job(Message { body, properties, unreadable, returns: 0 });
     }
 
-    /// The connections of a process break.
+    /// Breaks the connections of a process.
     pub fn disconnect(&self, life: &Arc<Life>) {
         self.note(format_args!("replica {} is disconnected", life.replica));
         self.interrupted();
@@ -268,7 +268,7 @@ impl Shared {
         }
         let mut world = self.lock();
         if queue == format!("groupcast.{APP}.jobs") {
-            // Given up, and passed on to the replica that has the jobs.
+            // A given-up job, which another replica passes on to the one with the app's jobs.
             let (body, properties) = (message.body.clone(), message.properties.clone());
             world.broker.fates[number].parkings += 1;
             return world.broker.enqueue_job(Message {
@@ -297,16 +297,16 @@ impl Shared {
         }
     }
 
-    /// Only a result whose reply queue is missing or full, or over which the broker closes
-    /// connections, belongs there.
+    /// Checks that only a result belongs there whose reply queue is missing or full, or over which
+    /// the broker closes connections.
     fn check_unrouted(&self, number: usize, message: &Outgoing) {
         let planned = &self.scenario().messages[number];
         let was_full = planned.reply_to == FULL
             && self.scenario().full.is_some_and(|full| self.elapsed() >= full.span.from);
         if !(planned.reply_to == MISSING || was_full || planned.poison) {
             self.broken(format!(
-                "the result of message {number} is in .unrouted although its reply \
-                queue takes results"
+                "the result of message {number} is in .unrouted although its reply queue takes \
+                    results"
             ));
         }
         let headers = message.properties.headers().clone().unwrap_or_default();
@@ -336,7 +336,7 @@ impl Shared {
         })
     }
 
-    /// A queue that is full refuses a message.
+    /// A full queue refuses a message.
     fn refuse(&self, queue: &str, number: usize) {
         self.note(format_args!("{queue} is full and refuses message {number}"));
         let has_nowhere_to_go =
@@ -354,8 +354,8 @@ impl Shared {
         }
     }
 
-    /// Whether a publish is refused although the queue has room. That does not happen to a message
-    /// twice in a row.
+    /// Whether a publish is refused although the queue has room. This does not happen twice in a
+    /// row to a message.
     fn is_refused_in_passing(&self, number: usize) -> bool {
         let happens = self.happens(self.scenario().faults.publish_nacked);
         let fate = &mut self.lock().broker.fates[number];
@@ -456,7 +456,7 @@ impl SimulatedSubscription {
             .consumers
             .iter_mut()
             .find(|consumer| consumer.id == self.id && !consumer.cancelled)?;
-        // Each replica reads what the broker has given up.
+        // Each replica reads the jobs that the broker has given up.
         let reads = !self.world.has(Defect::UndeliverableUnread);
         let has_room = consumer.unacknowledged.len() < self.prefetch;
         let (source, message) = match &mut consumer.cut_off {
@@ -479,7 +479,7 @@ impl SimulatedSubscription {
             gone: self.gone.clone(),
         };
         let Some(properties) = message.read(!self.world.has(Defect::UnreadablePassed)) else {
-            // The library closes the connection, and all that is on it goes back.
+            // The library closes the connection, and all its deliveries go back.
             broker.remove(|consumer| consumer.id == self.id);
             return Some(Err(BrokerLost::new("consume", "failed to parse")));
         };
@@ -537,14 +537,14 @@ impl Subscription for SimulatedSubscription {
             () = cancelled => unreachable!("it is pending"),
         };
         if begun.elapsed() >= DRAINED_WITHIN {
-            // What is not settled by then begins anew if it has no record.
+            // A job that is not settled by then starts anew if it has no record.
             self.world.interrupted();
         }
         done
     }
 
     async fn close(self) {
-        // What had to be parked and could not goes back; a job without an id begins anew.
+        // A job that could not be parked goes back. Without an id it starts anew.
         if self.world.scenario().full.is_some_and(|full| full.waits_too) {
             self.world.interrupted();
         }
@@ -604,7 +604,7 @@ impl Acknowledge for SimulatedDelivery {
             self.world.round_trip().await;
             self.life.goes_on().await;
             if self.world.happens(self.world.scenario().faults.ack_lost) {
-                // Written, and then the connection broke.
+                // The acknowledgement was written, and then the connection broke.
                 self.world.disconnect(&self.life);
                 return Ok(());
             }
@@ -642,12 +642,12 @@ pub struct SimulatedLink {
     world: Shared,
     life: Arc<Life>,
     alive: AtomicBool,
-    /// Whether the broker closed it over a message.
+    /// Whether the broker closed the connection over a message.
     killed: AtomicBool,
     ended: Notify,
 }
 
-/// Keeps a link alive for a process.
+/// Keeps a link open for a process.
 pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<Linked>) {
     loop {
         world.round_trip().await;
@@ -706,7 +706,7 @@ impl SimulatedLink {
         }
         let is_silent = queue == SILENT
             && self.world.scenario().silent.is_some_and(|span| self.world.is_in(span));
-        // A node that is cut off still knows that there is no such queue.
+        // Even a node that is cut off knows that this queue does not exist.
         let is_in_vain = queue != MISSING && self.world.publishes_in_vain(&self.life);
         if is_silent || is_in_vain {
             return self.say_nothing(queue, message).await;
@@ -739,7 +739,7 @@ impl SimulatedLink {
         if self.is_alive() { Ok(Routing::Routed) } else { Err(self.lost()) }
     }
 
-    /// The queue takes the message or not, and the broker does not say which.
+    /// The queue takes the message or not, and the broker confirms nothing.
     async fn say_nothing(&self, queue: &str, message: &Outgoing) -> Result<Routing, Unconfirmed> {
         if self.world.coin() {
             self.world.accept(queue, message);
@@ -765,7 +765,7 @@ impl SimulatedLink {
         }
     }
 
-    /// What a daemon does that takes a message for confirmed when it is only written.
+    /// The defect of a daemon that treats a written message as confirmed.
     fn without_waiting(&self, queue: &str, mandatory: Mandatory, message: &Outgoing) -> Routing {
         let (world, life) = (self.world.clone(), self.life.clone());
         let (queue, message) = (queue.to_owned(), message.clone());

@@ -1,5 +1,5 @@
-//! Replicas of the real daemon's pipeline that start, stop and crash; the producer; and the
-//! trouble.
+//! Replicas of the real daemon's pipeline, which start, stop and crash. Also the producer and the
+//! faults over time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ use crate::{
 const MINUTE: f64 = 60.0;
 const RESTART_WITHIN: Duration = Duration::from_secs(5);
 const LONGEST_PARTITION: Duration = Duration::from_secs(40);
-/// With what the daemon needs to find out that it is over.
+/// Includes the time that the daemon needs to find out that the trouble is over.
 const LONGEST_STORE_TROUBLE: Duration = Duration::from_secs(60);
 
 /// A replica's process. Dropping it is a crash.
@@ -49,7 +49,7 @@ struct Process {
     publishing: JoinHandle<()>,
 }
 
-/// Lives until every job is answered and nothing moves any more.
+/// Runs until every job is answered and all activity has ended.
 pub async fn live(world: Shared) {
     tokio::spawn(produce(world.clone()));
     for replica in 0..world.scenario().replicas {
@@ -145,7 +145,7 @@ impl Drop for Process {
     }
 }
 
-/// Starts a replica again and again, and ends it as chance will have it.
+/// Starts a replica again and again, and ends it at random moments.
 async fn keep_running(world: Shared, replica: usize) {
     let faults = &world.scenario().faults;
     loop {
@@ -159,7 +159,7 @@ async fn keep_running(world: Shared, replica: usize) {
                 world.note(format_args!("replica {replica} is told to stop"));
                 process.stop.cancel();
                 let _ = (&mut process.consuming).await;
-                // What could not be recorded in the time that a stop has is lost with the process.
+                // Outcomes that could not be recorded before the process stopped are lost.
                 let last_store_failure = world.lock().records.last_failure();
                 if last_store_failure
                     .is_some_and(|failure| failure.elapsed() < LONGEST_STORE_TROUBLE)
@@ -179,7 +179,7 @@ async fn keep_running(world: Shared, replica: usize) {
     }
 }
 
-/// What happens to the broker by itself.
+/// Blocks publishing at random.
 async fn trouble(world: Shared) {
     loop {
         sleep(Duration::from_secs(1)).await;
@@ -191,7 +191,7 @@ async fn trouble(world: Shared) {
     }
 }
 
-/// The broker's nodes lose each other and meet again.
+/// Partitions the broker's nodes at random.
 async fn partitions(world: Shared) {
     loop {
         sleep(Duration::from_secs(1)).await;
@@ -204,7 +204,7 @@ async fn partitions(world: Shared) {
     }
 }
 
-/// What happens to the store by itself.
+/// Makes the store stall or refuse at random.
 async fn store_trouble(world: Shared) {
     let trouble = &world.scenario().store;
     loop {

@@ -1,5 +1,5 @@
-//! What must hold when everything has come to rest: each message has its answer, and the answers
-//! are true.
+//! What must hold when all activity has ended: each message has its result, and the results are
+//! true.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use crate::{
     settle::result::{AudienceKind, ErrorKind, JobResult, Status},
 };
 
-/// Calls before the first probe of an episode, and probes before their wait has grown to its
-/// longest.
+/// The calls before the first probe of an episode, and the probes before their interval has reached
+/// its maximum.
 const GROWING_WAITS: u32 = 30;
 
 #[derive(Deserialize)]
@@ -43,7 +43,7 @@ pub fn check(world: &Shared) {
     }
 }
 
-/// While every call fails, only probes leave, and seldom.
+/// Checks that only rare probes leave while every call fails.
 fn calls_in_vain(state: &World, world: &Shared) -> Option<String> {
     let scenario = world.scenario();
     let episode = scenario.episode?;
@@ -79,8 +79,7 @@ fn of_message(
     if world.scenario().all_sent && last.status != Status::Sent && !has_rival(planned, world) {
         return Err(format!("message {number} was not sent: {last:?}"));
     }
-    // Each interruption can bring a job back, and so can the displacement of a replica that follows
-    // from it.
+    // Each interruption can send a job back, and so can the displacement of a replica that follows.
     let returns = 2 * state.interruptions;
     if fate.given_up
         && world.scenario().delivery_limit == DELIVERY_LIMIT
@@ -112,9 +111,9 @@ fn of_message(
     }
 }
 
-/// What an answer says, without what may differ between two of the same.
+/// A result without the values that may differ between two equal ones.
 fn told(result: &JobResult) -> JobResult {
-    // A rejected job has no record that could remember when it first came.
+    // A rejected job has no record that could keep the time of its first arrival.
     let received_at =
         if result.status == Status::Rejected { String::new() } else { result.received_at.clone() };
     JobResult { duplicate: false, finished_at: String::new(), received_at, ..result.clone() }
@@ -169,13 +168,12 @@ fn of_job(
         let facts = state.api.batches.get(&key);
         let accepted = facts.map_or(0, |facts| facts.accepted);
         let in_doubt = facts.is_some_and(|facts| facts.in_doubt) || state.last_failure().is_some();
-        // Nobody recognises a job without an id when it comes again.
+        // The daemon cannot recognise a job without an id when it comes again.
         let in_doubt = in_doubt || planned.id.is_none() && state.last_interruption.is_some();
         let of_group = state.api.batches.iter().filter(|((group, _), _)| *group == job.group);
-        // Refused once more after a probe had passed or others were accepted.
+        // Refused again after a probe had passed or other calls were accepted.
         let alone = of_group.map(|(_, facts)| facts.account_refusals).sum::<u32>() >= 2;
-        // A batch that has failed for long enough, whatever with, ends with the refusal that it
-        // meets then.
+        // A batch that has failed for long enough, with any error, ends with the next refusal.
         let refused = facts.is_some_and(|facts| {
             facts.refused || facts.account_refusals > 0 && alone || facts.refused_late
         });
@@ -220,14 +218,14 @@ fn of_job(
         .flat_map(|(_, b)| b)
         .collect();
     let has_failed = (0..batches.len()).any(failed);
-    // The letter of a copy that was answered from the record went out with the first one's answer.
+    // If a copy was answered from the record, its letter went out with the first message's result.
     if has_failed && !result.duplicate && fate.letters.is_empty() {
         return Err(format!("message {number} has no dead letter: {result:?}"));
     }
     for letter in &fate.letters {
         let letter: Letter = serde_json::from_slice(letter).map_err(|error| error.to_string())?;
         let members = letter.members.unwrap_or_default();
-        // What a job without an id left behind belongs to one of its runs.
+        // The letter of a job without an id belongs to one of its runs.
         if planned.id.is_some() && members.iter().ne(expected.iter().copied()) {
             return Err(format!(
                 "the dead letter of message {number} is for {members:?}, not for {expected:?}"
@@ -237,8 +235,8 @@ fn of_job(
     Ok(())
 }
 
-/// Each request is counted, unless a process failed in between, or a take-over met a store that
-/// fails.
+/// Checks that each request is counted. Exceptions: a process failed in between, or the store
+/// failed during a take-over.
 fn check_calls(
     number: usize,
     planned: &Planned,

@@ -1,13 +1,13 @@
-//! The real pipeline in a world of which a seed decides everything: the broker, the API and the
-//! state store are in memory, time is tokio's paused clock, and all three fail as the real ones do.
+//! The real pipeline in a world that a seed determines. The broker, the API and the state store are
+//! in memory, and time is tokio's paused clock. All three fail as the real ones do.
 //!
-//! - [`scenario`]: what a seed means: jobs, configuration, which faults are about.
-//! - [`world`]: the state outside the daemon, and chance.
-//! - [`broker`], [`api`], [`store`]: the seams of the pipeline, over that state.
+//! - [`scenario`]: what a seed means: jobs, configuration, and which faults occur.
+//! - [`world`]: the state outside the daemon, and the random numbers.
+//! - [`broker`], [`api`], [`store`]: the pipeline's interfaces, on top of that state.
 //! - [`daemon`]: replicas that start, stop and crash.
-//! - [`invariants`]: what must hold at the end. What must hold at each moment is asserted where the
-//!   moment is.
-//! - [`defects`]: mistakes made on purpose at the seams. Each must be found.
+//! - [`invariants`]: what must hold at the end. The modules above assert what must hold at each
+//!   moment.
+//! - [`defects`]: deliberate mistakes in the interfaces. The simulation must find each.
 //!
 //! A run that breaks a promise prints its seed. To see it again: `SIMULATION_SEED=<seed> cargo test
 //! --lib simulation::one`. More seeds: `SIMULATION_SEEDS=1000000 cargo test --release --lib
@@ -35,12 +35,12 @@ use self::{
 };
 use crate::{clock, delay};
 
-/// Seeds in the gate.
+/// The number of seeds in the gate.
 const SEEDS: u64 = 10_000;
-/// Longer than anything that goes on takes, in simulated time.
+/// Longer than any working run takes, in simulated time.
 const LONGEST_RUN: Duration = Duration::from_secs(3 * 3600);
 
-/// One seed's world, run to its end. Says which promise was broken.
+/// Runs one seed's world to its end. The error says which promise was broken.
 fn run(seed: u64, defect: Option<Defect>) -> Result<(), Broken> {
     run_scenario(seed, Scenario::of(seed), defect)
 }
@@ -64,7 +64,7 @@ fn run_scenario(seed: u64, scenario: Scenario, defect: Option<Defect>) -> Result
     })
 }
 
-/// The number of an environment variable.
+/// The number in an environment variable.
 fn number(name: &str) -> Option<u64> {
     #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
     let value = std::env::var(name).ok()?;
@@ -152,7 +152,7 @@ fn one_seed_can_be_run_again() {
     assert!(ran.is_ok(), "seed {seed}: {}", ran.unwrap_err());
 }
 
-/// What happens in the world of a seed, and when.
+/// The events in the world of a seed, with their times.
 fn events(seed: u64) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,4 +1,4 @@
-//! What a seed means: the jobs, the app's configuration, and which faults are about.
+//! What a seed means: the jobs, the app's configuration, and which faults occur.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::{
 pub const APP: &str = "a";
 pub const BATCH_SIZE: usize = 2;
 pub const REPLIES: &str = "replies";
-/// What the daemon declares.
+/// The limit that the daemon declares.
 pub const DELIVERY_LIMIT: u32 = 50;
-/// A reply queue that nobody declared.
+/// A reply queue that does not exist.
 pub const MISSING: &str = "missing";
 /// A reply queue that is full at times.
 pub const FULL: &str = "full";
@@ -26,16 +26,16 @@ pub const SILENT: &str = "silent";
 pub struct Scenario {
     pub app: App,
     pub prefetch: u16,
-    /// Bytes of jobs in hand, at most. A job has about a hundred.
+    /// The most bytes of jobs that the daemon may hold. A job has about a hundred.
     pub hold_bytes: u64,
-    /// How often the broker takes a job back before it gives the job up.
+    /// How often a job may go back before the broker gives it up.
     pub delivery_limit: u32,
     pub replicas: usize,
     pub sharing: Sharing,
     pub faults: Faults,
     pub store: StoreTrouble,
     pub episode: Option<Episode>,
-    /// A group that something on the way refuses, and it alone.
+    /// The only group that a filter before the API refuses.
     pub filtered: Option<String>,
     pub full: Option<Full>,
     /// When the broker confirms nothing for [`SILENT`].
@@ -43,7 +43,7 @@ pub struct Scenario {
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
     pub messages: Vec<Planned>,
-    /// Whether nothing stands in the way of any job in the end.
+    /// Whether every job must be sent in the end.
     pub all_sent: bool,
 }
 
@@ -98,19 +98,19 @@ impl Span {
     }
 }
 
-/// When [`FULL`] is full, and with it perhaps queues of the daemon.
+/// When [`FULL`] is full, and which of the daemon's queues are full too.
 #[derive(Clone, Copy, Debug)]
 pub struct Full {
     pub span: Span,
     pub dead_too: bool,
     pub unrouted_too: bool,
-    /// Then a job that owes something has nowhere to wait.
+    /// If set, a job with an unpublished result or dead letter has no queue to wait in.
     pub waits_too: bool,
 }
 
 impl Full {
-    /// Longer than a job is held before it goes back, but not for longer than a job without a
-    /// record may be held.
+    /// Longer than a job is held before it goes back, but no longer than the daemon may hold a job
+    /// without a record.
     const LONG: Duration = Duration::from_secs(600);
 
     fn by_chance(chance: &mut SmallRng) -> Self {
@@ -122,8 +122,8 @@ impl Full {
     }
 }
 
-/// How likely each fault is, from 0 to 1, where it can happen; and how often a minute what happens
-/// by itself.
+/// How likely each fault is where it can happen, from 0 to 1. Other faults occur by themselves, so
+/// many times a minute.
 pub struct Faults {
     pub api_no_effect: f64,
     pub api_unknown: f64,
@@ -143,12 +143,12 @@ pub struct Faults {
     pub slowness: f64,
 }
 
-/// How often a minute the store is in trouble for some seconds, with its data kept.
+/// How often a minute the store fails for some seconds. It keeps its data.
 #[derive(Default)]
 pub struct StoreTrouble {
-    /// It answers late or not at all.
+    /// The store answers late or not at all.
     pub stalls_a_minute: f64,
-    /// It answers probes and look-ups, and records nothing.
+    /// The store answers probes and look-ups, and records nothing.
     pub refusals_a_minute: f64,
 }
 
@@ -166,21 +166,21 @@ pub struct Planned {
     pub at: Duration,
     pub id: Option<String>,
     pub body: Vec<u8>,
-    /// What it asks for, if it is valid.
+    /// The job that the message asks for, if it is valid.
     pub job: Option<Wanted>,
     pub reply_to: &'static str,
     /// Whether the broker closes a connection over its headers.
     pub poison: bool,
     pub priority: u8,
     pub promise: DeliveryPromise,
-    /// After the start of the run.
+    /// Relative to the start of the run.
     pub deadline: Option<Duration>,
     pub not_before: Option<Duration>,
     /// A header that the AMQP library cannot read.
     pub unreadable: Option<Vec<u8>>,
 }
 
-/// Recipients without repetitions; `None` means everybody.
+/// Recipients without repetitions; `None` means every member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub group: String,
@@ -220,8 +220,8 @@ impl Scenario {
         }
         messages.sort_by_key(|message| message.at);
         let episode = Episode::by_chance(&mut SmallRng::seed_from_u64(!seed));
-        // A doubtful refusal is retried for each job by itself. Jobs that had to wait for the store
-        // would all be retried after the trouble, where calls count as in vain.
+        // A doubtful refusal is retried for each job separately. Jobs that waited for the store
+        // would all be retried after the trouble, when calls count as calls in vain.
         let is_doubtful = episode
             .is_some_and(|episode| matches!(episode.kind, EpisodeKind::Refused(10_007 | 60_099)));
         let store = StoreTrouble::by_chance(&mut SmallRng::seed_from_u64(seed ^ 0x57_0e));
@@ -266,18 +266,18 @@ impl Scenario {
     }
 }
 
-/// Most brokers have the limit that the daemon declares; some have a policy of an operator, or a
-/// crash loop behind them.
+/// Most brokers have the limit that the daemon declares. Others have a lower one: an operator's
+/// policy, or a limit mostly used up by earlier crashes.
 fn delivery_limit(chance: &mut SmallRng) -> u32 {
     if chance.random_bool(0.15) { chance.random_range(0..4) } else { DELIVERY_LIMIT }
 }
 
-/// A partition matters where another replica can get the jobs.
+/// Partitions matter only if another replica can get the jobs.
 fn partitions_a_minute(replicas: usize, chance: &mut SmallRng) -> f64 {
     if replicas > 1 && chance.random_bool(0.4) { chance.random_range(0.5..6.0) } else { 0.0 }
 }
 
-/// A header that a client in another language can send: a name in Latin-1, or tables in tables.
+/// A header that clients in other languages can send: a name in Latin-1, or deeply nested tables.
 fn unreadable(chance: &mut SmallRng) -> Vec<u8> {
     if chance.random_bool(0.5) {
         return b"\x04caf\xe9V".to_vec();
@@ -290,7 +290,8 @@ fn unreadable(chance: &mut SmallRng) -> Vec<u8> {
 }
 
 impl Scenario {
-    /// Nothing else goes wrong, and no job is given up or has another reason not to be sent.
+    /// No other fault occurs, and every job can be sent: none is given up or has another reason not
+    /// to be.
     pub fn without_the_api_for(self, outage: Duration) -> Self {
         let from = Duration::from_secs(5);
         let episode = Episode { kind: EpisodeKind::Unreachable, from, until: from + outage };
@@ -315,7 +316,7 @@ impl Scenario {
     }
 }
 
-/// Often less than the jobs of a scenario have together.
+/// Often less than all jobs of a scenario together.
 fn hold_bytes(chance: &mut SmallRng) -> u64 {
     if chance.random_bool(0.3) { chance.random_range(100..500) } else { u64::MAX }
 }
@@ -369,7 +370,7 @@ impl Faults {
         }
     }
 
-    /// Most seeds have few kinds of fault, so that each is met alone and in company.
+    /// Most seeds have few kinds of fault, so that each kind occurs alone and together with others.
     fn by_chance(chance: &mut SmallRng) -> Self {
         let share_of_kinds =
             *[0.0, 0.2, 0.5, 1.0].get(chance.random_range(0..4)).expect("one of four");
@@ -442,7 +443,7 @@ impl Planned {
         }
     }
 
-    /// A second message with the same id: most often the same, sometimes with another content.
+    /// A second message with the same id. Most often it has the same content, sometimes another.
     fn copy(&self, chance: &mut SmallRng) -> Self {
         let mut copy = Self {
             at: self.at + Duration::from_millis(chance.random_range(0..30_000)),

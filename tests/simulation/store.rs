@@ -1,4 +1,4 @@
-//! A state store in memory. It keeps what it has confirmed, and at times also what it has not. It
+//! A state store in memory. It keeps the writes that it has confirmed, and sometimes others too. It
 //! can stall, and it can answer without recording anything.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -17,16 +17,16 @@ use crate::{
     },
 };
 
-/// How long a real store takes to say that there is no answer.
+/// The time after which a real store reports that there is no answer.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(8);
 
-/// After a failure of the store, a process tries again so soon to record what it knows.
+/// Within this time after a failure of the store, a process tries again to record what it knows.
 const RECORDED_LATE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 pub struct Records {
     by_key: BTreeMap<Key, Stored>,
-    /// The newest that was given out, and until when its holder counts as active.
+    /// The newest epoch that was taken.
     epoch: i64,
     holder: Option<Holder>,
     /// How often another process took the jobs.
@@ -38,7 +38,7 @@ pub struct Records {
     refusing_until: Option<Instant>,
 }
 
-/// The process that took the newest epoch, and when it took its first.
+/// The process that took the newest epoch, and when it took its first one.
 struct Holder {
     life: Arc<Life>,
     since: Instant,
@@ -46,7 +46,7 @@ struct Holder {
     is_another_replica: bool,
 }
 
-/// Whether a process may still be trying to record what it knew then.
+/// Whether a process may still try to record what it knew at `at`.
 fn is_late(at: Option<Instant>) -> bool {
     at.is_some_and(|at| at.elapsed() < RECORDED_LATE)
 }
@@ -54,13 +54,13 @@ fn is_late(at: Option<Instant>) -> bool {
 struct Stored {
     head: Head,
     batches: BTreeMap<u32, BatchProgress>,
-    /// Who wrote how a batch stands.
+    /// The epoch of the writer of each batch's progress.
     epochs: BTreeMap<u32, i64>,
     result: Option<String>,
 }
 
 impl Records {
-    /// How a batch ended, if that is recorded.
+    /// Whether the end of a batch is recorded.
     pub fn has_ended(&self, job_id: &str, batch: u32) -> bool {
         let mut of_job = self.by_key.iter().filter(|(key, _)| key.job_id == job_id);
         of_job.any(|(_, stored)| {
@@ -86,8 +86,8 @@ impl Records {
         self.last_failure
     }
 
-    /// When the store last failed around a take-over by another replica, which then did not read
-    /// what the one before it knew.
+    /// When the store last failed around a take-over by another replica. That replica then did not
+    /// read what the previous one knew.
     pub fn unrecorded_at(&self) -> Option<Instant> {
         self.unrecorded_at
     }
@@ -113,7 +113,7 @@ impl Records {
         self.take_overs
     }
 
-    /// For how long another process has had the jobs.
+    /// How long another process has had the jobs.
     pub fn displaced_for(&self, life: &Arc<Life>) -> Option<Duration> {
         self.holder
             .as_ref()
@@ -195,7 +195,7 @@ pub struct SimulatedStore {
     pub life: Arc<Life>,
 }
 
-/// What an operation does with the records.
+/// How an operation uses the records.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Looks,
@@ -219,8 +219,8 @@ impl SimulatedStore {
             sleep_until(end.min(Instant::now() + GIVES_UP_AFTER)).await;
             self.life.goes_on().await;
             if Instant::now() < end {
-                // A server that was frozen reads what was sent to it meanwhile, before it answers
-                // anybody; a file that was locked gets nothing.
+                // A server that was frozen first processes the requests that it received meanwhile.
+                // A locked file receives nothing.
                 if self.world.coin() {
                     change(&mut self.world.lock().records);
                 }
@@ -242,7 +242,8 @@ impl SimulatedStore {
         Ok(done)
     }
 
-    /// The same for a change that a displaced replica makes only if it is certain.
+    /// Like [`SimulatedStore::apply`], for a change that a displaced replica makes only if it is a
+    /// fact.
     async fn apply_fenced<T>(
         &self,
         what: &'static str,
@@ -272,7 +273,8 @@ impl SimulatedStore {
         self.apply_fenced("note", Access::Records, opening, is_certain, note).await
     }
 
-    /// What a daemon does that takes an outcome for recorded when it is only on its way.
+    /// The defect of a daemon that treats an outcome as recorded while its write is still in
+    /// progress.
     fn record_without_waiting(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) {
         let store = SimulatedStore { world: self.world.clone(), life: self.life.clone() };
         tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! The state outside the daemon, which outlives it; the one source of chance; and the verdict.
+//! The state outside the daemon, which outlives it; the only source of random numbers; and the
+//! verdict.
 
 use std::{
     fmt,
@@ -30,7 +31,7 @@ impl fmt::Display for Broken {
     }
 }
 
-/// The world as everybody in it sees it.
+/// The world, as all its parts share it.
 #[derive(Clone)]
 pub struct Shared(Arc<Inner>);
 
@@ -45,21 +46,21 @@ pub struct World {
     chance: SmallRng,
     healed: bool,
     broken: Option<Broken>,
-    /// What happened and when, if somebody wants to know.
+    /// What happened and when, if the run records it.
     pub trace: Option<Vec<String>>,
     pub broker: Broker,
     pub api: Api,
     pub records: Records,
     /// When a process last failed.
     last_process_failure: Option<Instant>,
-    /// When a delivery was last taken from somebody who works on: what has no record may happen
-    /// again.
+    /// When a delivery was last taken from a process that continues to work. Jobs without a record
+    /// may then be sent again.
     pub last_interruption: Option<Instant>,
     /// Crashes, lost connections and partitions.
     pub interruptions: u32,
 }
 
-/// One process from its start to its end. What it does after a crash does not happen.
+/// One process from its start to its end. After a crash it does nothing more.
 pub struct Life {
     pub replica: usize,
     alive: AtomicBool,
@@ -74,7 +75,7 @@ impl Life {
         self.alive.store(false, Ordering::Relaxed);
     }
 
-    /// Never returns to a process that is dead.
+    /// Never returns if the process is dead.
     pub async fn goes_on(&self) {
         if !self.alive.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
@@ -87,8 +88,8 @@ impl World {
         self.healed
     }
 
-    /// When a process last failed, or the jobs went to another replica while the store failed: the
-    /// outcomes that were not recorded then are lost, and their calls are repeated.
+    /// When a process last failed, or the jobs went to another replica while the store failed.
+    /// Outcomes that were not recorded by then are lost, and their calls are repeated.
     pub fn last_failure(&self) -> Option<Instant> {
         self.last_process_failure.max(self.records.unrecorded_at())
     }
@@ -146,7 +147,7 @@ impl Shared {
         Duration::from_micros(self.lock().chance.random_range(0..micros))
     }
 
-    /// What a round trip to the broker or the store takes.
+    /// Waits for a round trip to the broker or the store.
     pub async fn round_trip(&self) {
         let slowest = Duration::from_millis(2)
             + Duration::from_millis(400).mul_f64(self.scenario().faults.slowness);
@@ -192,7 +193,8 @@ impl Shared {
         world.last_interruption = Some(Instant::now());
     }
 
-    /// The store did not answer, or said no. A job without an id cannot be parked meanwhile.
+    /// Records that the store did not answer, or refused. A job without an id cannot be parked
+    /// meanwhile.
     pub fn store_failed(&self) {
         self.lock().records.failed();
         self.interrupted();

@@ -1,4 +1,4 @@
-//! What every state store keeps, the same sentences for each.
+//! The promises of every state store, the same for each.
 
 mod redis;
 
@@ -27,7 +27,7 @@ fn answered(result: &str) -> Completion {
     Completion { result: result.to_owned(), owes_result: false }
 }
 
-/// Where records are, whoever opens them.
+/// Where the records are. Several stores can open one place.
 enum Place {
     File(TempDir),
     Server(Redis),
@@ -118,7 +118,7 @@ fn ended(attempts: u32) -> BatchProgress {
     )
 }
 
-/// The batches that are recorded, in order.
+/// The recorded batches, in order.
 async fn batches(store: &dyn Store, opening: &Arc<Opening>) -> Vec<(u32, BatchProgress)> {
     let mut batches = store.open(opening.clone()).await.unwrap().batches;
     batches.sort_by_key(|(batch, _)| *batch);
@@ -183,7 +183,7 @@ async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
         store.note(other.clone(), batch, progress).await.unwrap();
     }
     let parts = vec![(0, ended(1)), (1, ended(1)), (10, progress(1, BatchState::Open))];
-    // A repetition after an answer that was lost changes nothing.
+    // A repetition after a lost answer changes nothing.
     for _ in 0..2 {
         store.split_again(split(&job), parts.clone()).await.unwrap();
     }
@@ -226,7 +226,7 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
         store.note(job.clone(), batch, ended(1)).await.unwrap();
     }
     assert_eq!(batches(&*store, &job).await, [(1, progress(1, BatchState::Open))]);
-    // Of the same size, and cut at other borders.
+    // Batches of the same size, but with other borders.
     let other =
         Opening { head: Head { within: Some(499), ..split(&job).head.clone() }, ..(*job).clone() };
     let other = Arc::new(other);
@@ -346,7 +346,7 @@ async fn a_write_to_a_record_that_is_lost_makes_it_again(place: Place) {
 async fn two_processes_see_what_the_other_wrote(place: Place) {
     let (one, other) = tokio::join!(async { place.store(LONG) }, async { place.store(LONG) });
     let job = opening("job", 0);
-    // Both make what is missing at the same time.
+    // Both create the missing record at the same time.
     let (first, second) = tokio::join!(one.open(job.clone()), other.open(job.clone()));
     assert_eq!(first.unwrap().head, second.unwrap().head);
     one.note(job.clone(), 0, ended(1)).await.unwrap();

@@ -1,4 +1,4 @@
-//! What becomes of a Redis that is away, has lost its data, or refuses.
+//! A Redis that is away, has lost its data, or refuses.
 
 use std::{
     io::Write,
@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::{LONG, batches, ended, opening};
 use crate::support::{eventually, redis::Redis};
 
-/// The longest that an operation may take, and a second for a busy machine.
+/// The longest that an operation may take, plus a second for a busy machine.
 const BOUND: Duration = Duration::from_secs(9);
 
 fn store(url: &str) -> RedisStore {
@@ -32,7 +32,7 @@ async fn refusal(store: &RedisStore) -> String {
     refused.to_string()
 }
 
-/// What is logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -67,7 +67,7 @@ async fn records_survive_a_crash_of_the_server_and_the_store_finds_it_again() {
     store.note(job.clone(), 0, ended(1)).await.unwrap();
 
     server.kill().await;
-    // The first that finds the connection broken is told just that.
+    // The first operation only finds the connection broken.
     store.probe().await.unwrap_err();
     let told = refusal(&store).await;
     assert!(

@@ -1,5 +1,4 @@
-//! RabbitMQ nodes that the tests start themselves, on free loopback ports, with data that is thrown
-//! away.
+//! RabbitMQ nodes that the tests start themselves, on free loopback ports, with temporary data.
 
 use std::{
     net::SocketAddr,
@@ -10,15 +9,15 @@ use std::{
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-/// A node. Stopped and removed when dropped.
+/// A node. It is stopped and removed when dropped.
 pub struct Broker {
     directory: TempDir,
     url: String,
 }
 
 impl Broker {
-    /// The node that tests share which leave it as it is. It ends with the test process, whatever
-    /// ends that.
+    /// The node that tests share if they do not change it. It ends with the test process, even
+    /// after a crash.
     pub async fn shared() -> &'static Broker {
         static SHARED: OnceCell<Broker> = OnceCell::const_new();
         SHARED.get_or_init(|| Broker::boot("")).await
@@ -52,7 +51,7 @@ impl Broker {
             .expect("an address")
     }
 
-    /// Ends the node as a crash does.
+    /// Kills the node, like a crash.
     pub async fn kill(&self) {
         self.node("kill").await;
     }
@@ -97,7 +96,8 @@ fn run_node(directory: &Path, action: &str, arguments: &[String], configuration:
         .args(arguments)
         .env_remove("GROUPCAST__BROKER__URL")
         .env("RABBITMQ_EXTRA_CONF", configuration)
-        // Statics are not dropped; the node goes when this process does, whatever ends it.
+        // Rust does not drop statics. The script ends the node when this process ends, even after a
+        // crash.
         .env("RABBITMQ_OWNER", std::process::id().to_string())
         .stdin(Stdio::null())
         .output()

@@ -1,4 +1,5 @@
-//! A real browser: Debian's Chromium without a window, led by its driver. Both end with the value.
+//! A real browser: Debian's Chromium without a window, controlled by its driver. Both end when this
+//! is dropped.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -93,7 +94,7 @@ impl Browser {
         self.page.execute(script, vec![]).await.expect("the script runs")
     }
 
-    /// Keeps a picture of the whole page.
+    /// Saves a screenshot of the whole page.
     pub async fn picture(&self, file: &Path) {
         let height = self
             .evaluate("return document.documentElement.scrollHeight")

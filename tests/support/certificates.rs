@@ -1,4 +1,4 @@
-//! Certificates of an authority that the tests make up.
+//! Certificates of an authority that the tests create.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,8 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// PEM files: the authority's certificate, and one with its key for the server and for a client.
+/// PEM files: the authority's certificate, and certificates with keys for the server and for a
+/// client.
 pub struct Certificates(TempDir);
 
 /// Whether the server's certificate is still valid.
@@ -23,7 +24,7 @@ impl Certificates {
         Certificates::of_server(&["localhost", "127.0.0.1"], Validity::Now)
     }
 
-    /// The same with a server's certificate for these names alone.
+    /// Like [`Certificates::make`], with a server certificate for these names only.
     pub fn of_server(names: &[&str], validity: Validity) -> Certificates {
         let folder = tempfile::Builder::new()
             .prefix("groupcast-certificates-")
@@ -63,7 +64,7 @@ impl Certificates {
         self.0.path()
     }
 
-    /// The keys of a configuration that name them.
+    /// The settings of a configuration that use these files.
     pub fn keys(&self) -> String {
         let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"]
             .map(|name| self.file(name).display().to_string());
@@ -73,7 +74,7 @@ impl Certificates {
 
 fn params(names: Vec<String>, common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::new(names).expect("parameters");
-    // One whose name is its authority's would be taken for one that signs itself.
+    // Names must differ: a certificate with its authority's name would count as self-signed.
     params.distinguished_name.push(DnType::CommonName, common_name);
     params
 }

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::eventually;
 
-/// A running daemon. Killed when dropped.
+/// A running daemon. It is killed when dropped.
 pub struct Daemon {
     child: Child,
     directory: TempDir,
@@ -27,7 +27,7 @@ impl Daemon {
         Daemon::spawn_with(configuration, &[])
     }
 
-    /// The same with environment variables of its own.
+    /// Like [`Daemon::spawn`], with additional environment variables.
     pub fn spawn_with(configuration: &str, variables: &[(&str, &str)]) -> Daemon {
         let directory = folder_with(configuration);
         let mut command = binary();
@@ -42,13 +42,12 @@ impl Daemon {
         daemon
     }
 
-    /// The same in a world where files cannot grow beyond so many KiB, which is a full disk to the
-    /// daemon.
+    /// Like [`Daemon::spawn`], but files cannot grow beyond so many KiB. For the daemon this is a
+    /// full disk.
     pub fn spawn_with_files_up_to(kibibytes: usize, configuration: &str) -> Daemon {
         let directory = folder_with(configuration);
         let mut shell = Command::new("bash");
-        // Without its default action the signal of a file that is too long is an error of the
-        // write.
+        // With the signal ignored, a write beyond the limit returns an error.
         let script = format!(
             "trap '' XFSZ; ulimit -S -f {kibibytes}; exec {} run",
             env!("CARGO_BIN_EXE_groupcast")
@@ -57,8 +56,8 @@ impl Daemon {
         Daemon { child: spawn_command(shell, &directory), directory }
     }
 
-    /// The same with a pipe as standard error, which nobody reads until it is
-    /// [taken](Daemon::standard_error).
+    /// Like [`Daemon::spawn`], with a pipe as standard error. The test reads nothing from it until
+    /// it takes it with [`Daemon::standard_error`].
     pub fn spawn_unread(configuration: &str) -> Daemon {
         let directory = folder_with(configuration);
         let mut command = binary();
@@ -74,7 +73,7 @@ impl Daemon {
         self.child.stderr.take().expect("it is a pipe that nobody has taken")
     }
 
-    /// Starts it again in the same place and does not wait for it.
+    /// Starts the daemon again in the same folder, and does not wait for it.
     pub fn spawn_again(&mut self) {
         self.child = spawn_command(binary(), &self.directory);
     }
@@ -83,7 +82,7 @@ impl Daemon {
         self.child.id().expect("the daemon runs")
     }
 
-    /// Starts it again in the same place after it ended.
+    /// Starts the daemon again in the same folder after it ended.
     pub async fn start_again(&mut self) {
         let before = self.times_logged("consuming");
         self.spawn_again();
@@ -96,12 +95,12 @@ impl Daemon {
             .expect("a configuration file");
     }
 
-    /// A file in the folder that it runs in.
+    /// The path of a file in the daemon's folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Waits until the log tells of the given number of subscriptions.
+    /// Waits until the log reports the given number of subscriptions.
     pub async fn until_consuming(&self, times: usize) {
         eventually("the daemon to consume", async || {
             (self.times_logged("consuming") >= times).then_some(())
@@ -125,7 +124,7 @@ impl Daemon {
         self.file("log")
     }
 
-    /// Where it listens for HTTP.
+    /// The address of the daemon's HTTP server.
     pub fn address(&self) -> String {
         let log = self.log();
         let told = log
@@ -137,7 +136,7 @@ impl Daemon {
         address.expect("an address").to_owned()
     }
 
-    /// Asks its own HTTP listener: the status and the body.
+    /// Asks the daemon's HTTP server. Returns the status and the body.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let answer =
             reqwest::get(format!("http://{}{path}", self.address())).await.expect("an answer");
@@ -153,13 +152,13 @@ impl Daemon {
         assert!(sent.success());
     }
 
-    /// Asks it to stop, and says how it ended.
+    /// Asks the daemon to stop. Returns its exit status.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.ended().await
     }
 
-    /// How it ended after it was asked to.
+    /// Waits until the daemon has stopped. Returns its exit status.
     pub async fn ended(&mut self) -> ExitStatus {
         timeout(Duration::from_secs(30), self.child.wait())
             .await
@@ -167,7 +166,7 @@ impl Daemon {
             .expect("it can be waited for")
     }
 
-    /// Ends it as a crash does.
+    /// Kills the daemon, like a crash.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("it can be killed");
     }
@@ -210,7 +209,7 @@ fn quotes_a_job(line: &str) -> bool {
         .any(|word| word == "hello" || is_recipient(word))
 }
 
-/// Set by whoever looks through what the tests log at another level.
+/// Set by a developer who wants to check the log at another level.
 #[expect(clippy::disallowed_methods, reason = "the tests read no configuration")]
 fn log_filter() -> Option<String> {
     std::env::var("GROUPCAST_TEST_LOG").ok()

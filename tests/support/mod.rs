@@ -1,5 +1,5 @@
-//! What the tests stand on: a real broker of their own, the real daemon, a producer, a network that
-//! fails, and waiting on conditions.
+//! The tools of the tests: a real broker, the real daemon, a producer, a network that fails, and
+//! waiting on conditions.
 
 pub mod broker;
 pub mod browser;
@@ -18,11 +18,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Longer than anything that works takes on a busy machine; a condition that is not met by then
-/// never will be.
+/// Longer than any working operation takes on a busy machine. A condition that is not met by then
+/// has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` gives a value. Says what it waited for if that does not happen.
+/// Waits until `condition` returns a value. Panics with `what` if it never does.
 pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -34,15 +34,15 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
     }
 }
 
-/// The limit, and a few more: on a machine that also runs the broker, the API and the tests, a call
-/// may be held up on its way by longer than the 5 ms that the pacer leaves for it, and share a
-/// second with one too many. Where calls leave, the limit holds exactly: a unit test of the pacer
-/// and the daemon's own count say so.
+/// The limit, and a few more. The machine also runs the broker, the API and the tests. A call may
+/// be delayed by more than the 5 ms that the pacer reserves. It then arrives in a second with one
+/// call too many. Where calls leave, the limit holds exactly: a unit test of the pacer and the
+/// daemon's own count check that.
 pub const fn most_arrivals_in_1s(calls_per_second: usize) -> usize {
     calls_per_second + 4 + calls_per_second / 50
 }
 
-/// Tests that measure speed have the machine for themselves.
+/// Lets a test that measures speed run alone.
 static MACHINE: RwLock<()> = RwLock::const_new(());
 
 pub async fn alone() -> RwLockWriteGuard<'static, ()> {

@@ -1,4 +1,4 @@
-//! A producer: publishes jobs and reads what comes back.
+//! A producer: publishes jobs and receives results.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::eventually;
 pub struct Producer {
     connection: Connection,
     channel: Channel,
-    /// Where its results go.
+    /// The queue for its results.
     pub reply_queue: String,
     replies: Consumer,
 }
@@ -32,7 +32,7 @@ impl Producer {
             .expect("the broker takes producers");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        // Durable and not exclusive, so that it outlives a broker that is killed.
+        // Durable and not exclusive, so that the queue survives a killed broker.
         let reply_queue = format!("replies-{}", uuid::Uuid::new_v4());
         let durable = QueueDeclareOptions { durable: true, ..Default::default() };
         channel
@@ -83,7 +83,7 @@ impl Producer {
         reply
     }
 
-    /// Whether no result comes for a while.
+    /// Whether no result comes within 500 ms.
     pub async fn hears_nothing(&mut self) -> bool {
         timeout(Duration::from_millis(500), self.replies.next()).await.is_err()
     }

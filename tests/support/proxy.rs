@@ -1,5 +1,5 @@
-//! A network between two parties that can fail: it forwards TCP connections until it is told to cut
-//! or to swallow them.
+//! A network between two programs that can fail. It forwards TCP connections until a test cuts or
+//! freezes them.
 
 use std::{
     io,
@@ -20,11 +20,11 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-/// What the proxy takes from one side before the other has it. Whoever sends more waits, as with
-/// TCP itself.
+/// How many bytes the proxy takes from one side before the other side has them. A faster sender
+/// waits, as with TCP itself.
 const HELD_BYTES: usize = 8 * 1024;
 
-/// Forwards to one target. Ends, with all of its connections, when dropped.
+/// Forwards to one target. Ends, with all its connections, when dropped.
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
@@ -34,8 +34,8 @@ pub struct Proxy {
 #[derive(Clone, Copy)]
 struct Network {
     condition: Condition,
-    /// A connection that saw fewer than this is reset, even if the network has healed in the
-    /// meantime.
+    /// The number of cuts so far. A connection that began at a lower number is reset, even if the
+    /// network works again by then.
     cuts: usize,
 }
 
@@ -47,7 +47,7 @@ enum Condition {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port. The target need not be there yet.
+    /// Listens on a free loopback port. The target need not exist yet.
     pub fn start(target: SocketAddr) -> Proxy {
         Proxy::start_at(Ipv4Addr::LOCALHOST.into(), target)
     }
@@ -66,7 +66,7 @@ impl Proxy {
         self.address
     }
 
-    /// The same broker by way of this proxy.
+    /// The URL of the same broker through this proxy.
     pub fn amqp_url(&self, broker_url: &str) -> String {
         let mut url = Url::parse(broker_url).expect("a broker's URL");
         url.set_ip_host(self.address.ip()).expect("a URL with a host");
@@ -74,20 +74,20 @@ impl Proxy {
         url.into()
     }
 
-    /// Resets all connections, and each new one at once, until [healed](Proxy::heal).
+    /// Resets all connections, and each new one, until [`Proxy::heal`].
     pub fn cut(&self) {
         self.network.send_modify(|network| {
             *network = Network { condition: Condition::Cut, cuts: network.cuts + 1 }
         });
     }
 
-    /// Swallows: connections stay open and new ones can be made, but nothing gets through, not even
-    /// an end, until [healed](Proxy::heal).
+    /// Freezes the network until [`Proxy::heal`]. Connections stay open and new ones can be made,
+    /// but nothing passes, not even the end of a connection.
     pub fn freeze(&self) {
         self.network.send_modify(|network| network.condition = Condition::Frozen);
     }
 
-    /// Works again. What was held back by a freeze arrives late, as TCP would deliver it.
+    /// The network works again. Data that a freeze held back arrives late, as TCP would deliver it.
     pub fn heal(&self) {
         self.network.send_modify(|network| network.condition = Condition::Works);
     }
@@ -99,8 +99,8 @@ async fn accept(listener: TcpListener, target: SocketAddr, network: watch::Recei
         select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                // Closing with a linger of zero sends RST in place of FIN. Only an end that both
-                // sides agree on is a FIN.
+                // Closing with a linger of zero sends RST in place of FIN. A FIN is sent only if
+                // both sides have closed the connection.
                 client.set_zero_linger().expect("a socket that can be reset");
                 let now = *network.borrow();
                 match now.condition {
@@ -115,8 +115,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, network: watch::Recei
     }
 }
 
-/// One connection from its first byte to its end: either both sides have closed it, or both are
-/// reset.
+/// Handles one connection until both sides have closed it, or both are reset.
 async fn connect(
     mut client: TcpStream,
     target: SocketAddr,
@@ -133,7 +132,7 @@ async fn connect(
         SockRef::from(&client).set_linger(None)?;
         SockRef::from(&server).set_linger(None)
     };
-    // A failure on one side is the other's to see: it is reset as well.
+    // After a failure on one side, the other side is reset too.
     select! {
         biased;
         _ = network.wait_for(|now| now.cuts > cuts) => {}
@@ -144,8 +143,8 @@ async fn connect(
 async fn dial(target: SocketAddr, mut network: watch::Receiver<Network>) -> io::Result<TcpStream> {
     until(Condition::Works, &mut network).await?;
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Before it connects: a cut may come when the target has the connection and this side has yet
-    // to hear of it.
+    // Set before the connection is made: a cut may come when the target has the connection and this
+    // side does not know it yet.
     socket.set_zero_linger()?;
     socket.connect(target).await
 }
@@ -158,7 +157,7 @@ async fn forward(
     let mut buffer = vec![0; HELD_BYTES];
     loop {
         let read = from.read(&mut buffer).await;
-        // Before looking at what was read: a frozen network tells of no end and no failure either.
+        // Waits before it looks at the data: a frozen network shows neither an end nor a failure.
         until(Condition::Works, &mut network).await?;
         let mut held = &buffer[..read?];
         if held.is_empty() {
@@ -218,7 +217,7 @@ mod tests {
     async fn is_refused(proxy: &Proxy) -> bool {
         match TcpStream::connect(proxy.address()).await {
             Ok(mut stream) => is_reset(&mut stream).await,
-            // The reset was faster than the runtime.
+            // The reset came before `connect` returned.
             Err(error) => error.kind() == ErrorKind::ConnectionReset,
         }
     }

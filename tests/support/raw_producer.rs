@@ -1,5 +1,5 @@
-//! A producer that publishes any bytes as properties: what other languages' clients can send and
-//! ours cannot.
+//! A producer that publishes any bytes as properties. Clients in other languages can send such
+//! messages; the AMQP library of this project cannot.
 
 use std::io;
 
@@ -12,22 +12,22 @@ use url::Url;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
-/// Largest frame that RabbitMQ takes by default.
+/// The largest frame that RabbitMQ takes by default.
 pub const FRAME_MAX: usize = 131_072;
 
 pub struct RawProducer(TcpStream);
 
-/// A short string: at most 255 bytes, of any kind.
+/// A short string: at most 255 bytes, which need not be UTF-8.
 pub fn short(text: &[u8]) -> Vec<u8> {
     [&[u8::try_from(text.len()).expect("a short string")], text].concat()
 }
 
-/// A long string, or what else has its length before it.
+/// A long string, or another value that begins with its length.
 pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
 
-/// The properties of a message: which they are, and their bytes in the order of the protocol.
+/// The properties of a message: their flags, and their bytes in the order of the protocol.
 #[derive(Clone, Debug, Default)]
 pub struct RawProperties {
     flags: u16,
@@ -35,9 +35,9 @@ pub struct RawProperties {
 }
 
 impl RawProperties {
-    /// Adds one. `bit` counts from the highest flag: 0 `content_type`, 1 `content_encoding`, 2
-    /// `headers`, 3 `delivery_mode`, 5 `correlation_id`, 6 `reply_to`, 8 `message_id`, 10 `type`,
-    /// 12 `app_id`. To be called in this order.
+    /// Adds a property. `bit` counts from the highest flag: 0 `content_type`, 1 `content_encoding`,
+    /// 2 `headers`, 3 `delivery_mode`, 5 `correlation_id`, 6 `reply_to`, 8 `message_id`, 10 `type`,
+    /// 12 `app_id`. Calls must follow this order.
     pub fn with(mut self, bit: u16, bytes: Vec<u8>) -> Self {
         let flag: u16 = 0x8000 >> bit;
         assert!(
@@ -101,7 +101,8 @@ impl RawProducer {
         self.0.write_all(&[&head, payload, &[0xce]].concat()).await.expect("written");
     }
 
-    /// The arguments of the next such method. Panics with what the broker said instead.
+    /// Waits for the next such method, and returns its arguments. Panics with the broker's words if
+    /// the broker closes the channel or the connection.
     async fn until_method(&mut self, class: u8, method: u8) -> Vec<u8> {
         loop {
             let (kind, payload) = self.read_frame().await.expect("the broker answers");

@@ -1,5 +1,4 @@
-//! Redis servers that the tests start themselves, on free loopback ports, with data that are thrown
-//! away.
+//! Redis servers that the tests start themselves, on free loopback ports, with temporary data.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A server. Stopped and removed when dropped.
+/// A server. It is stopped and removed when dropped.
 pub struct Redis {
     directory: TempDir,
     configuration: String,
@@ -32,7 +31,7 @@ impl Redis {
         &self.url
     }
 
-    /// Ends the server as a crash does.
+    /// Kills the server, like a crash.
     pub async fn kill(&self) {
         self.server("kill").await;
     }
@@ -42,7 +41,7 @@ impl Redis {
         self.server("start").await;
     }
 
-    /// Starts the server again as one that has never kept anything.
+    /// Starts the server again without its data.
     pub async fn restart_empty(&self) {
         self.kill().await;
         std::fs::remove_dir_all(self.directory.path().join("redis/data"))
@@ -50,7 +49,7 @@ impl Redis {
         self.restart().await;
     }
 
-    /// `STOP` freezes the server, `CONT` has it go on.
+    /// `STOP` freezes the server, `CONT` lets it continue.
     pub fn signal(&self, name: &str) {
         let process = std::fs::read_to_string(self.directory.path().join("redis/server.process"))
             .expect("the server's process");
@@ -77,7 +76,8 @@ fn run_server(directory: &Path, action: &str, configuration: &str) -> String {
         .arg(action)
         .arg(directory)
         .env("REDIS_EXTRA_CONF", configuration)
-        // Statics are not dropped; the server goes when this process does, whatever ends it.
+        // Rust does not drop statics. The script ends the server when this process ends, even after
+        // a crash.
         .env("REDIS_OWNER", std::process::id().to_string())
         .stdin(Stdio::null())
         .output()

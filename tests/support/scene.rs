@@ -1,4 +1,4 @@
-//! A broker, a sandbox, a daemon with one app of its own, and a producer.
+//! A broker, a sandbox, a daemon with its own app, and a producer.
 
 use groupcast::{
     sandbox::{PUBLIC_KEY, Sandbox, Settings, SettingsPatch},
@@ -16,18 +16,18 @@ pub struct Scene {
     pub sandbox: Sandbox,
     pub daemon: Daemon,
     pub producer: Producer,
-    /// Keeps tests away that measure speed.
+    /// Keeps tests that measure speed from running.
     #[expect(dead_code, reason = "held, not read")]
     machine: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Scene {
-    /// Everything running, on the shared broker.
+    /// Starts everything, on the shared broker.
     pub async fn start() -> Scene {
         Scene::with("").await
     }
 
-    /// The same with lines added to the app's configuration.
+    /// Like [`Scene::start`], with lines added to the app's configuration.
     pub async fn with(app_lines: &str) -> Scene {
         Scene::on(Broker::shared().await, app_lines).await
     }
@@ -50,7 +50,7 @@ impl Scene {
         Scene { app, configuration, sandbox, daemon, producer, machine: None }
     }
 
-    /// Of parts that are running already.
+    /// A scene of parts that already run.
     pub async fn of(
         app: String,
         configuration: String,
@@ -87,7 +87,7 @@ impl Scene {
         format!("groupcast.{}.{name}", self.app)
     }
 
-    /// Everybody whom the sandbox notified in a group, in order of arrival; with repetitions.
+    /// The recipients that the sandbox notified in a group, in order of arrival, with repetitions.
     pub fn notified(&self, group: &str) -> Vec<String> {
         self.sandbox
             .received(Some(group))
@@ -98,12 +98,12 @@ impl Scene {
     }
 }
 
-/// An app of its own for each test, and with it queues of its own on the shared broker.
+/// A new app name for each test, so that each test has its own queues on the shared broker.
 pub fn unique_app() -> String {
     format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
 }
 
-/// A sandbox with the API's own limits, which answers at once.
+/// A sandbox with the API's own limits and no latency.
 pub async fn sandbox() -> Sandbox {
     let settings = Settings {
         listen: "127.0.0.1:0".parse().expect("an address"),
@@ -113,7 +113,7 @@ pub async fn sandbox() -> Sandbox {
     Sandbox::start(settings).await.expect("a free port")
 }
 
-/// A configuration with one app. Delays are short, so that retries take no minute.
+/// A configuration with one app. Its delays are short, so that retries do not take minutes.
 pub fn configuration(broker_url: &str, app: &str, endpoint: &str, app_lines: &str) -> String {
     format!(
         "[broker]\nurl = \"{broker_url}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
@@ -129,7 +129,7 @@ pub fn settings(change: Value) -> SettingsPatch {
     serde_json::from_value(change).expect("settings of a sandbox")
 }
 
-/// A job for recipients `user-0` and on.
+/// A job for the recipients `user-0`, `user-1` and so on.
 pub fn job(group: &str, recipients: usize) -> Value {
     json!({ "GroupId": group, "Content": "hello", "ToMembers_Account": users(recipients) })
 }

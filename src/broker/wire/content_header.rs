@@ -9,15 +9,15 @@ use std::fmt::Write;
 
 use crate::job::{ALTERED_HEADER, UNREADABLE_HEADER};
 
-/// Headers may be nested so deep. Clients write one or two levels.
+/// How deep headers may be nested. Clients write one or two levels.
 const MAX_DEPTH: usize = 16;
-/// How much of an unreadable value is shown, in bytes.
+/// How many bytes of an unreadable value are shown.
 const MAX_SHOWN: usize = 32;
-/// How long the account of what is missing may be, in bytes.
+/// The largest size of the text that says what is missing, in bytes.
 const MAX_ACCOUNT: usize = 2000;
-/// Of headers, so many are named: the other properties are named in any case.
+/// At most so many headers are named. Other properties are always named.
 const MAX_HEADERS_NAMED: usize = 3;
-/// Headers that the broker adds: its own account, without which a job stays the same job.
+/// Headers that the broker adds. The job does not depend on them.
 const BROKERS_HEADERS: [&[u8]; 4] =
     [b"x-death", b"x-first-death-", b"x-last-death-", b"x-delivery-count"];
 /// Class, weight and body size come before the property flags.
@@ -49,8 +49,8 @@ const PROPERTIES: [(&str, Kind); 14] = [
 ];
 const HEADERS: usize = 2;
 
-/// The payload of a content header frame with only what the library can read, in at most
-/// `max_bytes`; `None` if the payload can stay as it is.
+/// Returns the payload of a content header frame with only what the library can read, in at most
+/// `max_bytes`. `None` if the payload can stay as it is.
 pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     let mut message = Message::read(payload)?;
     if payload.len() <= max_bytes && message.problems.is_empty() {
@@ -80,7 +80,8 @@ type Header<'a> = (&'a [u8], &'a [u8]);
 
 struct Message<'a> {
     fixed: &'a [u8],
-    /// The encoded properties but for the headers; `None` for one that is absent or unreadable.
+    /// The encoded properties without the headers. `None` for a property that is absent or
+    /// unreadable.
     properties: [Option<&'a [u8]>; PROPERTIES.len()],
     headers: Vec<Header<'a>>,
     problems: Vec<String>,
@@ -210,7 +211,7 @@ impl<'a> Message<'a> {
         written
     }
 
-    /// What is missing, in bounded length.
+    /// Says what is missing, in at most [`MAX_ACCOUNT`] bytes.
     fn account(&self) -> String {
         let mut account = self.problems.join("; ");
         account.truncate(account.floor_char_boundary(MAX_ACCOUNT));
@@ -222,7 +223,7 @@ fn name(name: &str) -> impl Iterator<Item = u8> {
     std::iter::once(name.len() as u8).chain(name.bytes())
 }
 
-/// What is left to read.
+/// The bytes that are not read yet.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -242,7 +243,7 @@ impl<'a> Input<'a> {
         self.take(length as usize)
     }
 
-    /// The next value, without a look at what is nested in it.
+    /// Reads the next value. Does not check nested values.
     fn value(&mut self) -> Result<Value<'a>, String> {
         let early = || "its value ends early".to_owned();
         let kind = self.take(1).ok_or_else(early)?[0];
@@ -269,7 +270,7 @@ enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// Whether all that is nested in it can be read.
+    /// Checks that all nested values can be read.
     fn check(self, depth: usize) -> Result<(), String> {
         let (mut input, has_names) = match self {
             Self::Plain => return Ok(()),

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 
 const FRAME: usize = 131_064;
-/// Of the smallest frame that RabbitMQ 4.1 and later allow. All properties but the headers have
-/// less than 4 KiB.
+/// The payload of the smallest frame that RabbitMQ 4.1 and later allow. All properties without the
+/// headers take less than 4 KiB.
 const SMALLEST: usize = 8_184;
 
 fn short(text: &[u8]) -> Vec<u8> {

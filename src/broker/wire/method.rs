@@ -1,4 +1,4 @@
-//! Makes the methods that deliver a message readable: the names in them are the producer's. Pure.
+//! Makes methods that deliver a message readable. The producer chooses the names in them. Pure.
 
 /// Class and method, as the first two 16-bit numbers of a payload.
 const TUNE: [u8; 4] = [0, 10, 0, 30];
@@ -12,8 +12,8 @@ enum Part {
 }
 use Part::{Fixed, ShortString};
 
-/// Puts question marks for what is not UTF-8 in the exchange and the routing key of a delivery.
-/// Nothing here reads them.
+/// Replaces bytes that are not UTF-8 in the exchange and the routing key of a delivery with
+/// question marks. The daemon does not use these names.
 pub fn make_readable(payload: &mut [u8]) {
     let Some((method, mut rest)) = payload.split_first_chunk_mut::<4>() else { return };
     let parts: &[Part] = match *method {
@@ -43,7 +43,7 @@ pub fn make_readable(payload: &mut [u8]) {
     }
 }
 
-/// How large a frame the broker allows, if this method says so.
+/// The largest frame that the broker allows, if this method says so.
 pub fn tuned_frame_max(payload: &[u8]) -> Option<usize> {
     let (method, rest) = payload.split_first_chunk::<4>()?;
     let (_channel_max, rest) = rest.split_first_chunk::<2>()?;

@@ -1,14 +1,15 @@
-//! Reads what the broker sends before the AMQP library does, so that no message's properties can
-//! end a connection.
+//! Reads the broker's frames before the AMQP library does, so that no message's properties can end
+//! a connection.
 //!
 //! ```text
 //! socket (plain or TLS) ▶ Wire ▶ lapin
 //! ```
 //!
 //! A producer can publish a message that the broker delivers and the library cannot read. The
-//! library then closes the connection with all jobs on it, again and again: the message stays first
-//! in its queue. [`Wire`] looks at each frame and makes such a message readable; `accept` rejects
-//! it by name. Message bodies pass untouched and, when they are large, uncopied.
+//! library then closes the connection with all jobs on it. This repeats without end, because the
+//! message stays first in its queue. [`Wire`] checks each frame and makes such a message readable.
+//! `accept` then rejects the job and says why. Message bodies pass unchanged; large ones are not
+//! copied.
 
 mod content_header;
 mod method;
@@ -33,17 +34,17 @@ use tokio::net::TcpStream;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
-/// Type, channel and size come before a frame's payload, an end byte after it.
+/// Type, channel and size come before a frame's payload; an end byte follows it.
 const FRAME_HEAD: usize = 7;
 const FRAME_TAIL: usize = 1;
-/// Until the broker has said how large a frame may be: lapin asks for as much as the broker allows,
-/// which is this by default.
+/// The limit until the broker announces its own. lapin asks for as much as the broker allows, which
+/// is this by default.
 const DEFAULT_FRAME_MAX: usize = 131_072;
 /// A larger method or header frame is an error of the connection. The broker does not split header
 /// frames: an AMQP 1.0 client of RabbitMQ 4.x can make one as large as a message may be, 16 MiB by
 /// default.
 const MAX_READ_WHOLE: usize = 64 * 1024 * 1024;
-/// What the buffer keeps once it is empty.
+/// The capacity that an empty buffer keeps.
 const KEPT_BYTES: usize = 1024 * 1024;
 const READ_AT_ONCE: usize = 64 * 1024;
 
@@ -53,7 +54,7 @@ pub type Transport = AsyncTcpStream<Compat<TcpStream>>;
 /// Tokio, for a library that reads from a [`Wire`].
 pub type WireRuntime = Runtime<RuntimeParts<Tokio, WireReactor>>;
 
-/// To be called within the runtime.
+/// Must be called within the Tokio runtime.
 pub fn runtime() -> WireRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), WireReactor(Tokio::current())))
 }
@@ -63,22 +64,22 @@ pub struct Wire<S> {
     socket: S,
     /// The largest frame that the library takes.
     frame_max: usize,
-    /// What this side asks for, if it does.
+    /// The limit that this side asks for, if it asks for one.
     asked_for: Option<usize>,
-    /// Room for what is read; only the bytes up to `end` are from the socket.
+    /// Space for bytes read. Only the bytes up to `end` come from the socket.
     buffer: Vec<u8>,
-    /// Bytes before this one are handed on.
+    /// Bytes before this one have been passed to the reader.
     start: usize,
-    /// Bytes before this one have been looked at, and may be handed on.
+    /// Bytes before this one have been checked, and may be passed to the reader.
     checked: usize,
     end: usize,
-    /// So many of the next bytes need no look.
+    /// How many of the next bytes need no check.
     passing: usize,
 }
 
 impl<S> Wire<S> {
-    /// `frame_max` is the limit that this side asks for; without one, or with 0, it takes the
-    /// broker's.
+    /// `frame_max` is the limit that this side asks for. With `None` or 0, the broker's limit
+    /// applies.
     pub fn new(socket: S, frame_max: Option<u32>) -> Self {
         let asked_for =
             frame_max.filter(|frame_max| *frame_max > 0).map(|frame_max| frame_max as usize);
@@ -109,7 +110,7 @@ impl<S> Wire<S> {
         }
     }
 
-    /// Looks at what has been read, frame by frame.
+    /// Checks the bytes that have been read, frame by frame.
     fn check(&mut self) -> io::Result<()> {
         loop {
             let passes = self.passing.min(self.end - self.checked);
@@ -137,7 +138,7 @@ impl<S> Wire<S> {
         }
     }
 
-    /// Looks at one whole frame, and replaces its payload if the library could not read it.
+    /// Checks one whole frame, and replaces its payload if the library could not read it.
     fn check_frame(&mut self, kind: u8, size: usize) {
         let begin = self.checked + FRAME_HEAD;
         let payload = &mut self.buffer[begin..begin + size];
@@ -178,8 +179,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 return Poll::Ready(Ok(count));
             }
             if wire.passing > 0 {
-                // All that was read is handed on: the rest of a large body goes straight to the
-                // reader.
+                // The buffer is empty. The rest of a large body goes from the socket straight to
+                // the reader.
                 let most = wire.passing.min(into.len());
                 let count =
                     ready!(Pin::new(&mut wire.socket).poll_read(context, &mut into[..most]))?;
@@ -248,7 +249,7 @@ impl Reactor for WireReactor {
         self.0.interval(duration)
     }
 
-    /// The library never asks for this: [`connection`](super::connection) opens the sockets.
+    /// The library never calls this: [`connection`](super::connection) opens the sockets.
     fn tcp_connect_addr(
         &self,
         address: SocketAddr,
@@ -262,8 +263,9 @@ impl Reactor for WireReactor {
 #[path = "wire_tests.rs"]
 mod tests;
 
-/// What the library reads of a message with these properties and one more header, as it goes over
-/// the wire; `None` if it cannot. `looked_at` is whether the message came through a [`Wire`].
+/// Returns what the library reads of a message with these properties and one more header, as sent
+/// on the wire. `None` if it cannot read the message. `looked_at` says whether the message passes a
+/// [`Wire`].
 #[cfg(test)]
 pub fn as_read(
     properties: &lapin::BasicProperties,

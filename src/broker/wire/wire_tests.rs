@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Hands over a few bytes at a time, as a network does.
+/// Returns a few bytes at a time, as a network does.
 struct Trickle(Cursor<Vec<u8>>, Vec<usize>);
 
 impl AsyncRead for Trickle {

@@ -1,4 +1,4 @@
-//! Jobs without a broker: run from here, or only counted.
+//! Handles jobs without a broker: sends them from here, or only counts their batches and calls.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -76,7 +76,7 @@ fn audience(job: &Job) -> String {
     }
 }
 
-/// Drawn on a terminal only.
+/// A progress bar. It is drawn only on a terminal.
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());

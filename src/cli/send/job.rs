@@ -1,4 +1,4 @@
-//! The job that `send` makes: from options, or from JSON which passes through untouched.
+//! The job that `send` publishes: from options, or from JSON, which passes unchanged.
 
 use std::{io::Read, path::PathBuf};
 
@@ -68,7 +68,7 @@ impl JobArgs {
         Ok(serde_json::to_vec(&job)?)
     }
 
-    /// The recipients named; an empty list would go to everybody, so it is an error.
+    /// The recipients from the options. An empty list would notify every member, so it is an error.
     fn recipients(&self) -> Result<Option<Vec<String>>, Failure> {
         let (option, recipients): (_, Vec<String>) = match (&self.to, &self.to_file) {
             (Some(list), _) => {
@@ -119,8 +119,8 @@ impl JobArgs {
     }
 }
 
-/// The UserIDs of a file with one a line. What is evidently something else is refused: it would be
-/// sent to recipients that do not exist, and the result would still be `sent`.
+/// Reads the UserIDs of a file, one a line. Refuses a line that is clearly not a UserID. Otherwise
+/// the daemon would send to recipients that do not exist, and the result would still be `sent`.
 fn recipients_in(file: &[u8]) -> Result<Vec<String>, String> {
     let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
     let text = std::str::from_utf8(file).map_err(|_| "is not UTF-8")?;
@@ -173,7 +173,7 @@ fn is_heading(line: &str) -> bool {
     HEADINGS.contains(&letters.as_str())
 }
 
-/// Why a text is hardly a UserID, if so.
+/// The reason why a text is probably not a UserID.
 fn check_user_id(text: &str) -> Result<(), &'static str> {
     if text.contains(['[', ']', '{', '}', '"']) {
         return Err(

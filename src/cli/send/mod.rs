@@ -1,5 +1,5 @@
-//! `groupcast send`: makes a job from options or from its JSON and publishes it, runs it without a
-//! broker, or only counts.
+//! `groupcast send`: makes a job from options or from its JSON. Publishes it, sends it without a
+//! broker, or only counts its calls.
 
 mod direct;
 mod job;

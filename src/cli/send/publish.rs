@@ -21,7 +21,7 @@ use crate::{
 };
 
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
-/// After this the user is told why nothing may ever come.
+/// After this time the command explains why no result may come.
 const QUIET_WAIT: Duration = Duration::from_secs(10);
 
 pub async fn only(app: &str, config: &Config, message: Message) -> Result<Verdict, Failure> {
@@ -77,8 +77,8 @@ async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), F
     match bounded("publish the job", async { publishing.await?.await }).await? {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(_)) => Err(format!(
-            "there is no queue {queue}: start `groupcast run`, or declare it with \
-                `groupcast topology`"
+            "there is no queue {queue}: start `groupcast run`, or declare it with `groupcast \
+                topology`"
         )
         .into()),
         Confirmation::Nack(_) | Confirmation::NotRequested => Err("the broker could not take the \

@@ -1,4 +1,4 @@
-//! What may be written, and what it becomes.
+//! The values that a configuration accepts, and what they become.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use super::{CANARY, SMALLEST, load};
 use crate::config::{Config, EmptyRecipients, LogFormat, Region, StateStore};
 
-/// The example of the documentation, which shows every key with its default.
+/// The documentation's example, which shows every key with its default.
 const DOCUMENTED: &str = r#"
 [broker]
 url = "amqp://guest:guest@127.0.0.1:5672/%2f"
@@ -230,7 +230,7 @@ fn an_app_with_a_dash_is_reached_by_a_variable_with_an_underscore() {
     let config = load(&section("my-shop"), &[key]).unwrap();
     assert_eq!(config.apps["my-shop"].secret_key.expose_secret(), "0123");
     assert_eq!(config.apps.len(), 1);
-    // Where the name fits as it is, it means that one.
+    // If an app has exactly this name, the variable means that app.
     let both = format!("{}{}secret_key = \"k\"\n", section("my_shop"), section("my-shop"));
     let config = load(&both, &[key]).unwrap();
     assert_eq!(config.apps["my_shop"].secret_key.expose_secret(), "0123");

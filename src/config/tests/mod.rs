@@ -1,4 +1,4 @@
-//! The configuration as a whole: what is accepted, what is refused and in which words.
+//! The configuration as a whole: what it accepts, what it refuses, and with which message.
 
 mod accepted;
 mod refused;
@@ -18,7 +18,7 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     Config::read(Some(&file), environment).map_err(|error| error.to_string())
 }
 
-/// The smallest configuration with more lines: those before the first section header belong to the
+/// The smallest configuration plus `lines`. Lines before the first section header belong to the
 /// app.
 fn with(lines: &str) -> String {
     format!("{SMALLEST}{lines}\n")

@@ -1,4 +1,4 @@
-//! What is refused, and that the refusal names the place, the mistake and the way out.
+//! What a configuration refuses. Each error names the place, the mistake and the fix.
 
 use super::{SMALLEST, refusal, with};
 

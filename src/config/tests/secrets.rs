@@ -1,4 +1,4 @@
-//! That no secret is ever shown, and that secrets are read from files.
+//! Checks that no secret is ever shown, and that secrets are read from files.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use super::{CANARY, SMALLEST, load, refusal, with};
 use crate::config::{Config, ConfigFile};
 
-/// Everything a person can see of a refusal: its words, its debug form, and its causes.
+/// Everything that a user can see of an error: its message, its debug form and its causes.
 fn shown(text: &str, variables: &[(&str, &str)]) -> String {
     let file = ConfigFile { path: "groupcast.toml".into(), text: text.to_owned() };
     let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
@@ -33,7 +33,7 @@ fn a_configuration_never_shows_a_secret() {
     assert_hidden(&text, &[]);
 }
 
-/// Every value a key of any type may get by mistake, with the secret in it.
+/// Wrong values for keys of every type, each with the secret in it.
 fn mistakes() -> Vec<String> {
     let values = [
         "\"_\"",
@@ -106,7 +106,7 @@ fn a_refusal_never_repeats_a_secret_of_the_file() {
     ];
     for key in keys {
         for value in mistakes() {
-            // A key may be named, so a secret that was written as one is shown.
+            // An error may name a key, so it shows a secret that was written as a key.
             if !value.starts_with('{') || !value.contains(&format!("{CANARY} =")) {
                 assert_hidden(&format!("{key} = {value}\n"), &[]);
                 assert_hidden(&format!("{SMALLEST}{key} = {value}\n"), &[]);

@@ -1,5 +1,5 @@
-//! Whether the data are still the same: a key that is set once and never expires is gone only when
-//! all is.
+//! Detects that Redis has lost its data. A key that is set once and never expires is gone only if
+//! all data are gone.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,14 +16,14 @@ pub struct Birth {
 }
 
 impl Birth {
-    /// Asks for the mark, and makes it if it is missing. A write, even where it is there: it fails
-    /// where writes do. Never the same mark twice, or the one made after a loss could not be told
-    /// from the one before.
+    /// Asks for the mark, and sets it if it is missing. The command is a write even if the mark is
+    /// there, so it fails where writes fail. Each mark is unique: otherwise the mark made after a
+    /// loss would equal the one before.
     pub fn ask(&self, pipe: &mut Pipeline) {
         pipe.set_nx(BORN, new_mark()).ignore().get(BORN);
     }
 
-    /// Tells of a mark that is not the one seen before, once.
+    /// Logs once if the mark is not the one seen before.
     pub fn compare(&self, mark: String) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.as_ref().is_some_and(|before| *before != mark) {

@@ -1,10 +1,10 @@
-//! Why Redis did not do it, and what an operator can do about it. Never tells the password.
+//! Explains why Redis refused an operation, and what an operator can do. Never shows the password.
 
 use redis::{ErrorKind, RedisError};
 
 use crate::diagnosis::Diagnosis;
 
-/// Whether something else is where a record should be: the other keys are as good as ever.
+/// Whether a record's key holds another type of value. Other keys are not affected.
 pub fn is_of_one_key(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
         || error.detail().is_some_and(|told| told.contains("WRONGTYPE"))
@@ -14,9 +14,9 @@ pub fn timed_out() -> Diagnosis {
     Diagnosis::new("it timed out", "check the network, and whether the server is overloaded")
 }
 
-/// Redis's words, and the advice.
+/// Redis's message, and the advice.
 pub fn diagnose(error: &RedisError) -> Diagnosis {
-    // A refused transaction has a list of refusals; the first is as good as all.
+    // A refused transaction has a list of refusals. The first is enough.
     let refusals = error.clone().into_server_errors();
     let text = match refusals.as_deref().and_then(<[_]>::first) {
         Some((_, refusal)) => {

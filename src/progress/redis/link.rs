@@ -1,9 +1,9 @@
-//! The connection: made when it is needed, shared by all that is asked at the same time, and given
-//! up with the first error.
+//! The connection to Redis. It is opened when it is needed and shared by all concurrent operations.
+//! The first error closes it.
 //!
-//! The library's own `ConnectionManager` keeps a connection whose errors are not of the network,
-//! and with it a server that has become a replica, or the refusal of a login. This one is made anew
-//! after any.
+//! The library's `ConnectionManager` reconnects only after network errors. It would keep a server
+//! that has become a replica, or one that refuses the login. This module reconnects after any
+//! error.
 
 use std::{
     io,
@@ -27,38 +27,38 @@ use crate::diagnosis::{Cause, Diagnosis, Kind, Server, look_up};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Operations that wait for room on the connection; the next ones wait with their callers.
+/// How many operations may wait for the connection. Further ones wait in their callers.
 const PIPELINE_BUFFER: usize = 512;
 
 type Connecting = Shared<BoxFuture<'static, RedisResult<Connected>>>;
 
-/// A connection to a server that has our scripts.
+/// A connection to a server that has the daemon's scripts.
 #[derive(Clone)]
 struct Connected {
     connection: MultiplexedConnection,
-    /// What the server calls them, in the order of [`Script::ALL`].
+    /// The server's names for the scripts, in the order of [`Script::ALL`].
     names: Arc<Vec<String>>,
 }
 
-/// What TLS needs beside the authorities that this machine trusts, as PEM.
+/// Certificates for TLS, as PEM, in addition to the authorities that this machine trusts.
 #[derive(Default)]
 pub struct Certificates {
-    /// Trusted instead of those.
+    /// These authorities replace the machine's.
     pub ca: Option<Vec<u8>>,
-    /// Our own certificate and its key.
+    /// The daemon's own certificate and its key.
     pub client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 pub struct Link {
     client: Client,
-    /// Host and port: the URL has the password.
+    /// Host and port only: the URL contains the password.
     address: String,
     current: Mutex<Option<Connecting>>,
 }
 
 impl Link {
     pub fn new(url: &str, Certificates { ca, client }: Certificates) -> Result<Self, StoreLost> {
-        // The library's error may quote the URL.
+        // The library's error may quote the URL, so it is dropped.
         let open = || {
             let settings = TcpSettings::default().set_nodelay(true);
             let info = url.into_connection_info()?.set_tcp_settings(settings);
@@ -79,7 +79,7 @@ impl Link {
         Ok(Self { client, address, current: Mutex::default() })
     }
 
-    /// Sends the commands as one, and takes their answer apart.
+    /// Sends the commands as one request, and decodes the answer.
     pub async fn run<T: FromRedisValue>(
         &self,
         operation: &'static str,
@@ -134,7 +134,7 @@ impl Link {
         Diagnosis { what: format!("{}: {}", self.address, diagnosis.what), ..diagnosis }
     }
 
-    /// If that is what the error says.
+    /// The reason why no connection was made, if that is what the error means.
     fn why_not_connected(&self, error: &RedisError) -> Option<Diagnosis> {
         let (host, port) = place_of(self.client.get_connection_info().addr())?;
         let cause = Cause::of(error).filter(|_| !error.is_timeout())?;
@@ -146,14 +146,14 @@ impl Link {
         current.get_or_insert_with(|| connect(self.client.clone()).boxed().shared()).clone()
     }
 
-    /// Unless somebody else has already made a new one.
+    /// Drops the failed connection, unless another operation has already replaced it.
     fn give_up(&self, failed: &Connecting) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.take_if(|current| current.ptr_eq(failed));
     }
 }
 
-/// Host and port, unless it is a socket of this machine.
+/// Host and port, or `None` for a Unix socket.
 fn place_of(address: &ConnectionAddr) -> Option<(&str, u16)> {
     match address {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -169,12 +169,12 @@ async fn connect(client: Client) -> RedisResult<Connected> {
         .set_response_timeout(Some(ANSWER_TIMEOUT))
         .set_pipeline_buffer_size(PIPELINE_BUFFER);
     if let Some((host, port)) = place_of(client.get_connection_info().addr()) {
-        // The library looks the name up again; its error would not say that this was what failed.
+        // The library looks the name up again. Its error would not say that the look-up failed.
         look_up(host, port).await.map_err(io::Error::other)?;
     }
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-    // A server that wants a password refuses any command until then; the library expects no refusal
-    // of a transaction's start.
+    // A server that requires a password refuses any command before the login. The library expects
+    // no refusal at a transaction's start.
     redis::cmd("PING").exec_async(&mut connection).await?;
     let mut load = redis::pipe();
     for script in Script::ALL {

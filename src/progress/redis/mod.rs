@@ -1,10 +1,10 @@
-//! Records in a Redis that replicas share: a hash for each, changed by scripts, so that no reader
-//! sees half of one.
+//! Records in a Redis that replicas share. Each record is a hash. Scripts change it, so no reader
+//! sees half of a change.
 //!
-//! A batch that has ended is in a field that is never overwritten and goes before the field of one
-//! that has not, so writes of two processes may come in any order. A field names how the job was
-//! cut that it counts by; those of another cut than the head's are of no account. The key
-//! `groupcast:born` is as old as the data: when it is gone, so are they.
+//! The field of a batch that has ended is never overwritten, and takes precedence over the field of
+//! an open batch. So the writes of two processes may come in any order. A field's name says to
+//! which cut of the job it belongs. Fields of another cut than the head's are ignored. The key
+//! `groupcast:born` is as old as the data: if it is gone, the data are gone.
 
 mod birth;
 mod fault;
@@ -34,13 +34,13 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Connects with the first operation. Fails if the URL is none.
+    /// Connects with the first operation. Fails if the URL is not valid.
     pub fn new(
         url: &str,
         certificates: Certificates,
         retention: Retention,
     ) -> Result<Self, StoreLost> {
-        // A late write to a record that has ended must not shorten its life.
+        // A late write to a record that has ended must not shorten its retention.
         let under_way = retention.under_way.max(retention.ended);
         Ok(Self {
             link: Link::new(url, certificates)?,
@@ -49,7 +49,7 @@ impl RedisStore {
         })
     }
 
-    /// Runs a script that changes a record, and says whether the writer has been displaced.
+    /// Runs a script that changes a record. Fails if the writer has been displaced.
     async fn change(
         &self,
         operation: &'static str,
@@ -67,7 +67,7 @@ impl RedisStore {
         }
     }
 
-    /// The arguments that every script for a record has, in their order.
+    /// The arguments that every record script takes, in their order.
     fn common_arguments(&self, opening: &Opening, kept_for: Duration) -> [String; 5] {
         let Opening { key, epoch, .. } = opening;
         let (deaths, deaths_kept_for) =
@@ -109,7 +109,7 @@ impl RedisStore {
         let mut deaths = deaths.0;
         deaths.push(0);
         deaths.sort_unstable_by(|one, other| other.cmp(one));
-        // Of those, some may have expired.
+        // Some of these records may have expired.
         for earlier_deaths in deaths {
             key.earlier_deaths = earlier_deaths;
             let fields: (Fields,) =
@@ -238,10 +238,10 @@ impl Store for RedisStore {
     }
 }
 
-/// What a script says of a writer with an older epoch.
+/// A script's answer to a writer with an older epoch.
 const DISPLACED: i64 = 1;
 
-/// The keys that every script for a record has, in their order.
+/// The keys that every record script takes, in their order.
 fn keys_of(key: &Key) -> [String; 3] {
     [records::epoch_key(&key.app), record_key(key), deaths_key(&key.app, &key.job_id)]
 }

@@ -1,5 +1,5 @@
-//! How a record is written as a hash: `head`, `result`, and a field for each batch, which says in
-//! its name whether it ended and how the job was cut.
+//! How a record is written as a hash: `head`, `result`, and a field for each batch. The field's
+//! name says whether the batch has ended and how the job was cut.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,32 +11,33 @@ pub type Fields = HashMap<String, String>;
 const ENDED: &str = "e:";
 const TOUCHED: &str = "t:";
 
-/// The job's id comes last because it may have any characters; an app's name has no colon.
+/// The job's id comes last because it may contain any character. An app's name contains no colon.
 pub fn record_key(key: &Key) -> String {
     format!("groupcast:{}:{}:{}", key.app, key.earlier_deaths, key.job_id)
 }
 
-/// The numbers of earlier deaths that a redriven job has records for.
+/// The key of the set of `earlier_deaths` values for which a redriven job has records.
 pub fn deaths_key(app: &str, job_id: &str) -> String {
     format!("groupcast:{app}:deaths:{job_id}")
 }
 
-/// The newest epoch of an app. No job's record has this name: its number of earlier deaths is one.
+/// The key of an app's newest epoch. It cannot equal a record's key, which has a number at this
+/// place.
 pub fn epoch_key(app: &str) -> String {
     format!("groupcast:{app}:epoch")
 }
 
-/// There while the holder of the newest epoch makes calls.
+/// The key that exists while the holder of the newest epoch makes calls.
 pub fn active_key(app: &str) -> String {
     format!("groupcast:{app}:active")
 }
 
-/// The field of a batch that has ended, in a job that is cut so.
+/// The field of a batch that has ended, in a job with this cut.
 pub fn ended(cut: Cut, batch: u32) -> String {
     format!("{ENDED}{}:{batch}", name_of(cut))
 }
 
-/// The field of a batch that has not.
+/// The field of a batch that has not ended.
 pub fn touched(cut: Cut, batch: u32) -> String {
     format!("{TOUCHED}{}:{batch}", name_of(cut))
 }
@@ -45,13 +46,13 @@ fn name_of(Cut { batch_size, within }: Cut) -> String {
     within.map_or(batch_size.to_string(), |within| format!("{batch_size}/{within}"))
 }
 
-/// The record in a hash; none if it has no head.
+/// Decodes the record in a hash. Without a head there is none.
 pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
     let Some(head) = fields.get("head") else { return Ok(None) };
     let head: Head = serde_json::from_str(head).map_err(|error| damaged("head", &error))?;
     let result = fields.get("result").cloned();
     let batches = match result {
-        // What another process has written since is of no interest.
+        // Batches that another process has written since are ignored.
         Some(_) => Vec::new(),
         None => batches(fields, head.cut())?,
     };
@@ -65,7 +66,7 @@ fn batches(fields: &Fields, cut: Cut) -> Result<Vec<(u32, BatchProgress)>, Strin
             let of_this_cut = field.strip_prefix(&format!("{kind}{}:", name_of(cut)));
             let Some(batch) = of_this_cut else { continue };
             let batch: u32 = batch.parse().map_err(|error| damaged(field, &error))?;
-            // That of a batch which has not ended begins with the epoch of its writer.
+            // The value for a batch that has not ended begins with the epoch of its writer.
             let json =
                 json.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');
             let progress: BatchProgress =

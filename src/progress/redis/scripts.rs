@@ -1,9 +1,9 @@
-//! What must happen at once, and only if no other replica has taken the app's jobs over. Each write
-//! carries the epoch of its writer, so a writer with an older one is found out without another
+//! Changes that must be atomic, and must fail if another replica has taken the app's jobs over.
+//! Each write carries the epoch of its writer. So the store detects an older writer without another
 //! round trip.
 //!
-//! Of a writer with an older epoch only what it knows for certain is taken: what came of its calls,
-//! and results. A script that fails half-way is run again as a whole; each can be.
+//! From a writer with an older epoch, the scripts accept only facts: the outcomes of its calls, and
+//! results. A script that fails halfway is run again as a whole; each is safe to repeat.
 
 /// A script of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +33,8 @@ impl Script {
     }
 }
 
-/// Whether the writer has been displaced. A store that has lost its data learns the epoch again
-/// from its holder. `KEYS[1]`: the app's epoch. `ARGV[1]`: the writer's.
+/// Finds out whether the writer has been displaced. A store that has lost its data learns the epoch
+/// from its holder again. `KEYS[1]`: the app's epoch. `ARGV[1]`: the writer's.
 const FENCE: &str = "
 local newest = tonumber(redis.call('get', KEYS[1]) or 0)
 local own = tonumber(ARGV[1])
@@ -42,10 +42,10 @@ local displaced = newest > own
 if newest < own then redis.call('set', KEYS[1], ARGV[1]) end
 ";
 
-/// Keeps a record, and with it the number of deaths of a redriven job. One that has ended is kept
-/// as its completion said. `KEYS[2]`: the record. `KEYS[3]`: the numbers. `ARGV[2]`: the head.
-/// `ARGV[3]`: how long, in ms. `ARGV[4]`: the number. `ARGV[5]`: how long the numbers are kept, in
-/// ms.
+/// Extends the life of a record, and of a redriven job's `earlier_deaths` values. A record that has
+/// ended keeps the retention of its completion. `KEYS[2]`: the record. `KEYS[3]`: the values.
+/// `ARGV[2]`: the head. `ARGV[3]`: how long, in ms. `ARGV[4]`: the job's value. `ARGV[5]`: how long
+/// to keep the values, in ms.
 const KEEP: &str = "
 local function has_ended() return redis.call('hexists', KEYS[2], 'result') == 1 end
 local function keep()
@@ -57,8 +57,8 @@ local function keep()
 end
 ";
 
-/// `KEYS[4]`: the mark of the data's birth. `ARGV[6]`: a mark for new data. Answers with the mark
-/// and the record's fields.
+/// `KEYS[4]`: the mark of the data's birth. `ARGV[6]`: a mark for new data. Returns the mark and
+/// the record's fields.
 const OPEN: &str = "
 if displaced then return {1, '', {}} end
 redis.call('hsetnx', KEYS[2], 'head', ARGV[2])
@@ -67,9 +67,9 @@ redis.call('set', KEYS[4], ARGV[6], 'NX')
 return {0, redis.call('get', KEYS[4]), redis.call('hgetall', KEYS[2])}
 ";
 
-/// `ARGV[6]`: the field of a batch that has not ended. `ARGV[7]`: of one that has. `ARGV[8]`: its
-/// progress. `ARGV[9]`: how it stands, as `o`, `i` or `e`: open, intended, ended. What a writer
-/// with a newer epoch said of an open batch stays.
+/// `ARGV[6]`: the field for a batch that has not ended. `ARGV[7]`: the field for one that has.
+/// `ARGV[8]`: the batch's progress. `ARGV[9]`: its state, `o`, `i` or `e`: open, intended, ended.
+/// An older writer does not overwrite what a writer with a newer epoch said about an open batch.
 const NOTE: &str = "
 if displaced and ARGV[9] == 'i' then return 1 end
 if has_ended() then return displaced and 1 or 0 end
@@ -87,7 +87,7 @@ end
 return displaced and 1 or 0
 ";
 
-/// `ARGV[6]` and on: fields and their values.
+/// `ARGV[6]` and following: fields and their values.
 const SPLIT_AGAIN: &str = "
 if displaced then return 1 end
 if has_ended() then return 0 end
@@ -105,9 +105,9 @@ keep()
 return displaced and 1 or 0
 ";
 
-/// `KEYS[1]`: the app's epoch. `KEYS[2]`: is there while its holder is active. `ARGV[1]`: the least
-/// epoch to take. `ARGV[2]`: for how long a holder counts as active, in ms. `ARGV[3]`: 1 to leave
-/// an active holder alone. Answers 0 if nothing was taken.
+/// `KEYS[1]`: the app's epoch. `KEYS[2]`: exists while its holder is active. `ARGV[1]`: the lowest
+/// epoch to take. `ARGV[2]`: how long a holder counts as active, in ms. `ARGV[3]`: 1 to leave the
+/// jobs to an active holder. Returns 0 if no epoch was taken.
 const TAKE_OVER: &str = "
 if ARGV[3] == '1' and redis.call('exists', KEYS[2]) == 1 then return 0 end
 local newest = tonumber(redis.call('get', KEYS[1]) or 0)
@@ -117,8 +117,7 @@ redis.call('set', KEYS[2], '1', 'PX', ARGV[2])
 return taken
 ";
 
-/// `KEYS[2]`: is there while the holder is active. `ARGV[2]`: for how long it counts as active, in
-/// ms.
+/// `KEYS[2]`: exists while the holder is active. `ARGV[2]`: how long it counts as active, in ms.
 const CONFIRM: &str = "
 if displaced then return 1 end
 redis.call('set', KEYS[2], '1', 'PX', ARGV[2])

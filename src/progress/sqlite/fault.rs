@@ -1,4 +1,4 @@
-//! Why the file could not be used, and what an operator can do about it.
+//! Explains why the file could not be used, and what an operator can do.
 
 use std::{fmt, io};
 
@@ -11,7 +11,7 @@ pub enum Failure {
     Sqlite(rusqlite::Error),
     /// The file system refused it before SQLite saw it.
     File(io::Error),
-    /// There is a file, but none that we can work with.
+    /// There is a file, but the daemon cannot work with it.
     NotOurs(String),
 }
 
@@ -28,7 +28,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Failure {
-    /// The words of whoever refused, and the advice.
+    /// The message of SQLite or the file system, and the advice.
     pub fn diagnosis(&self) -> Diagnosis {
         let (what, advice) = match self {
             Self::Sqlite(error) => {

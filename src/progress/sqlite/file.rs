@@ -1,5 +1,5 @@
-//! The file as the writer uses it: opened when it is needed, and noticed when another is in its
-//! place.
+//! The state file of the writer. It opens the file when needed, and notices when another file is in
+//! its place.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -12,17 +12,17 @@ use super::{
     schema,
 };
 
-/// How long another process's transaction is waited for.
+/// How long to wait for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Full,
-    /// The file has to be there.
+    /// The file must exist.
     ReadOnly,
 }
 
-/// What a commit survives.
+/// Which crash a commit survives: of the process, or of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     Process,
@@ -33,7 +33,7 @@ pub struct StateFile {
     path: PathBuf,
     access: Access,
     connection: Option<(Connection, Durability)>,
-    /// Which file was opened last, and which was its `-wal`.
+    /// The file that was opened last, and its `-wal`.
     opened: Option<(Identity, Option<Identity>)>,
 }
 
@@ -54,7 +54,8 @@ impl StateFile {
         self.connection = None;
     }
 
-    /// A connection to the file that is at the path now, whose next commit survives what it has to.
+    /// Returns a connection to the file that is at the path now. Its next commit has this
+    /// durability.
     pub fn connection(&mut self, durability: Durability) -> Result<&mut Connection, Failure> {
         let removed = self.forget_removed()?;
         let (connection, usual) = match self.connection.take() {
@@ -71,7 +72,7 @@ impl StateFile {
         Ok(&mut self.connection.insert((connection, durability)).0)
     }
 
-    /// Closes a file that is no longer at the path. Says which `-wal` it had.
+    /// Closes a file that is no longer at the path. Returns the identity of its `-wal`.
     fn forget_removed(&mut self) -> Result<Option<Identity>, Failure> {
         let Some((file, wal)) = self.opened else { return Ok(None) };
         if place::identity(&self.path)? == Some(file) {

@@ -1,9 +1,9 @@
 //! Records in a SQLite file of this machine.
 //!
-//! One thread, the writer, owns the file and does all that is asked of it, as much as is waiting in
-//! one transaction: the price of a commit is shared, and no thread of the runtime waits for a disk.
-//! An answer is given after the commit. A failure ends the connection; the next command opens the
-//! file anew, so the store recovers by itself.
+//! One thread, the writer, owns the file and runs all commands. It runs all waiting commands in one
+//! transaction, so they share the cost of a commit. No thread of the runtime waits for a disk. The
+//! writer answers after the commit. After a failure it closes the connection, and the next command
+//! opens the file again, so the store recovers by itself.
 
 mod fault;
 mod file;
@@ -42,19 +42,19 @@ use crate::{
     job::outcome::{BatchProgress, BatchState},
 };
 
-/// More wait in line with their callers.
+/// How many commands the channel holds. Further ones wait in their callers.
 const MAX_WAITING: usize = 512;
-/// A group that waits for another process's lock, and one that waited before it.
+/// Enough for a group that waits for another process's lock, after one that waited before it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// The file's user. The writer ends when this is dropped and all that was asked for is done.
+/// The handle to the writer. The writer ends when this is dropped and all commands are done.
 pub struct SqliteStore {
     commands: mpsc::Sender<Command>,
     path: PathBuf,
 }
 
-/// Locks a file beside the state file: the locks on that one are SQLite's own. Where no file can be
-/// made, there is nothing to claim, and the store will say why.
+/// Locks a file beside the state file, because SQLite uses the locks on the state file itself. If
+/// the lock file cannot be created, there is nothing to claim, and the store reports the reason.
 pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
     let Ok(file) =
         fs::OpenOptions::new().create(true).append(true).open(place::beside(path, ".lock"))
@@ -77,12 +77,12 @@ pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
 }
 
 impl SqliteStore {
-    /// Touches the file with the first operation, and makes it then if it is missing.
+    /// Opens the file with the first operation, and creates it if it is missing.
     pub fn new(path: PathBuf, retention: Retention) -> Self {
         Self::start(path, Access::Full, retention)
     }
 
-    /// Only reads, and never makes the file.
+    /// Only reads, and never creates the file.
     pub fn existing(path: PathBuf) -> Self {
         Self::start(
             path,
@@ -94,7 +94,7 @@ impl SqliteStore {
     fn start(path: PathBuf, access: Access, retention: Retention) -> Self {
         let (commands, receiver) = mpsc::channel(MAX_WAITING);
         let writer = Writer::new(StateFile::new(path.clone(), access), retention);
-        // Without the thread its end of the channel is gone, which every operation finds out.
+        // Without the thread the channel is closed, and every operation fails.
         if let Err(error) =
             thread::Builder::new().name("state-writer".into()).spawn(move || writer.run(receiver))
         {
@@ -212,8 +212,8 @@ impl Store for SqliteStore {
 }
 
 impl Work {
-    /// An intent has to survive the end of the machine; the rest is found out again by asking the
-    /// API again.
+    /// An intent must survive a crash of the machine. If other records are lost, the daemon calls
+    /// the API again.
     fn outlives_the_machine(&self) -> bool {
         matches!(self, Self::Note { batch: Batch { state: BatchState::Intended, .. }, .. })
     }

@@ -1,6 +1,6 @@
-//! The place that the path leads to: which file is there, and room for a new one.
+//! The place of the state file: which file is at the path, and how a new one is created.
 //!
-//! What a removed file left beside it (`-wal`, `-shm`) is never taken for a part of the next one.
+//! Files that a removed state file left behind (`-wal`, `-shm`) are never used with the next one.
 
 use std::{
     ffi::OsString,
@@ -14,14 +14,14 @@ use std::{
 
 use super::fault::Failure;
 
-/// Others hold the folder's lock for as long as it takes to make a file.
+/// Other processes hold the folder's lock only while they create a file.
 const FOLDER_LOCK_ATTEMPTS: u32 = 50;
 const FOLDER_LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Which file a path led to: its device and inode.
+/// The identity of a file: its device and inode.
 pub type Identity = (u64, u64);
 
-/// Which file is there, if any.
+/// The file that is at the path, if any.
 pub fn identity(path: &Path) -> io::Result<Option<Identity>> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
@@ -30,10 +30,11 @@ pub fn identity(path: &Path) -> io::Result<Option<Identity>> {
     }
 }
 
-/// Makes the file if it is missing, for nobody else to read, and removes what another left beside
-/// it.
+/// Creates the file if it is missing, readable only by its owner. Removes what another file left
+/// beside it.
 pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
-    // Or two processes that miss the file at once would remove each other's `-wal`.
+    // Without this lock, two processes that create the file at once would remove each other's
+    // `-wal`.
     let _lock = lock_folder(path)?;
     let is_missing = identity(path)?.is_none();
     let wal = identity(&beside(path, "-wal"))?;
@@ -45,8 +46,7 @@ pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
             }
         }
     }
-    // One that is there is left to SQLite: closing it here would release the locks that SQLite has
-    // on it.
+    // Does not open an existing file: closing it here would release SQLite's locks on it.
     if is_missing {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     }
@@ -59,7 +59,7 @@ fn lock_folder(path: &Path) -> Result<Option<File>, Failure> {
     for _ in 0..FOLDER_LOCK_ATTEMPTS {
         match folder.try_lock() {
             Ok(()) => return Ok(Some(folder)),
-            // Not every file system can; the lock only guards against a coincidence.
+            // Some file systems have no locks. The lock only guards against a rare coincidence.
             Err(TryLockError::Error(_)) => return Ok(None),
             Err(TryLockError::WouldBlock) => pause(),
         }
@@ -69,7 +69,7 @@ fn lock_folder(path: &Path) -> Result<Option<File>, Failure> {
     ))
 }
 
-/// What SQLite keeps beside the file, under this ending.
+/// The path of a file beside the state file, with this suffix.
 pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut beside: OsString = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into();
     beside.push(ending);

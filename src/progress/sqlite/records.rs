@@ -1,6 +1,6 @@
-//! What each operation reads and writes, within the transaction that it is given.
+//! What each operation reads and writes, inside the transaction that its caller opened.
 //!
-//! A batch that has ended stays as it ended; a record whose time is over counts as absent.
+//! The state of an ended batch never changes. An expired record counts as absent.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use super::{
 };
 use crate::job::outcome::BatchState;
 
-/// A record's life is prolonged when a write finds it this much shorter, not at each.
+/// A record's expiry is moved only if it moves by more than this, not at each access.
 const COARSE: Duration = Duration::from_hours(1);
 
-/// Records that are looked at together for their expiry.
+/// How many records one search for expired records reads.
 const LOOKED_AT: i64 = 5_000;
 
-/// What a look for expired records came to.
+/// The result of a search for expired records.
 pub struct Removed {
     pub count: usize,
-    /// The last record that was looked at; `None` at the end of the table.
+    /// The last record that was read; `None` at the end of the table.
     pub up_to: Option<i64>,
 }
 
@@ -34,13 +34,13 @@ pub struct Records<'a> {
     retention: Retention,
 }
 
-/// A job's row, for those who write to it.
+/// A job's row, for writes.
 struct Job {
     id: i64,
     head: String,
     result: Option<String>,
     expires_at: i64,
-    /// Of its only batch.
+    /// The progress of its only batch.
     progress: Option<String>,
 }
 
@@ -49,7 +49,8 @@ impl<'a> Records<'a> {
         Self { connection, now, retention }
     }
 
-    /// Of a process that has been displaced only what it knows for certain is written.
+    /// Carries an operation out. From a displaced process, it writes only facts: the outcomes of
+    /// calls, and results.
     pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Done> {
         match work {
             Work::Open(opening) if self.is_displaced(opening)? => Ok(Done::Displaced),
@@ -72,7 +73,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Writes unless the writer has been displaced; what is certain in any case.
+    /// Writes unless the writer has been displaced. Facts are always written.
     fn fenced(
         &self,
         opening: &Opening,
@@ -126,7 +127,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// The record of a job of one batch is made when there is something to say of the batch.
+    /// Finds or creates a job's record. For a job of one batch, the first note creates the record.
     fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
         let key = opening.key.clone();
         let Some(job) = self.present(opening)? else {
@@ -154,7 +155,8 @@ impl<'a> Records<'a> {
     fn note_only_batch(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let expires_at = self.in_future(self.retention.under_way);
-        // Otherwise the batch or the job has ended meanwhile, or the job is cut in another way.
+        // Updates nothing if the batch or the job has ended meanwhile, or if the job is now cut
+        // differently.
         self.prepare(
             "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at, progress, \
                 progress_ended, progress_epoch)
@@ -207,8 +209,9 @@ impl<'a> Records<'a> {
                 cut.within
             ])
         };
-        // Otherwise the batch or the job has ended meanwhile, the job is cut in another way, or the
-        // file is not the one that the job was opened in.
+        // Writes nothing if the batch or the job has ended meanwhile, or if the job is now cut
+        // differently. It also writes nothing if the file is new and lacks the job: then the record
+        // is made again.
         if write()? == 0 && self.present(opening)?.is_none() {
             self.make(opening)?;
             write()?;
@@ -224,8 +227,8 @@ impl<'a> Records<'a> {
         };
         let expires_at = self.in_future(self.retention.under_way);
         self.prepare(
-            "UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended \
-            = 0 WHERE id = ?1",
+            "UPDATE jobs SET head = ?2, expires_at = ?3, progress = NULL, progress_ended = 0 WHERE \
+                id = ?1",
         )?
         .execute(params![job.id, head_of(opening), expires_at])?;
         self.prepare("DELETE FROM batches WHERE job = ?1")?.execute([job.id])?;
@@ -291,8 +294,8 @@ impl<'a> Records<'a> {
         }))
     }
 
-    /// Looks at the records after the one with the id `after`, at most [`LOOKED_AT`], and removes
-    /// up to `most` that have expired.
+    /// Reads at most [`LOOKED_AT`] records after the one with the id `after`, and removes up to
+    /// `most` expired ones.
     pub fn remove_expired(&self, after: i64, most: usize) -> rusqlite::Result<Removed> {
         let mut next =
             self.prepare("SELECT id, expires_at FROM jobs WHERE id > ?1 ORDER BY id LIMIT ?2")?;
@@ -320,7 +323,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// The job's row, unless it is missing or its time is over.
+    /// The job's row, unless it is missing or expired.
     fn present(&self, opening: &Opening) -> rusqlite::Result<Option<Job>> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let found = self
@@ -341,8 +344,8 @@ impl<'a> Records<'a> {
         let head = head_of(opening);
         let expires_at = self.in_future(self.retention.under_way);
         self.prepare(
-            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, \
-            ?2, ?3, ?4, ?5)",
+            "INSERT INTO jobs (app, job_id, earlier_deaths, head, expires_at) VALUES (?1, ?2, ?3, \
+                ?4, ?5)",
         )?
         .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
         Ok(Job {

@@ -1,5 +1,5 @@
-//! The tables. `user_version` says which form of them a file has; one that we do not know is never
-//! written to.
+//! The tables. `user_version` says which form of them a file has. The daemon never writes to a file
+//! whose form it does not know.
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -31,7 +31,7 @@ const JOBS: &str = "
         PRIMARY KEY (job, batch)
     ) STRICT, WITHOUT ROWID;";
 
-/// Which of the processes that use the file has an app's jobs.
+/// Which process has an app's jobs.
 const EPOCHS: &str = "
     CREATE TABLE epochs (
         app          TEXT PRIMARY KEY,
@@ -39,18 +39,18 @@ const EPOCHS: &str = "
         active_until INTEGER NOT NULL -- Unix milliseconds
     ) STRICT, WITHOUT ROWID;";
 
-/// What makes a file of the first form one of the second.
+/// Turns a file of the first form into one of the second.
 const FROM_FIRST_FORM: &str = "
     DROP INDEX jobs_by_expiry;
     ALTER TABLE jobs ADD COLUMN progress TEXT;
     ALTER TABLE jobs ADD COLUMN progress_ended INTEGER NOT NULL DEFAULT 0;";
 
-/// What makes a file of the second form one of ours.
+/// Turns a file of the second form into one of the current form.
 const FROM_SECOND_FORM: &str = "
     ALTER TABLE jobs ADD COLUMN progress_epoch INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE batches ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;";
 
-/// Whether the file has our tables, or may get them.
+/// The form of a file's tables. An empty file may get tables.
 #[derive(PartialEq, Eq)]
 enum Form {
     Ours,
@@ -59,13 +59,13 @@ enum Form {
     Empty,
 }
 
-/// Makes the tables in an empty file, and brings older ones up to date.
+/// Creates the tables in an empty file, and upgrades older ones.
 pub fn make(connection: &mut Connection) -> Result<(), Failure> {
     if form(connection)? == Form::Ours {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Another process may have made them between the look and the lock.
+    // Another process may have created them between the first check and the lock.
     match form(&transaction)? {
         Form::Ours => return Ok(()),
         Form::Second => transaction.execute_batch(FROM_SECOND_FORM)?,
@@ -80,7 +80,7 @@ pub fn make(connection: &mut Connection) -> Result<(), Failure> {
     Ok(transaction.commit()?)
 }
 
-/// Fails unless the file has our tables.
+/// Fails unless the file has the current tables.
 pub fn check(connection: &Connection) -> Result<(), Failure> {
     match form(connection)? {
         Form::Ours => Ok(()),
@@ -93,7 +93,8 @@ pub fn check(connection: &Connection) -> Result<(), Failure> {
     }
 }
 
-/// Writes what is there already: the least that needs all that a write needs.
+/// Writes the version that is there already. This is the smallest write, and it needs all that any
+/// write needs.
 pub fn write_version(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
 }

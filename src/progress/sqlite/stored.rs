@@ -1,5 +1,5 @@
-//! A record as it is in the tables. The writer moves its JSON; who asked takes it apart, so that
-//! one that is damaged harms nobody else.
+//! A record as it is in the tables. The writer only moves its JSON, and the caller decodes it. So a
+//! damaged record fails only its own operation.
 
 use super::super::store::{Key, Record};
 

@@ -53,7 +53,7 @@ fn writer(path: &Path, retention: Retention) -> Writer {
     Writer::new(StateFile::new(path.to_owned(), Access::Full), retention)
 }
 
-/// Has the writer carry these out as one group, on this thread.
+/// Makes the writer carry these out as one group, on this thread.
 fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
     let (commands, mut answers): (Vec<_>, Vec<_>) = works
         .into_iter()
@@ -106,7 +106,8 @@ fn a_file_that_was_removed_is_made_anew_without_what_it_left_beside_it() {
     fs::remove_file(&path).unwrap();
     assert_eq!(batches(&mut one, "job"), 0);
     group(&mut one, vec![note("second")]).unwrap();
-    // This one still has the removed file, and must not harm the new one by closing it.
+    // `other` still has the removed file open, and must not harm the new one when it closes its
+    // own.
     assert_eq!(batches(&mut other, "second"), 1);
     group(&mut other, vec![note("third")]).unwrap();
     drop(other);
@@ -190,7 +191,7 @@ fn a_full_disk_undoes_the_group_and_the_next_one_succeeds_when_there_is_space() 
     let (_folder, path) = scratch();
     let mut writer = writer(&path, LONG);
     group(&mut writer, vec![note("before")]).unwrap();
-    // SQLite reports a file that may not grow as it does a full disk.
+    // With a size limit, SQLite reports the same error as for a full disk.
     writer
         .file
         .connection(Durability::Process)
@@ -228,7 +229,7 @@ async fn what_waits_together_is_committed_together() {
     for note in notes {
         note.await.unwrap();
     }
-    // Each commit writes a page at least.
+    // Each commit writes at least one page.
     assert!(log_pages() - before < 20, "{} pages", log_pages() - before);
 }
 

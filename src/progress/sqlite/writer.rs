@@ -1,7 +1,7 @@
-//! The thread that owns the file: takes a command and all that wait behind it, and carries them out
-//! in one transaction.
+//! The thread that owns the file. It takes a command and all that wait behind it, and carries them
+//! out in one transaction.
 //!
-//! Either all of a group happens and is answered for, or none of it.
+//! A group succeeds or fails as a whole.
 
 use std::sync::Arc;
 
@@ -26,25 +26,26 @@ use crate::{
 };
 
 const MAX_GROUP: usize = 512;
-/// Small enough that a command that comes meanwhile waits a few milliseconds.
+/// Small enough that a command that comes meanwhile waits only a few milliseconds.
 const MAX_REMOVED: usize = 500;
 const REMOVAL_PAUSE_MS: i64 = 60_000;
-/// While there is more to remove and no time off: still faster than jobs can come.
+/// The pause while there is more to remove and the writer is never idle. The writer still removes
+/// records faster than jobs can come.
 const BUSY_REMOVAL_PAUSE_MS: i64 = 1_000;
 
-/// An operation, and who waits for it.
+/// An operation, and the channel for its answer.
 pub struct Command {
     pub work: Work,
     pub answer: oneshot::Sender<Result<Done, Diagnosis>>,
 }
 
-/// What an operation answers.
+/// The answer to an operation.
 #[derive(Debug)]
 pub enum Done {
     Changed,
-    /// By `Open` and `Find`.
+    /// The answer to `Open` and `Find`.
     Found(Option<StoredRecord>),
-    /// By `TakeOver`.
+    /// The answer to `TakeOver`.
     Taken(Taken),
     /// Another process has taken the app's jobs over.
     Displaced,
@@ -61,10 +62,10 @@ pub enum Work {
     Probe,
 }
 
-/// How a batch stands, ready to be written.
+/// The progress of a batch, ready to be written.
 pub struct Batch {
     pub number: u32,
-    /// Its progress.
+    /// The batch's progress.
     pub json: String,
     pub state: BatchState,
 }
@@ -85,7 +86,7 @@ pub struct Writer {
     /// When expired records are removed next, in Unix milliseconds.
     pub(super) next_removal: i64,
     more_to_remove: bool,
-    /// The last record that was looked at.
+    /// The last record that was read.
     removed_up_to: i64,
 }
 
@@ -94,7 +95,7 @@ impl Writer {
         Self { file, retention, next_removal: 0, more_to_remove: false, removed_up_to: 0 }
     }
 
-    /// Works until nobody can send commands any more.
+    /// Works until the channel is closed.
     pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
             let first = match commands.try_recv() {
@@ -115,7 +116,8 @@ impl Writer {
     }
 
     pub(super) fn carry_out(&mut self, mut group: Vec<Command>) {
-        // Whoever gave up has been told nothing, and asks again if it still matters.
+        // Drops commands whose caller has stopped waiting. The caller got no answer, and asks again
+        // if needed.
         group.retain(|command| !command.answer.is_closed());
         match self.transact(&group) {
             Ok(done) => {
@@ -151,7 +153,7 @@ impl Writer {
         Ok(done)
     }
 
-    /// Removes some expired records when it is time, or when there are more and nothing else to do.
+    /// Removes some expired records when it is time, or when there are more and the writer is idle.
     pub(super) fn remove_expired(&mut self, idle: bool) {
         let now = now();
         let due = now >= self.next_removal || (idle && self.more_to_remove);
@@ -160,13 +162,13 @@ impl Writer {
             return;
         }
         match self.remove_some(now) {
-            // Those behind came later, and most of them expire later.
+            // The records after these came later, and most of them expire later.
             Ok(Removed { count: 0, .. }) if self.more_to_remove => {
                 self.more_to_remove = false;
                 self.removed_up_to = 0;
             }
-            // Records that are kept for longer may stand before those that have expired: the next
-            // look goes on from here.
+            // The next search continues from here, because records that expire later may stand
+            // before expired ones.
             Ok(Removed { count, up_to }) => {
                 self.more_to_remove = count > 0;
                 self.removed_up_to = up_to.unwrap_or(0);

@@ -1,10 +1,10 @@
-//! A partition of the broker: the node of the active consumer loses its peers, and its client stays
-//! connected.
+//! A partition of the broker. The node of the active consumer loses its peers, while its client
+//! stays connected.
 //!
 //! The other nodes take the consumer's deliveries back, and the next consumer gets them. The
-//! consumer that is cut off keeps them all the same, and it is delivered copies of the jobs that
-//! waited. Its node can commit nothing: what it acknowledges or gives back is lost. When the nodes
-//! meet again, its subscription ends.
+//! consumer that is cut off keeps them too, and gets copies of the jobs that waited. Its node can
+//! commit nothing: its acknowledgements and returns are lost. When the nodes meet again, its
+//! subscription ends.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -14,9 +14,9 @@ use super::{Broker, Consumer, Life, Message, Shared};
 
 #[derive(Default)]
 pub struct Partition {
-    /// The process whose publishing connection is cut off too: the broker confirms nothing to it.
+    /// The process whose publishing connection is cut off too. The broker confirms nothing to it.
     publishes_in_vain: Option<Arc<Life>>,
-    /// The last partition: when it began, and when it ended.
+    /// The last partition's beginning and end.
     began_at: Option<Instant>,
     ended_at: Option<Instant>,
 }
@@ -28,7 +28,7 @@ impl Consumer {
 }
 
 impl Broker {
-    /// Whether nodes were apart then.
+    /// Whether the nodes were partitioned at this moment.
     pub fn was_partitioned_at(&self, at: Instant) -> bool {
         let Partition { began_at, ended_at, .. } = &self.partition;
         began_at.is_some_and(|began| began <= at) && ended_at.is_none_or(|ended| at <= ended)
@@ -50,15 +50,15 @@ impl Broker {
 }
 
 impl Shared {
-    /// The node of the active consumer loses its peers.
+    /// Separates the node of the active consumer from its peers.
     pub fn cut_off(&self, publisher_too: bool) {
         self.note("the active consumer is cut off");
-        // Both replicas send what has no record.
+        // Both replicas send jobs without a record.
         self.interrupted();
         self.lock().broker.cut_off(publisher_too);
     }
 
-    /// The nodes meet again.
+    /// Ends the partition.
     pub fn reunite(&self) {
         let broker = &mut self.lock().broker;
         if broker.partition.ended_at.is_none() {
@@ -68,7 +68,7 @@ impl Shared {
         broker.remove(|consumer| consumer.cut_off.is_some());
     }
 
-    /// Whether the broker cannot confirm what this process publishes.
+    /// Whether the broker cannot confirm this process's messages.
     pub(super) fn publishes_in_vain(&self, life: &Arc<Life>) -> bool {
         self.lock()
             .broker
