@@ -13,7 +13,7 @@ use crate::{
     clock,
     config::App,
     pace::Pacer,
-    send::{self, Advance, Dispatcher, Ending, Submission, Tuning},
+    send::{self, Advance, Dispatcher, Ending, Submission},
     settle::result::JobResult,
     subscribe::lease::Lease,
 };
@@ -36,7 +36,8 @@ pub async fn deliver_directly(
     };
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
     let settings = send::Settings::attended(name, Arc::new(Caller::new(app)?), pacer);
-    let dispatcher = Dispatcher::start(settings, Tuning::of(app));
+    let config = watch::Sender::new(Arc::new(app.clone()));
+    let dispatcher = Dispatcher::start(settings, config.subscribe());
     let mut submission = Submission {
         job,
         envelope: Arc::new(envelope),

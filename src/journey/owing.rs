@@ -11,7 +11,7 @@ use lapin::BasicProperties;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::{Interrupted, Pipeline};
+use super::{Context, Interrupted, Pipeline};
 use crate::{
     job::{
         Envelope,
@@ -19,7 +19,6 @@ use crate::{
     },
     progress::store::Completion,
     settle::{Content, Owed, Settled, Tally, parking, settle},
-    subscribe::lease::Lease,
 };
 
 /// No delivery is held for more than ten minutes and the calls in flight then.
@@ -29,43 +28,33 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 /// How soon to try again what no queue takes.
 const TRIED_EVERY: Duration = Duration::from_secs(10);
 
-/// What is left of what a delivery owed.
-pub(super) enum Left {
-    Nothing(Tally),
-    /// No queue takes it. The delivery goes back.
-    Something,
-    /// The same, and the broker takes the delivery back by itself.
-    SubscriptionEnds,
-}
-
 impl Pipeline {
     /// Does what a delivery owes, or parks it with that.
     pub(super) async fn settle(
         &self,
         mut owed: Owed,
-        properties: &BasicProperties,
-        lease: &Lease,
-        delivered_at: Instant,
-    ) -> Result<Left, Interrupted> {
-        let given_back_at = (delivered_at + GIVEN_BACK_AFTER).max(Instant::now() + SETTLED_WITHIN);
+        context: &Context,
+    ) -> Result<Tally, Interrupted> {
+        let Context { properties, lease, delivered_at } = context;
+        let given_back_at = (*delivered_at + GIVEN_BACK_AFTER).max(Instant::now() + SETTLED_WITHIN);
         loop {
             match settle(&self.publisher, &self.app, &self.park, &mut owed).await? {
-                Settled::All => return Ok(Left::Nothing(owed.into_tally())),
+                Settled::All => return Ok(owed.into_tally()),
                 Settled::Withheld(_) if self.park_with_debt(&mut owed, properties).await? => {
-                    return Ok(Left::Nothing(Tally::Parked));
+                    return Ok(Tally::Parked);
                 }
                 Settled::Withheld(trouble) => {
                     if Instant::now() >= given_back_at && owed.may_go_back() {
                         warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; \
                             it goes back to the jobs queue");
-                        return Ok(Left::Something);
+                        return Err(Interrupted::StillOwed);
                     }
                 }
             }
             if !owed.may_go_back() {
                 sleep(TRIED_EVERY).await;
             } else if lease.while_calls_may_start(sleep(TRIED_EVERY)).await.is_none() {
-                return Ok(Left::SubscriptionEnds);
+                return Err(Interrupted::LetGo);
             }
         }
     }

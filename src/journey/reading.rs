@@ -2,9 +2,17 @@
 
 use tokio::sync::Semaphore;
 
+use super::{Context, Pipeline};
 use crate::{
-    accept::decode::{Rules, decode},
+    accept::{
+        decode::{Rules, decode},
+        envelope,
+    },
+    clock,
+    config::App,
     job::{Envelope, Job, Rejection},
+    settle::undeliverable,
+    subscribe::consume::Source,
 };
 
 /// A larger body is read on a thread where it holds nobody up.
@@ -20,8 +28,39 @@ pub(super) struct Received {
     pub job: Result<(Job, String), Rejection>,
 }
 
+impl Pipeline {
+    pub(super) async fn receive(
+        &self,
+        body: Vec<u8>,
+        source: Source,
+        Context { properties, .. }: &Context,
+    ) -> Received {
+        let app = self.config();
+        let results_queue = app.results_queue.as_deref();
+        let (mut envelope, checked) =
+            envelope::read(properties, &self.app, results_queue, &app.replies, clock::now());
+        if source == Source::Undeliverable {
+            envelope.given_up.get_or_insert_with(|| undeliverable::reason(properties));
+        }
+        let frame_max = self.publisher.frame_max();
+        let checked = checked.and_then(|()| envelope::check_headers_fit(properties, frame_max));
+        let (body, job) = read(body, checked, self.rules(&app)).await;
+        Received { envelope, body, job }
+    }
+}
+
+/// What the configuration says about an app's jobs.
+pub fn rules(app: &App, max_job_bytes: u64) -> Rules {
+    Rules {
+        // Offsets into a job are 32 bits wide.
+        max_job_bytes: usize::try_from(max_job_bytes.min(1 << 31)).unwrap_or(usize::MAX),
+        batch_size: app.batch_size as u32,
+        empty_recipients: app.empty_recipients,
+    }
+}
+
 /// Reads a body, one that takes long on a thread aside.
-pub(super) async fn read(
+async fn read(
     body: Vec<u8>,
     checked: Result<(), Rejection>,
     rules: Rules,

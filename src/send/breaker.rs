@@ -25,7 +25,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Supervision, Tuning,
+    Supervision,
     condition::{Condition, Trouble},
 };
 use crate::{
@@ -34,7 +34,9 @@ use crate::{
         codes::{self, Class},
         explain::{Explanation, explain},
     },
-    clock, delay,
+    clock,
+    config::App,
+    delay,
     job::outcome::Fault,
 };
 
@@ -66,7 +68,7 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    pub fn of(Tuning { retry, pause, .. }: &Tuning) -> Self {
+    pub fn of(App { retry, pause, .. }: &App) -> Self {
         Self {
             outage: (retry.first_delay, retry.max_delay),
             pause: (pause.probe_first, pause.probe_max),

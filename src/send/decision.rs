@@ -88,6 +88,8 @@ pub struct Circumstances<'a> {
     /// For how long the group has met faults of the account.
     pub group_refused_for: Duration,
     pub policy: &'a Retry,
+    /// How long a batch may fail before its job is parked.
+    pub hold: Duration,
     pub supervision: Supervision,
     /// From 0 to 1.
     pub jitter: f64,
@@ -122,7 +124,7 @@ fn is_in_doubt(verdict: &Verdict, promise: DeliveryPromise) -> bool {
 
 /// What follows for a batch that is itself to blame, or the moment.
 fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
-    let Circumstances { promise, attempts, policy, supervision, jitter, .. } = circumstances;
+    let Circumstances { promise, attempts, policy, hold, supervision, jitter, .. } = circumstances;
     let is_in_doubt = is_in_doubt(&verdict, *promise);
     let Verdict::Failed { class, fault } = verdict else {
         return Decision::Ended(BatchOutcome::Sent);
@@ -133,7 +135,7 @@ fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let backoff =
         delay::after_attempt(attempts.count, policy.first_delay, policy.max_delay, *jitter);
     let later = |after: Duration, fault: Fault| match supervision {
-        _ if attempts.held + after <= policy.hold => Decision::Again { after },
+        _ if attempts.held + after <= *hold => Decision::Again { after },
         Supervision::Unattended => Decision::Park,
         Supervision::Attended => failed(FailureKind::Transient, fault),
     };
@@ -203,6 +205,7 @@ mod tests {
             attempts,
             group_refused_for: Duration::ZERO,
             policy: &POLICY,
+            hold: POLICY.hold,
             supervision: Supervision::Unattended,
             jitter: 0.5,
         })

@@ -11,21 +11,11 @@ use super::{
     Ending, HeldJob, Submission, Supervision, Unfinished, condition::Condition, gate::Gate,
     job::SendingJob,
 };
-use crate::{
-    api::call::Api,
-    clock,
-    config::{App, Pause, Retry},
-    pace::Pacer,
-};
-
-/// A third of the time after which brokers commonly take deliveries back. A job that is split again
-/// is taken up twice.
-const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
+use crate::{api::call::Api, clock, config::App, pace::Pacer};
 
 /// Sends the jobs of one app.
 pub struct Dispatcher {
     gate: Arc<Gate>,
-    tuning: watch::Sender<Tuning>,
     condition: watch::Receiver<Condition>,
     /// Ends with this.
     _driver: JoinSet<()>,
@@ -60,34 +50,10 @@ impl Settings {
     }
 }
 
-/// What can change while it runs.
-#[derive(Debug, Clone)]
-pub struct Tuning {
-    pub max_in_flight: usize,
-    pub retry: Retry,
-    pub pause: Pause,
-    /// A job that is not done by then is parked, whatever it waits for.
-    pub held_at_most: Duration,
-}
-
-impl Tuning {
-    pub fn of(app: &App) -> Self {
-        let (retry, pause) = (app.retry.clone(), app.pause.clone());
-        Self { max_in_flight: app.max_in_flight, retry, pause, held_at_most: HELD_AT_MOST }
-    }
-
-    fn holding_at_most(mut self, held_at_most: Duration) -> Self {
-        self.held_at_most = self.held_at_most.min(held_at_most);
-        self.retry.hold = self.retry.hold.min(held_at_most);
-        self
-    }
-}
-
 impl Dispatcher {
-    pub fn start(settings: Settings, tuning: Tuning) -> Self {
-        let (tuning, tuned) = watch::channel(tuning);
+    pub fn start(settings: Settings, config: watch::Receiver<Arc<App>>) -> Self {
         let (announced, condition) = watch::channel(Condition::Working);
-        let gate = Arc::new(Gate::new(settings, tuned, announced));
+        let gate = Arc::new(Gate::new(settings, config, announced));
         let mut driver = JoinSet::new();
         let to_drive = gate.clone();
         driver.spawn(async move {
@@ -95,7 +61,7 @@ impl Dispatcher {
                 error!("the driver of an app's calls panicked; it starts anew");
             }
         });
-        Self { gate, tuning, condition, _driver: driver }
+        Self { gate, condition, _driver: driver }
     }
 
     /// Sends a job's batches and says how that ended.
@@ -103,21 +69,13 @@ impl Dispatcher {
         SendingJob::new(&self.gate, submission).run().await
     }
 
-    /// Works by other values from now on.
-    pub fn tune(&self, tuning: Tuning) {
-        self.tuning.send_modify(|present| {
-            let held_at_most = present.held_at_most;
-            *present = tuning.holding_at_most(held_at_most);
-        });
-    }
-
     /// Holds no job for longer from now on.
     pub fn hold_at_most(&self, held_at_most: Duration) {
-        self.tuning.send_modify(|present| *present = present.clone().holding_at_most(held_at_most));
+        self.gate.hold_at_most(held_at_most);
     }
 
     pub fn held_at_most(&self) -> Duration {
-        self.tuning.borrow().held_at_most
+        self.gate.lock().held_at_most
     }
 
     /// The app has no subscription, and so no jobs: from now on the time does not count towards
@@ -140,32 +98,33 @@ impl Dispatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::call::Caller, config::Config};
+    use crate::{
+        api::call::Caller,
+        config::{Config, ConfigFile},
+    };
+
+    fn app(hold: &str) -> Arc<App> {
+        let text = format!(
+            "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold = \"{hold}\""
+        );
+        let file = ConfigFile { path: "groupcast.toml".into(), text };
+        Arc::new(Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap())
+    }
 
     #[tokio::test]
     async fn a_shorter_hold_outlives_a_new_configuration() {
-        let app = |hold: &str| {
-            let text = format!(
-                "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold \
-                    = \"{hold}\""
-            );
-            let file = crate::config::ConfigFile { path: "groupcast.toml".into(), text };
-            Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap()
-        };
         let start = app("60s");
-        let pacer = Pacer::new(start.calls_per_second, start.burst, tokio::time::Instant::now());
+        let pacer = Pacer::new(1, 1, tokio::time::Instant::now());
         let api = Arc::new(Caller::new(&start).unwrap());
-        let dispatcher = Dispatcher::start(Settings::attended("a", api, pacer), Tuning::of(&start));
-        let holds = || {
-            let tuning = dispatcher.tuning.borrow();
-            (tuning.retry.hold.as_secs(), tuning.held_at_most.as_secs())
-        };
+        let config = watch::Sender::new(start);
+        let dispatcher = Dispatcher::start(Settings::attended("a", api, pacer), config.subscribe());
+        let holds = || (dispatcher.gate.hold().as_secs(), dispatcher.held_at_most().as_secs());
         assert_eq!(holds(), (60, 600));
         dispatcher.hold_at_most(Duration::from_secs(20));
         assert_eq!(holds(), (20, 20));
-        dispatcher.tune(Tuning::of(&app("5s")));
+        config.send_replace(app("5s"));
         assert_eq!(holds(), (5, 20));
-        dispatcher.tune(Tuning::of(&app("60s")));
+        config.send_replace(app("60s"));
         assert_eq!(holds(), (20, 20));
         dispatcher.hold_at_most(Duration::from_secs(200));
         assert_eq!(holds(), (20, 20));

@@ -31,7 +31,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    HeldJob, Settings, Submission, Supervision, Tuning,
+    HeldJob, Settings, Submission, Supervision,
     batches::{Batches, Request},
     breaker::{Allowed, Blame, Breaker, Waits},
     condition::{Condition, Trouble},
@@ -43,7 +43,9 @@ use crate::{
         classify::{Answer, Verdict, classify},
         codes::Class,
     },
-    clock, delay,
+    clock,
+    config::App,
+    delay,
     job::{Envelope, Job, outcome::BatchProgress},
     pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
 };
@@ -51,9 +53,13 @@ use crate::{
 /// How soon to look again when no event tells that calls may start.
 pub(super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
+/// A third of the time after which brokers commonly take deliveries back. A job that is split again
+/// is taken up twice.
+const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
+
 pub(super) struct Gate {
     pub settings: Settings,
-    pub tuning: watch::Receiver<Tuning>,
+    pub config: watch::Receiver<Arc<App>>,
     pub condition: watch::Sender<Condition>,
     /// The driver has to look sooner than it planned.
     pub look_again: Notify,
@@ -63,6 +69,8 @@ pub(super) struct Gate {
 pub(super) struct State {
     pub breaker: Breaker,
     pub idle: IdleTimes,
+    /// A job that is not done by then is parked, whatever it waits for.
+    pub held_at_most: Duration,
     /// When the driver looks for calls by itself.
     pub driver_looks_at: Option<Instant>,
     queue: FairQueue,
@@ -131,20 +139,21 @@ pub(super) enum Next {
 impl Gate {
     pub fn new(
         settings: Settings,
-        tuning: watch::Receiver<Tuning>,
+        config: watch::Receiver<Arc<App>>,
         condition: watch::Sender<Condition>,
     ) -> Self {
-        let waits = Waits::of(&tuning.borrow());
+        let waits = Waits::of(&config.borrow());
         let state = State {
             breaker: Breaker::new(waits, settings.supervision, Instant::now()),
             idle: IdleTimes::new(),
+            held_at_most: HELD_AT_MOST,
             driver_looks_at: None,
             queue: FairQueue::default(),
             jobs: BTreeMap::new(),
             next_key: 0,
             in_flight: 0,
         };
-        Self { settings, tuning, condition, look_again: Notify::new(), state: Mutex::new(state) }
+        Self { settings, config, condition, look_again: Notify::new(), state: Mutex::new(state) }
     }
 
     /// No code panics while it holds the lock.
@@ -195,7 +204,7 @@ impl Gate {
     }
 
     pub fn grant_calls(self: &Arc<Self>, state: &mut State, now: Instant) -> Next {
-        let most_in_flight = self.tuning.borrow().max_in_flight;
+        let most_in_flight = self.config.borrow().max_in_flight;
         let most_in_flight = match state.breaker.allowed(most_in_flight, now) {
             Allowed::Calls { in_flight } => in_flight,
             // The replica that has the jobs makes the probes.
@@ -268,6 +277,7 @@ impl Gate {
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();
         }
+        let config = self.config.borrow().clone();
         let decision = decide(
             verdict,
             &Circumstances {
@@ -275,7 +285,8 @@ impl Gate {
                 promise: envelope.delivery,
                 attempts,
                 group_refused_for,
-                policy: &self.tuning.borrow().retry,
+                policy: &config.retry,
+                hold: config.retry.hold.min(state.held_at_most),
                 supervision: self.settings.supervision,
                 jitter: delay::jitter(),
             },
@@ -298,7 +309,7 @@ impl Gate {
         let Some(tried_for) = progress.failing_for(&state.idle, clock::now()) else {
             return MayTry::Now;
         };
-        let retry = &self.tuning.borrow().retry;
+        let retry = &self.config.borrow().retry;
         match retry.give_up_after.saturating_sub(tried_for) {
             Duration::ZERO => MayTry::NoMore(why.clone()),
             left => MayTry::LookAgainAfter(left.min(retry.max_delay)),
@@ -311,18 +322,30 @@ impl Gate {
         if self.settings.supervision == Supervision::Attended {
             return None;
         }
-        let outage_since = self.lock().breaker.outage_since();
-        let tuning = self.tuning.borrow();
-        let longest = taken_up + tuning.held_at_most;
-        let in_outage = outage_since.map(|since| since.max(taken_up) + tuning.retry.hold);
+        let state = self.lock();
+        let longest = taken_up + state.held_at_most;
+        let in_outage = state.breaker.outage_since().map(|since| {
+            since.max(taken_up) + self.config.borrow().retry.hold.min(state.held_at_most)
+        });
         Some(in_outage.map_or(longest, |until| until.min(longest)))
+    }
+
+    /// How long a job may wait for its next attempt.
+    pub fn hold(&self) -> Duration {
+        self.config.borrow().retry.hold.min(self.lock().held_at_most)
+    }
+
+    /// Holds no job for longer from now on.
+    pub fn hold_at_most(&self, held_at_most: Duration) {
+        let mut state = self.lock();
+        state.held_at_most = state.held_at_most.min(held_at_most);
+        state.tell_jobs();
     }
 
     /// Whether a job may be held until `at`.
     pub fn may_hold_until(&self, at: Instant, now: Instant) -> bool {
-        let hold = self.tuning.borrow().retry.hold;
         self.settings.supervision == Supervision::Attended
-            || at.saturating_duration_since(now) <= hold
+            || at.saturating_duration_since(now) <= self.hold()
     }
 
     /// The jobs that are being sent.

@@ -22,7 +22,7 @@ mod submission;
 use self::decision::{Attempts, Decision};
 pub use self::{
     decision::Supervision,
-    dispatcher::{Dispatcher, Settings, Tuning},
+    dispatcher::{Dispatcher, Settings},
     submission::{Advance, Ending, HeldJob, Submission, Unfinished},
 };
 

@@ -30,7 +30,7 @@ const LONG_OUTAGE: Duration = Duration::from_secs(10);
 impl Gate {
     /// Grants calls when their time comes, and makes the probes. Does not end.
     pub async fn drive(self: Arc<Self>) {
-        let mut tuning = self.tuning.clone();
+        let mut config = self.config.clone();
         let mut probes = FuturesUnordered::new();
         loop {
             let next = {
@@ -56,9 +56,9 @@ impl Gate {
                 biased;
                 Some(answer) = probes.next() => self.judge_probe(answer),
                 () = self.look_again.notified() => {}
-                Ok(()) = tuning.changed() => {
+                Ok(()) = config.changed() => {
                     let (mut state, now) = (self.lock(), Instant::now());
-                    state.breaker.reconfigured(Waits::of(&tuning.borrow()), now);
+                    state.breaker.reconfigured(Waits::of(&config.borrow()), now);
                     state.tell_jobs();
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
