@@ -28,34 +28,23 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use tracing::debug;
 
 use super::{
-    HeldJob, Settings, Submission, Supervision,
-    batches::{Batches, Request},
-    breaker::{Allowed, Blame, Breaker, Waits},
-    condition::{Condition, Trouble},
-    decision::{Circumstances, Decision, decide},
+    HeldJob, Settings, Submission,
+    breaker::{Allowed, Breaker, Waits},
+    condition::Condition,
     idle::IdleTimes,
+    patience,
 };
 use crate::{
-    api::{
-        classify::{Answer, Verdict, classify},
-        codes::Class,
-    },
     clock,
     config::App,
-    delay,
-    job::{Envelope, Job, outcome::BatchProgress},
+    job::{Envelope, Job},
     pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
 };
 
 /// How soon to look again when no event tells that calls may start.
 pub(super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
-
-/// A third of the time after which brokers commonly take deliveries back. A job that is split again
-/// is taken up twice.
-const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 pub(super) struct Gate {
     pub settings: Settings,
@@ -121,14 +110,6 @@ pub(super) struct Place {
     wake: Arc<Notify>,
 }
 
-/// Whether a batch may be tried again.
-pub(super) enum MayTry {
-    Now,
-    LookAgainAfter(Duration),
-    /// It has been tried for long enough, and this outage is the reason that it ends with.
-    NoMore(Trouble),
-}
-
 /// When to look for calls to grant again, if no event comes before.
 pub(super) enum Next {
     AtAnEvent,
@@ -146,7 +127,7 @@ impl Gate {
         let state = State {
             breaker: Breaker::new(waits, settings.supervision, Instant::now()),
             idle: IdleTimes::new(),
-            held_at_most: HELD_AT_MOST,
+            held_at_most: patience::HELD_AT_MOST,
             driver_looks_at: None,
             queue: FairQueue::default(),
             jobs: BTreeMap::new(),
@@ -247,105 +228,9 @@ impl Gate {
         member.wake.notify_one();
     }
 
-    /// Decides what follows from the answer to a batch's call, which was granted at `granted_at`.
-    pub fn decide(
-        &self,
-        submission: &Submission,
-        batches: &mut Batches,
-        (batch, granted_at): (u32, Instant),
-        answer: Answer,
-    ) -> Decision {
-        let now = Instant::now();
-        let Submission { job, envelope, .. } = submission;
-        let request = match answer {
-            Answer::NotSent { .. } => Request::NotSent,
-            _ => Request::Sent,
-        };
-        let verdict = classify(answer).on_batch_of(job.recipients_in(batch));
-        let state = &mut *self.lock();
-        let attempts = batches.count(batch, request, &verdict, &state.idle);
-        let blame = state.breaker.judge(&verdict, &job.group_id, granted_at, now);
-        let refused_since = state.breaker.refused_since(&job.group_id);
-        let group_refused_for = refused_since.map_or(Duration::ZERO, |since| now - since);
-        if let Verdict::Failed { class, fault } = &verdict {
-            if *class == Class::RateLimited {
-                self.settings.pacer.slow_down(now);
-            }
-            let (job_id, code, info) = (&envelope.job_id, fault.code, &fault.info);
-            debug!(job_id, batch, ?class, code, info, "a call failed");
-        }
-        if blame == Blame::UserSig {
-            self.settings.api.renew_user_sig();
-        }
-        let config = self.config.borrow().clone();
-        let decision = decide(
-            verdict,
-            &Circumstances {
-                blame,
-                promise: envelope.delivery,
-                attempts,
-                group_refused_for,
-                policy: &config.retry,
-                hold: config.retry.hold.min(state.held_at_most),
-                supervision: self.settings.supervision,
-                jitter: delay::jitter(),
-            },
-        );
-        batches.set_state(batch, decision.state());
-        self.announce_condition(state, now);
-        decision
-    }
-
     /// Whether the breaker has paused the app.
     pub fn is_paused(&self) -> bool {
         self.lock().breaker.condition().is_paused()
-    }
-
-    /// Whether a batch may be tried again. In an outage no call comes back whose failure would end
-    /// a batch that has been tried for long enough, so the batch ends without one.
-    pub fn may_try(&self, progress: &BatchProgress) -> MayTry {
-        let state = self.lock();
-        let Condition::Outage(why) = state.breaker.condition() else { return MayTry::Now };
-        let Some(tried_for) = progress.failing_for(&state.idle, clock::now()) else {
-            return MayTry::Now;
-        };
-        let retry = &self.config.borrow().retry;
-        match retry.give_up_after.saturating_sub(tried_for) {
-            Duration::ZERO => MayTry::NoMore(why.clone()),
-            left => MayTry::LookAgainAfter(left.min(retry.max_delay)),
-        }
-    }
-
-    /// Until when a job may be held that was taken up at `taken_up`. In an outage nobody knows how
-    /// long it will have to wait, so it is held for less time.
-    pub fn held_until(&self, taken_up: Instant) -> Option<Instant> {
-        if self.settings.supervision == Supervision::Attended {
-            return None;
-        }
-        let state = self.lock();
-        let longest = taken_up + state.held_at_most;
-        let in_outage = state.breaker.outage_since().map(|since| {
-            since.max(taken_up) + self.config.borrow().retry.hold.min(state.held_at_most)
-        });
-        Some(in_outage.map_or(longest, |until| until.min(longest)))
-    }
-
-    /// How long a job may wait for its next attempt.
-    pub fn hold(&self) -> Duration {
-        self.config.borrow().retry.hold.min(self.lock().held_at_most)
-    }
-
-    /// Holds no job for longer from now on.
-    pub fn hold_at_most(&self, held_at_most: Duration) {
-        let mut state = self.lock();
-        state.held_at_most = state.held_at_most.min(held_at_most);
-        state.tell_jobs();
-    }
-
-    /// Whether a job may be held until `at`.
-    pub fn may_hold_until(&self, at: Instant, now: Instant) -> bool {
-        self.settings.supervision == Supervision::Attended
-            || at.saturating_duration_since(now) <= self.hold()
     }
 
     /// The jobs that are being sent.

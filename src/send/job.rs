@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Decision, Ending, RETURNED_AT_MOST, Submission, Unfinished,
     batches::Batches,
-    gate::{Event, Gate, MayTry, Place},
+    gate::{Event, Gate, Place},
+    patience::MayTry,
 };
 use crate::{
     clock,

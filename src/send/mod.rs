@@ -15,6 +15,8 @@ mod dispatcher;
 mod gate;
 mod idle;
 mod job;
+mod judge;
+mod patience;
 mod probe;
 mod split_again;
 mod submission;
