@@ -174,3 +174,27 @@ async fn a_copy_does_not_wait_unacknowledged_for_a_job_that_takes_long() {
     assert_eq!(told, [("first".to_owned(), false), ("second".to_owned(), true)]);
     assert_eq!(scene.sandbox.stats().calls, 40);
 }
+
+#[tokio::test]
+async fn a_parked_job_keeps_its_progress_for_longer_than_records_of_ended_jobs_are_kept() {
+    let lines =
+        "batch_size = 1\nretry.hold = \"1s\"\nretry.park = [\"4s\"]\n[state]\nretention = \"1s\"";
+    let mut scene = Scene::with(lines).await;
+    scene.sandbox.add_fault(bad_gateway("user-1")).unwrap();
+    let properties = scene.producer.properties().with_message_id("parked".into());
+    publish(&scene, "g", 3, properties).await;
+    // Each of these ends and expires in the meantime, and each new record looks for expired ones.
+    for number in 0..10 {
+        let id = format!("other-{number}");
+        publish(&scene, "others", 1, scene.producer.properties().with_message_id(id.into())).await;
+        assert_eq!(scene.producer.result().await.status, Status::Sent);
+        sleep(Duration::from_millis(600)).await;
+    }
+    scene.sandbox.clear_faults();
+    let result = scene.producer.result().await;
+    assert_eq!((result.job_id.as_str(), result.status), ("parked", Status::Sent), "{result:?}");
+    let mut notified = scene.notified("g");
+    notified.retain(|recipient| recipient != "user-1");
+    notified.sort();
+    assert_eq!(notified, ["user-0", "user-2"], "no batch that was sent is sent again");
+}

@@ -497,3 +497,36 @@ async fn a_reply_queue_that_confirms_nothing_is_not_one_that_does_not_exist() {
     assert_eq!(scene.producer.depth(&scene.queue("dead")).await, 20, "one for each failed job");
     assert_eq!(scene.sandbox.stats().calls, 41, "no job was called for again");
 }
+
+#[tokio::test]
+async fn a_full_results_queue_holds_up_no_other_job_and_loses_no_result() {
+    let broker = Broker::start("").await;
+    let (app, sandbox) = (unique_app(), sandbox().await);
+    let lines =
+        format!("results_queue = \"groupcast.{app}.results\"\nretry.park = [\"2s\", \"3s\"]");
+    let configuration = configuration(broker.url(), &app, &sandbox.endpoint(), &lines);
+    let daemon = Daemon::start(&configuration).await;
+    let producer = Producer::connect(broker.url()).await;
+    let mut scene = Scene::of(app, configuration, sandbox, daemon, producer).await;
+    let results = scene.queue("results");
+    let limit = "{\"max-length\":1,\"overflow\":\"reject-publish\"}";
+    let pattern = format!("^groupcast\\.{}\\.results$", scene.app);
+    broker.ctl(&["set_policy", "limit", &pattern, limit, "--apply-to", "queues"]).await;
+    let without_reply_to = || BasicProperties::default().with_delivery_mode(2);
+    for number in 0..MORE_THAN_ARE_HELD {
+        let properties =
+            without_reply_to().with_message_id(format!("job-{number}").as_str().into());
+        scene.producer.publish(&scene.app, &body("g"), properties).await;
+    }
+    let start = Instant::now();
+    assert_eq!(scene.send(&job("good", 1)).await.status, Status::Sent);
+    let answered_after = start.elapsed();
+    assert!(answered_after < Duration::from_secs(20), "answered after {answered_after:?}");
+
+    broker.ctl(&["clear_policy", "limit"]).await;
+    let all = take_results(&scene, &results, MORE_THAN_ARE_HELD).await;
+    let ids: std::collections::BTreeSet<&str> =
+        all.iter().map(|(result, _)| result.job_id.as_str()).collect();
+    assert_eq!(ids.len(), MORE_THAN_ARE_HELD);
+    assert_eq!(scene.notified("g").len(), MORE_THAN_ARE_HELD, "no job is sent again");
+}

@@ -177,6 +177,34 @@ async fn without_redis_no_job_is_taken_and_when_it_is_back_work_goes_on_by_itsel
 }
 
 #[tokio::test]
+async fn while_redis_is_away_an_idle_and_a_standby_replica_are_not_ready() {
+    let redis = Redis::start("").await;
+    let mut scene = scene_with(redis.url(), "", Daemon::spawn).await;
+    scene.daemon.until_consuming(1).await;
+    is_sent(&mut scene, "first").await;
+    let standby = Daemon::start(&scene.configuration).await;
+    for daemon in [&scene.daemon, &standby] {
+        assert_eq!(daemon.get("/readyz").await.0, 200);
+    }
+    redis.kill().await;
+    for daemon in [&scene.daemon, &standby] {
+        let told = eventually("/readyz to be 503", async || {
+            let (status, told) = daemon.get("/readyz").await;
+            (status == 503).then_some(told)
+        })
+        .await;
+        assert!(told.contains("\"state_store\":{\"state\":\"down\""), "{told}");
+    }
+    redis.restart().await;
+    for daemon in [&scene.daemon, &standby] {
+        eventually("/readyz to be 200", async || {
+            (daemon.get("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_redis_that_comes_back_without_its_data_loses_no_job_and_is_noticed() {
     let redis = Redis::start("").await;
     let mut scene =

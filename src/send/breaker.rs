@@ -1,29 +1,30 @@
-//! Whose fault a failed call is, as far as the whole app is concerned, and what may be called while
+//! Decides whose fault a failed call is for the app as a whole, and what the daemon may call while
 //! something is wrong. Pure: verdicts and moments in, decisions out.
 //!
 //! ```text
-//!             fault of the account, or the same doubtful refusal of five groups in a row and of those tried after them
-//!   Working ─────────────────────────────────────────────────────────────────────────────> Paused
-//!      │ five transport failures in a row                                                     │
-//!      └──────────────────────────────────> Outage                                            │
-//!      ^                                       │ a probe is answered                          │ a probe is not refused
-//!      └───────────────────────────────────────┴──────────────────────────────────────────────┘
+//!             a fault of the account, or the same doubtful
+//!             refusal of five groups and of the groups tried after them
+//!   Working ────────────────────────────────────────────────────────> Paused
+//!    ^   │ five transport failures in a row                              │
+//!    │   └───────────────────────────> Outage                            │
+//!    │                                   │ a probe is answered           │ a probe passes
+//!    └───────────────────────────────────┴───────────────────────────────┘
 //! ```
 //!
-//! A probe is a call that notifies no user, so no job's attempt is spent on finding out. Until a
-//! job's call has proven that calls are accepted (after a start, a minute without one, a new
-//! UserSig, a pause, an outage), calls go one at a time: a revoked key costs two calls and not as
-//! many as may be in flight.
+//! A probe is a call that notifies no user, so no job spends an attempt on it. Until a job's call
+//! proves that the API accepts calls, calls go one at a time. So a revoked key costs two calls
+//! instead of a full `max_in_flight`. The proof is lost at a start, after a minute without a call,
+//! with a new UserSig, after a pause and after an outage.
 //!
-//! A job can be the only one that meets a fault of the account: something on the way refuses its
-//! group. After a pause, jobs of other groups go first. If one of them is accepted, a group that is
-//! refused again is refused for itself, and no pause follows. The same holds before a pause: five
-//! groups with the same doubtful refusal may be one producer's mistake, so others are tried.
+//! [`groups`] tells a fault of the app from a fault of some groups.
+
+mod groups;
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
+use self::groups::{RefusedAlike, RefusedGroup, Trial};
 use super::{
     Supervision,
     condition::{Condition, Trouble},
@@ -40,24 +41,13 @@ use crate::{
     job::outcome::Fault,
 };
 
-/// So many transport failures in a row are an outage: fewer come with a restart of something on the
-/// way.
+/// This many transport failures in a row are an outage. A restart of a proxy causes fewer.
 const FAILURES_OF_AN_OUTAGE: u32 = 5;
-/// So many groups in a row that are refused alike are not to blame, each for itself.
-const GROUPS_OF_A_BREAK: usize = 5;
-/// Jobs of other groups that are tried, one after the other, before five groups pause the app.
-/// After each probe that passes, twice as many, or a run of bad jobs would cost a pause each.
-const TRIALS: u32 = 2;
-const MOST_TRIALS: u32 = 64;
-/// How long a job of another group is waited for.
-const TRIED_WITHIN: Duration = Duration::from_secs(1);
-/// Groups whose fault of the account is remembered.
-const REMEMBERED_GROUPS: usize = 200;
-/// An app whose last good answer is older than this may have lost its key since.
+/// After this time without a good answer, the app's key may have been revoked.
 const PROVEN_FOR: Duration = Duration::from_secs(60);
-/// A UserSig that is refused so soon after it was made anew is not refused for its age.
+/// A UserSig that is refused so soon after it was made is not refused for its age.
 const RENEWED_FOR: Duration = Duration::from_secs(60);
-/// After too many failed signatures the vendor says to wait a minute.
+/// After too many failed signatures the vendor asks for a pause of a minute.
 const AFTER_TOO_MANY_SIGNATURES: Duration = Duration::from_secs(60);
 
 /// What the configuration says about waiting.
@@ -83,17 +73,16 @@ pub(super) struct Breaker {
     /// When the condition that is not `Working` began.
     since: Instant,
     probe: Probe,
-    /// Probes since a call was last proven good, of a pause or of an outage.
+    /// Probes since the last proof, in a pause or in an outage.
     probes: u32,
     probes_are_of_a_pause: bool,
     proven_at: Option<Instant>,
     transport_failures: u32,
-    /// Groups refused alike since the last good answer.
+    /// Groups that got the same refusal since the last good answer.
     refused_alike: Option<RefusedAlike>,
-    /// Probes that passed, and no call was accepted since.
+    /// Probes that passed since the last accepted call.
     passes: u32,
-    /// What the probes get while calls are accepted, as far as it is a refusal that might be the
-    /// app's.
+    /// The answer that probes get while the API accepts calls.
     usual_answer: Option<Cause>,
     last_answer: Option<Cause>,
     /// Groups that met a fault of the account, the last at the end.
@@ -101,38 +90,12 @@ pub(super) struct Breaker {
     renewed_at: Option<Instant>,
     /// The fault that the app was paused for since a call was last proven good.
     paused_for: Option<Fault>,
-    /// No probe before then: the vendor has asked for silence.
+    /// No probe before this moment, because the vendor asked for a pause.
     quiet_until: Option<Instant>,
 }
 
 /// What an answer is known by: its code and its HTTP status.
 type Cause = (Option<i64>, Option<u16>);
-
-struct RefusedAlike {
-    class: Class,
-    fault: Fault,
-    groups: Vec<String>,
-    /// Once they are enough: since when others are tried, and how many more.
-    trial: Option<Trial>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Trial {
-    since: Instant,
-    left: u32,
-    /// Whether the app was paused before.
-    after_a_pause: bool,
-}
-
-struct RefusedGroup {
-    group: String,
-    cause: Cause,
-    /// When it was refused first and last.
-    since: Instant,
-    at: Instant,
-    /// Whether a call for another group that started later was accepted.
-    is_alone: bool,
-}
 
 #[derive(Debug, Clone, Copy)]
 enum Probe {
@@ -142,34 +105,34 @@ enum Probe {
     Outdated,
 }
 
-/// What may leave now.
+/// What the daemon may call now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Allowed {
-    /// Calls, as long as no more than so many are in flight.
+    /// Calls, up to this number in flight.
     Calls {
         in_flight: usize,
     },
     Probe,
-    /// Nothing before then.
+    /// Nothing before this moment.
     ProbeAt(Instant),
-    /// Nothing until the probe is back.
+    /// Nothing until the probe has ended.
     Nothing,
 }
 
-/// Whom a verdict is to be charged to.
+/// Who is to blame for a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blame {
-    /// The batch or the moment: it is failed, retried or sent by itself.
+    /// The batch, or a passing condition. The batch is decided by itself.
     Batch,
-    /// The UserSig that was in use when the call was made: it goes again with the present one.
+    /// The UserSig of the call, which has been replaced since. The batch goes again at once.
     OldUserSig,
-    /// The UserSig, which has to be made anew; then it goes again.
+    /// The UserSig. The daemon makes a new one, and the batch goes again.
     UserSig,
-    /// The app: the batch is not touched until the app works again.
+    /// The app. The batch waits until the app works again.
     App,
-    /// The app, perhaps: this batch should not be the first to try then.
+    /// Perhaps the app. Another batch should be tried first.
     AppOrBatch,
-    /// The group: it meets a fault of the account, and others do not.
+    /// The group, which alone gets a fault of the account.
     Group,
 }
 
@@ -196,7 +159,7 @@ impl Breaker {
         }
     }
 
-    /// The configuration has changed: perhaps that was what was wrong.
+    /// The configuration has changed, which may have mended the fault: probes at once.
     pub fn reconfigured(&mut self, waits: Waits, now: Instant) {
         self.waits = waits;
         self.probe = match self.probe {
@@ -234,7 +197,7 @@ impl Breaker {
         self.proven_at.is_some_and(|at| now < at + PROVEN_FOR)
     }
 
-    /// Judges a job's call that left at `started` for `group`.
+    /// Judges the answer to a job's call for `group`, which was granted at `started`.
     pub fn judge(
         &mut self,
         verdict: &Verdict,
@@ -275,42 +238,6 @@ impl Breaker {
         }
     }
 
-    /// Whether a call for a group that was not refused should go first: until one is accepted, it
-    /// is not known whose fault it is.
-    pub fn prefers_other_groups(&self) -> bool {
-        let trial = self.refused_alike.as_ref().is_some_and(|alike| alike.trial.is_some());
-        self.proven_at.is_none() && (trial || self.paused_for.is_some())
-    }
-
-    /// Whether a group was refused in a way that may be the app's fault.
-    pub fn has_refused(&self, group: &str) -> bool {
-        self.refused_alike.iter().flat_map(|alike| &alike.groups).any(|known| known == group)
-            || self.refused_groups.iter().any(|refused| refused.group == group)
-    }
-
-    /// Since when this group meets a fault of the account and has not been accepted.
-    pub fn refused_since(&self, group: &str) -> Option<Instant> {
-        self.refused_groups
-            .iter()
-            .find(|refused| refused.group == group)
-            .map(|refused| refused.since)
-    }
-
-    /// Five groups were refused alike: until when to wait for a job of another one, which shows
-    /// whether the app is to blame.
-    pub fn waits_for_another_group(&self) -> Option<Instant> {
-        let trial = self.refused_alike.as_ref()?.trial.filter(|trial| !trial.after_a_pause)?;
-        (self.condition == Condition::Working).then_some(trial.since + TRIED_WITHIN)
-    }
-
-    /// No such job has come.
-    pub fn no_other_group_came(&mut self, now: Instant) {
-        if let Some(RefusedAlike { class, fault, .. }) = &self.refused_alike {
-            let (class, fault) = (*class, fault.clone());
-            self.pause(class, &fault, now);
-        }
-    }
-
     pub fn probe_leaves(&mut self) {
         self.probe = Probe::UnderWay;
         self.probes += 1;
@@ -347,7 +274,7 @@ impl Breaker {
         }
     }
 
-    /// A job's call was judged by what it says: the API is there and knows the app.
+    /// A job's call proves that the API is there and knows the app.
     fn prove(&mut self, group: &str, started: Instant, now: Instant) {
         self.reach(now);
         if self.proven_at.is_none() && self.passes > 0 {
@@ -365,17 +292,13 @@ impl Breaker {
             .for_each(|refused| refused.is_alone = true);
     }
 
-    /// A probe was not refused for a fault of the app.
+    /// The probe did not get a fault of the app.
     fn pass(&mut self, now: Instant) {
         self.passes += u32::from(self.condition.is_paused());
         self.resume(now);
     }
 
-    fn trials(&self) -> u32 {
-        TRIALS.saturating_mul(1 << self.passes.min(8)).min(MOST_TRIALS)
-    }
-
-    /// Whether this answer to a probe says that the fault is still there.
+    /// Whether this answer to a probe shows that the fault is still there.
     fn says_something(&self, fault: &Fault) -> bool {
         // What a probe gets while all is well is known once a call was accepted after one. Until
         // then jobs are tried all the same, after every other probe.
@@ -393,8 +316,8 @@ impl Breaker {
         }
     }
 
-    /// Back to work, one call at a time. What went wrong before does so again at the first sign of
-    /// it.
+    /// Back to work, one call at a time. The first sign of the same trouble is enough to stop
+    /// again.
     pub fn resume(&mut self, now: Instant) {
         if self.condition != Condition::Working {
             self.condition = Condition::Working;
@@ -463,8 +386,8 @@ impl Breaker {
         self.probe = Probe::At(self.not_in_silence(now + self.wait()));
     }
 
-    /// Never shorter than what is configured, and longer by up to a quarter, so that replicas
-    /// spread.
+    /// At least the configured wait, and up to a quarter longer, so that replicas do not probe
+    /// together.
     fn wait(&self) -> Duration {
         let (first, longest) = match self.condition {
             Condition::Paused(_) => self.waits.pause,
@@ -483,106 +406,6 @@ impl Breaker {
                 Some(Blame::UserSig)
             }
         }
-    }
-
-    fn blame_group(
-        &mut self,
-        class: Class,
-        fault: &Fault,
-        group: &str,
-        started: Instant,
-        now: Instant,
-    ) -> Blame {
-        self.reach(now);
-        if self.supervision == Supervision::Attended {
-            return Blame::Batch;
-        }
-        if !self.is_refused_alike(fault) {
-            self.refused_alike = None;
-        }
-        let left = self.trials();
-        let new = || RefusedAlike { class, fault: fault.clone(), groups: Vec::new(), trial: None };
-        let alike = self.refused_alike.get_or_insert_with(new);
-        if alike.groups.iter().all(|known| known != group) {
-            alike.groups.push(group.to_owned());
-        }
-        if alike.groups.len() < GROUPS_OF_A_BREAK {
-            return Blame::Batch;
-        }
-        match &mut alike.trial {
-            None => {
-                alike.trial = Some(Trial { since: now, left, after_a_pause: false });
-                self.proven_at = None;
-            }
-            // It left together with the five.
-            Some(trial) if started < trial.since => {}
-            Some(trial) if trial.left > 1 => trial.left -= 1,
-            Some(_) => {
-                self.pause(class, fault, now);
-            }
-        }
-        Blame::AppOrBatch
-    }
-
-    fn is_refused_alike(&self, fault: &Fault) -> bool {
-        self.refused_alike.as_ref().is_some_and(|alike| alike.fault.cause() == fault.cause())
-    }
-
-    /// A fault of the account pauses the app, unless only this group meets it.
-    fn blame_refused_group(
-        &mut self,
-        class: Class,
-        fault: &Fault,
-        group: &str,
-        now: Instant,
-    ) -> Blame {
-        if self.is_alone(group, fault) {
-            self.reach(now);
-            return Blame::Group;
-        }
-        let is_first = !self
-            .refused_groups
-            .iter()
-            .any(|refused| refused.group == group && refused.cause == fault.cause());
-        let is_of_groups = self
-            .refused_groups
-            .iter()
-            .any(|refused| refused.is_alone && refused.cause == fault.cause());
-        let blame = if is_of_groups
-            && self.paused_for.is_none()
-            && self.supervision == Supervision::Unattended
-        {
-            // Other groups were refused so, each for itself. If the next call is too, the app
-            // pauses.
-            self.reach(now);
-            self.proven_at = None;
-            self.paused_for = Some(fault.clone());
-            Blame::AppOrBatch
-        } else {
-            self.pause(class, fault, now)
-        };
-        if self.supervision == Supervision::Unattended {
-            let since = self.refused_since(group).filter(|_| !is_first).unwrap_or(now);
-            self.refused_groups.retain(|refused| refused.group != group);
-            let refused = RefusedGroup {
-                group: group.to_owned(),
-                cause: fault.cause(),
-                since,
-                at: now,
-                is_alone: false,
-            };
-            self.refused_groups.push_back(refused);
-            if self.refused_groups.len() > REMEMBERED_GROUPS {
-                self.refused_groups.pop_front();
-            }
-        }
-        blame
-    }
-
-    fn is_alone(&self, group: &str, fault: &Fault) -> bool {
-        let same =
-            |refused: &RefusedGroup| refused.group == group && refused.cause == fault.cause();
-        self.refused_groups.iter().any(|refused| refused.is_alone && same(refused))
     }
 }
 
