@@ -63,7 +63,7 @@ pub struct Summary {
 
 /// Selects letters. Without a condition it selects all.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub struct LetterFilter {
     pub job_id: Option<String>,
     pub group_id: Option<String>,
     pub code: Option<i64>,
@@ -141,7 +141,7 @@ impl DeadLetters {
 /// Redrives all selected letters that have a chance. Calls `each` for every letter.
 pub async fn redrive(
     letters: &mut DeadLetters,
-    filter: &Filter,
+    filter: &LetterFilter,
     deadline: Deadline,
     mut each: impl FnMut(),
 ) -> Result<Redriven, BrokerLost> {
@@ -174,13 +174,13 @@ impl Summary {
         /// The parts of a job's body that the summary shows, as far as it has them.
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
-        struct Body {
+        struct LetterBody {
             group_id: Option<String>,
             #[serde(rename = "ToMembers_Account")]
             to_members_account: Option<Vec<IgnoredAny>>,
         }
         let body_bytes = body.len();
-        let body: Option<Body> = serde_json::from_slice(body).ok();
+        let body: Option<LetterBody> = serde_json::from_slice(body).ok();
         let recipients =
             body.as_ref().and_then(|body| body.to_members_account.as_ref()).map(Vec::len);
         let header = |name: &str| properties.headers().as_ref()?.inner().get(name);
@@ -203,7 +203,7 @@ impl Summary {
     }
 }
 
-impl Filter {
+impl LetterFilter {
     pub fn means(&self, letter: &Summary) -> bool {
         let age = letter
             .died_at

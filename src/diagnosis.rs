@@ -196,11 +196,11 @@ impl Cause {
             ),
             Self::Refused => {
                 let advice = match server.kind {
-                    Kind::Api => format!(
+                    ServerKind::Api => format!(
                         "correct host and port in {settings}; if they are right, look for a \
                             firewall or a wrong name server"
                     ),
-                    Kind::Broker | Kind::Redis => {
+                    ServerKind::Broker | ServerKind::Redis => {
                         format!("start {what}, or correct host and port in {settings}")
                     }
                 };
@@ -243,13 +243,13 @@ impl Cause {
                 let what =
                     format!("the certificate of {address} is not for the name `{host}`{names}");
                 let advice = match server.kind {
-                    Kind::Api => {
+                    ServerKind::Api => {
                         format!(
                             "correct the host name in {settings}, or look for a proxy or a name \
                                 server that leads elsewhere"
                         )
                     }
-                    Kind::Broker | Kind::Redis => {
+                    ServerKind::Broker | ServerKind::Redis => {
                         format!(
                             "write a name from the certificate as the host in {settings}, or give \
                                 {} a certificate for `{host}`",
@@ -262,12 +262,14 @@ impl Cause {
             Self::Expired => Diagnosis::new(
                 format!("the certificate of {address} has expired"),
                 match server.kind {
-                    Kind::Api => "compare this machine's clock (`date`) with the dates in the \
+                    ServerKind::Api => {
+                        "compare this machine's clock (`date`) with the dates in the \
                         certificate. If the clock is right, look for a proxy that intercepts TLS. \
                         If endpoint names a server of your own, renew its certificate; otherwise \
                         ask the vendor's support"
-                        .to_owned(),
-                    Kind::Broker | Kind::Redis => {
+                            .to_owned()
+                    }
+                    ServerKind::Broker | ServerKind::Redis => {
                         format!(
                             "renew the certificate of {what}. If its dates say that it is still \
                                 valid, correct this machine's clock (`date`)"
@@ -309,13 +311,13 @@ impl Cause {
 /// The server of a connection that failed.
 #[derive(Debug, Clone, Copy)]
 pub struct Server<'a> {
-    pub kind: Kind,
+    pub kind: ServerKind,
     pub host: &'a str,
     pub port: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ServerKind {
     Broker,
     Api,
     Redis,
@@ -324,26 +326,26 @@ pub enum Kind {
 impl Server<'_> {
     fn name(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => "the broker",
-            Kind::Api => "the API",
-            Kind::Redis => "Redis",
+            ServerKind::Broker => "the broker",
+            ServerKind::Api => "the API",
+            ServerKind::Redis => "Redis",
         }
     }
 
     /// The settings that have its address.
     fn settings(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => "broker.url",
-            Kind::Api => "endpoint (or in region, if endpoint is not set)",
-            Kind::Redis => "state.url",
+            ServerKind::Broker => "broker.url",
+            ServerKind::Api => "endpoint (or in region, if endpoint is not set)",
+            ServerKind::Redis => "state.url",
         }
     }
 
     fn trust(&self) -> Cow<'static, str> {
         let file = match self.kind {
-            Kind::Broker => "broker.ca_file",
-            Kind::Redis => "state.ca_file",
-            Kind::Api => {
+            ServerKind::Broker => "broker.ca_file",
+            ServerKind::Redis => "state.ca_file",
+            ServerKind::Api => {
                 return "look for a proxy that intercepts TLS: `openssl s_client -connect \
                     HOST:PORT` shows who issued the certificate. To trust that authority, add it \
                     to this machine's trusted authorities, or set the variable SSL_CERT_FILE of \
@@ -360,28 +362,28 @@ impl Server<'_> {
 
     fn client_certificate(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => {
+            ServerKind::Broker => {
                 "set broker.cert_file and broker.key_file to a certificate that the broker trusts, \
                     and its key"
             }
-            Kind::Redis => {
+            ServerKind::Redis => {
                 "set state.cert_file and state.key_file to a certificate that Redis trusts, and \
                     its key"
             }
-            Kind::Api => "look for a proxy on the way; the API itself wants no certificate",
+            ServerKind::Api => "look for a proxy on the way; the API itself wants no certificate",
         }
     }
 
     fn without_tls(&self) -> &'static str {
         match self.kind {
-            Kind::Broker => {
+            ServerKind::Broker => {
                 "write the broker's TLS port in broker.url (5671 by default), or amqp:// in place \
                     of amqps://"
             }
-            Kind::Redis => {
+            ServerKind::Redis => {
                 "write the TLS port of Redis in state.url, or redis:// in place of rediss://"
             }
-            Kind::Api => {
+            ServerKind::Api => {
                 "correct the port in endpoint, or write http:// if a server without TLS is meant, \
                     such as the sandbox"
             }
@@ -414,7 +416,7 @@ fn plain(name: &str) -> String {
 mod tests {
     use super::*;
 
-    const BROKER: Server<'_> = Server { kind: Kind::Broker, host: "mq.example", port: 5671 };
+    const BROKER: Server<'_> = Server { kind: ServerKind::Broker, host: "mq.example", port: 5671 };
 
     fn certificate(error: CertificateError) -> rustls::Error {
         rustls::Error::InvalidCertificate(error)

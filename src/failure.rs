@@ -24,7 +24,7 @@ impl Failure {
 
 /// The finding of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Conclusion {
     Good,
     Bad,
 }

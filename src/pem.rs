@@ -7,27 +7,27 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// What a file must contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
+pub enum PemContent {
     Certificates,
     PrivateKey,
 }
 
 /// Says what is wrong with a file that the setting `key` names, and what to do.
-pub fn check(key: &str, path: &Path, bytes: &[u8], content: Content) -> Result<(), String> {
+pub fn check(key: &str, path: &Path, bytes: &[u8], content: PemContent) -> Result<(), String> {
     match objection(bytes, content) {
         Some(reason) => Err(format!("{key} names {}, which {reason}", path.display())),
         None => Ok(()),
     }
 }
 
-fn objection(bytes: &[u8], content: Content) -> Option<&'static str> {
+fn objection(bytes: &[u8], content: PemContent) -> Option<&'static str> {
     let has = |label: &str| bytes.windows(label.len()).any(|window| window == label.as_bytes());
     let has_certificates =
         CertificateDer::pem_slice_iter(bytes).next().is_some_and(|read| read.is_ok());
     let has_key = PrivateKeyDer::from_pem_slice(bytes).is_ok();
     Some(match content {
-        Content::Certificates if has_certificates => return None,
-        Content::PrivateKey if has_key => return None,
+        PemContent::Certificates if has_certificates => return None,
+        PemContent::PrivateKey if has_key => return None,
         _ if bytes.trim_ascii().is_empty() => "is empty",
         _ if bytes.starts_with(b"\xef\xbb\xbf") => {
             "begins with a byte-order mark; write it anew without that mark"
@@ -40,21 +40,21 @@ fn objection(bytes: &[u8], content: Content) -> Option<&'static str> {
             "is not PEM; convert it, from PKCS#12 with `openssl pkcs12 -in FILE -nodes -out \
                 NEW.pem`, from DER with `openssl x509 -inform der`"
         }
-        Content::PrivateKey if has("ENCRYPTED") => {
+        PemContent::PrivateKey if has("ENCRYPTED") => {
             "has an encrypted key; nobody can enter its password here, so write it without one: \
                 `openssl pkey -in FILE -out NEW.key`"
         }
-        Content::PrivateKey if has_certificates => {
+        PemContent::PrivateKey if has_certificates => {
             "has a certificate and no private key; are the two files swapped?"
         }
-        Content::Certificates if has_key || has("PRIVATE KEY") => {
+        PemContent::Certificates if has_key || has("PRIVATE KEY") => {
             "has a private key and no certificate; are the two files swapped?"
         }
-        Content::Certificates => {
+        PemContent::Certificates => {
             "has no certificate that can be read: a PEM file has lines `-----BEGIN \
                 CERTIFICATE-----`"
         }
-        Content::PrivateKey => {
+        PemContent::PrivateKey => {
             "has no private key that can be read: a PEM file has lines `-----BEGIN PRIVATE \
                 KEY-----`"
         }
@@ -72,7 +72,7 @@ mod tests {
         let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
         let marked = format!("\u{feff}{certificate}");
         let der = made.cert.der().to_vec();
-        let (certificates, private_key) = (Content::Certificates, Content::PrivateKey);
+        let (certificates, private_key) = (PemContent::Certificates, PemContent::PrivateKey);
         for (bytes, content, told) in [
             (b"\n".as_slice(), certificates, "is empty"),
             (b"", private_key, "is empty"),

@@ -3,7 +3,7 @@
 use std::{io::Write, path::Path, process::Stdio};
 
 use groupcast::{
-    sandbox::{PUBLIC_KEY, Settings},
+    sandbox::{PUBLIC_KEY, SandboxSettings},
     settle::result::{JobResult, Status},
 };
 use serde_json::{Value, json};
@@ -479,7 +479,8 @@ async fn the_printed_configuration_shows_no_secret() {
 
 #[tokio::test]
 async fn the_sandbox_plays_another_app_if_told_so() {
-    let settings = Settings { sdk_app_id: 7, secret_key: "k".into(), ..Settings::default() };
+    let settings =
+        SandboxSettings { sdk_app_id: 7, secret_key: "k".into(), ..SandboxSettings::default() };
     let sandbox = groupcast::sandbox::Sandbox::start(settings).await.unwrap();
     let configuration = configuration("amqp://127.0.0.1:1", "default", &sandbox.endpoint(), "");
     let configuration = configuration.replace("1400000000", "7").replace(PUBLIC_KEY, "k");

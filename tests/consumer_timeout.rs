@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use groupcast::{
-    sandbox::{Fault, FaultRule},
+    sandbox::{FaultRule, InjectedFault},
     settle::result::Status,
 };
 
@@ -45,7 +45,10 @@ async fn a_job_whose_calls_fail_is_parked_in_time_after_the_first_timeout() {
     let mut scene = Scene::on(&broker, "retry.park = [\"1s\"]").await;
     scene
         .sandbox
-        .add_fault(FaultRule { group: Some("g".into()), ..FaultRule::from(Fault::HttpStatus(502)) })
+        .add_fault(FaultRule {
+            group: Some("g".into()),
+            ..FaultRule::from(InjectedFault::HttpStatus(502))
+        })
         .unwrap();
     scene.publish_with_id(&job("g", 1), "fails").await;
     for times in 1..=3 {

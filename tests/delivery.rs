@@ -1,7 +1,7 @@
 //! Every recipient of a valid job is notified, and the result says so.
 
 use groupcast::{
-    sandbox::{Audience, Fault, FaultRule},
+    sandbox::{FaultRule, InjectedFault, ReceivedAudience},
     settle::result::{AudienceKind, BatchCounts, ErrorKind, JobResult, RecipientCounts, Status},
 };
 use serde_json::{Value, json};
@@ -11,12 +11,12 @@ use crate::support::{
     scene::{Scene, job, settings, users},
 };
 
-fn fault(fault: Fault, group: &str, calls: u32) -> FaultRule {
+fn fault(fault: InjectedFault, group: &str, calls: u32) -> FaultRule {
     FaultRule { group: Some(group.into()), calls: Some(calls), ..FaultRule::from(fault) }
 }
 
-fn error(code: i64) -> Fault {
-    Fault::Error { code, info: format!("scripted {code}") }
+fn error(code: i64) -> InjectedFault {
+    InjectedFault::Error { code, info: format!("scripted {code}") }
 }
 
 fn assert_sent(result: &JobResult, recipients: u32, batches: u32) {
@@ -47,10 +47,8 @@ async fn jobs_of_any_size_are_split_into_batches_of_500() {
         );
 
         let calls = scene.sandbox.received(Some(&group));
-        assert!(
-            calls.iter().all(|call| call.audience == Audience::Members
-                && (1..=500).contains(&call.recipient_count))
-        );
+        assert!(calls.iter().all(|call| call.audience == ReceivedAudience::Members
+            && (1..=500).contains(&call.recipient_count)));
         let mut notified = scene.notified(&group);
         notified.sort_by_key(|user| user["user-".len()..].parse::<usize>().unwrap());
         assert_eq!(notified, users(recipients));
@@ -92,7 +90,7 @@ async fn no_list_and_an_empty_list_go_to_every_member() {
         assert_eq!(result.batches.unwrap().total, 1);
         let calls = scene.sandbox.received(Some(group));
         assert_eq!(calls.len(), 1);
-        assert_eq!(calls[0].audience, Audience::All);
+        assert_eq!(calls[0].audience, ReceivedAudience::All);
     }
 }
 
@@ -299,10 +297,10 @@ async fn passing_faults_are_tried_again_until_the_job_is_sent() {
     let mut scene = Scene::start().await;
     let faults = [
         ("server-error", error(10002)),
-        ("bad-gateway", Fault::HttpStatus(502)),
-        ("reset", Fault::Reset),
-        ("hang", Fault::Hang),
-        ("not-json", Fault::NotJson),
+        ("bad-gateway", InjectedFault::HttpStatus(502)),
+        ("reset", InjectedFault::Reset),
+        ("hang", InjectedFault::Hang),
+        ("not-json", InjectedFault::NotJson),
     ];
     for (group, passing) in faults {
         scene.sandbox.add_fault(fault(passing, group, 2)).unwrap();
@@ -328,7 +326,7 @@ async fn an_answer_that_says_slow_down_is_no_failed_attempt() {
 #[tokio::test]
 async fn a_fault_that_does_not_pass_fails_the_job_in_the_end() {
     let mut scene = Scene::with("retry.give_up_after = \"1s\"").await;
-    scene.sandbox.add_fault(fault(Fault::HttpStatus(502), "down", 1000)).unwrap();
+    scene.sandbox.add_fault(fault(InjectedFault::HttpStatus(502), "down", 1000)).unwrap();
     let result = scene.send(&job("down", 2)).await;
     assert_eq!(result.status, Status::Failed, "{result:?}");
     let error = &result.errors[0];
@@ -348,7 +346,7 @@ async fn with_at_most_once_a_lost_answer_is_reported_and_never_sent_again() {
     let lost_answer = FaultRule {
         after_effect: true,
         matching: Some("user-0".into()),
-        ..FaultRule::from(Fault::Reset)
+        ..FaultRule::from(InjectedFault::Reset)
     };
     scene.sandbox.add_fault(lost_answer).unwrap();
     let mut headers = lapin::types::FieldTable::default();

@@ -9,7 +9,7 @@ use std::{
 use groupcast::{
     sandbox::FaultRule,
     settle::result::Status,
-    telemetry::metrics::{ALL, Kind, Metric},
+    telemetry::metrics::{ALL, Metric, MetricKind},
 };
 use lapin::{
     options::QueueDeclareOptions,
@@ -221,8 +221,8 @@ async fn every_metric_is_there_with_its_type_its_labels_and_what_it_means() {
             text
         );
         let (series, more) = match kind {
-            Kind::Histogram(_) => (format!("{name}_bucket"), vec!["le"]),
-            Kind::Counter | Kind::Gauge => ((*name).to_owned(), vec![]),
+            MetricKind::Histogram(_) => (format!("{name}_bucket"), vec!["le"]),
+            MetricKind::Counter | MetricKind::Gauge => ((*name).to_owned(), vec![]),
         };
         let expected: BTreeSet<&str> = labels.iter().copied().chain(more).collect();
         let found = metrics

@@ -7,7 +7,7 @@ use std::{
 
 use groupcast::{
     api::codes::{CODES, Class},
-    telemetry::metrics::{ALL, Kind},
+    telemetry::metrics::{ALL, MetricKind},
 };
 use serde_json::Value;
 
@@ -20,10 +20,10 @@ use crate::support::{
 /// The names of all series, including those of histograms.
 fn series() -> BTreeSet<String> {
     let of = |metric: &&groupcast::telemetry::metrics::Metric| match metric.kind {
-        Kind::Histogram(_) => {
+        MetricKind::Histogram(_) => {
             ["_bucket", "_sum", "_count"].map(|suffix| format!("{}{suffix}", metric.name)).to_vec()
         }
-        Kind::Counter | Kind::Gauge => vec![metric.name.to_owned()],
+        MetricKind::Counter | MetricKind::Gauge => vec![metric.name.to_owned()],
     };
     ALL.iter().flat_map(of).collect()
 }

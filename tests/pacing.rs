@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use groupcast::{sandbox::Received, settle::result::Status};
+use groupcast::{sandbox::ReceivedCall, settle::result::Status};
 use tokio::time::sleep;
 
 use crate::support::{
@@ -29,7 +29,8 @@ async fn a_backlog_is_sent_at_the_limit_and_no_second_exceeds_it() {
         assert_eq!(scene.producer.result().await.status, Status::Sent);
     }
     let calls = scene.sandbox.received(Some("g"));
-    let since_first = |call: &Received| (call.at - calls[0].at).total(jiff::Unit::Second).unwrap();
+    let since_first =
+        |call: &ReceivedCall| (call.at - calls[0].at).total(jiff::Unit::Second).unwrap();
     let mean = (JOBS - 1) as f64 / since_first(&calls[calls.len() - 1]);
     let mut each_second = vec![0; since_first(&calls[calls.len() - 1]) as usize];
     for call in &calls {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use groupcast::{
-    sandbox::{Fault, FaultRule},
+    sandbox::{FaultRule, InjectedFault},
     settle::result::{ErrorKind, JobResult, Status},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -35,7 +35,7 @@ fn with_header(properties: BasicProperties, name: &str, value: &str) -> BasicPro
 }
 
 fn bad_gateway(matching: &str) -> FaultRule {
-    FaultRule { matching: Some(matching.into()), ..FaultRule::from(Fault::HttpStatus(502)) }
+    FaultRule { matching: Some(matching.into()), ..FaultRule::from(InjectedFault::HttpStatus(502)) }
 }
 
 #[tokio::test]

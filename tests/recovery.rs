@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use groupcast::{
-    sandbox::{Fault, FaultRule},
+    sandbox::{FaultRule, InjectedFault},
     settle::result::{ErrorKind, JobResult, Status},
 };
 use lapin::{BasicProperties, types::FieldTable};
@@ -300,13 +300,13 @@ async fn attempts_and_calls_are_counted_over_a_crash() {
     scene.daemon.start_again().await;
     scene
         .sandbox
-        .add_fault(FaultRule { calls: Some(3), ..FaultRule::from(Fault::HttpStatus(502)) })
+        .add_fault(FaultRule { calls: Some(3), ..FaultRule::from(InjectedFault::HttpStatus(502)) })
         .unwrap();
     publish(&scene, &job("g", 1), with_id(&scene, "order-47")).await;
     eventually("two attempts", async || (scene.sandbox.stats().calls == 2).then_some(())).await;
     sleep(Duration::from_millis(100)).await;
     scene.daemon.kill().await;
-    scene.sandbox.add_fault(Fault::Error { code: 10010, info: "gone".into() }).unwrap();
+    scene.sandbox.add_fault(InjectedFault::Error { code: 10010, info: "gone".into() }).unwrap();
     scene.daemon.start_again().await;
     let result = scene.producer.result().await;
     assert_eq!(

@@ -1,8 +1,8 @@
 //! No secret reaches a log, with any filter and any failure.
 
 use groupcast::{
-    api::user_sig::Claims,
-    sandbox::{Fault, FaultRule, PUBLIC_KEY},
+    api::user_sig::SignedClaims,
+    sandbox::{FaultRule, InjectedFault, PUBLIC_KEY},
     settle::result::Status,
 };
 
@@ -39,12 +39,12 @@ async fn the_most_talkative_log_has_no_key_no_user_sig_and_no_password() {
     let mut producer = Producer::connect(broker.url()).await;
 
     let faults = [
-        Fault::Error { code: 70003, info: String::new() },
-        Fault::Reset,
-        Fault::Hang,
-        Fault::HttpStatus(502),
-        Fault::Redirect,
-        Fault::NotJson,
+        InjectedFault::Error { code: 70003, info: String::new() },
+        InjectedFault::Reset,
+        InjectedFault::Hang,
+        InjectedFault::HttpStatus(502),
+        InjectedFault::Redirect,
+        InjectedFault::NotJson,
     ];
     for (number, fault) in faults.into_iter().enumerate() {
         let group = format!("g{number}");
@@ -78,7 +78,7 @@ async fn the_most_talkative_log_has_no_key_no_user_sig_and_no_password() {
     for secret in [PUBLIC_KEY, "canary-password", "usersig="] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
-    let claims = Claims {
+    let claims = SignedClaims {
         sdk_app_id: 1_400_000_000,
         identifier: "administrator",
         time: 1_800_000_000,

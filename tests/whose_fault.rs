@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use groupcast::{
-    sandbox::{Fault, FaultRule, PUBLIC_KEY, Sandbox},
+    sandbox::{FaultRule, InjectedFault, PUBLIC_KEY, Sandbox},
     settle::result::{ErrorKind, JobResult, Status},
 };
 use lapin::types::FieldTable;
@@ -27,11 +27,11 @@ use crate::support::{
 
 const PAUSED: &str = "app paused";
 
-fn refusal(code: i64) -> Fault {
-    Fault::Error { code, info: format!("scripted {code}") }
+fn refusal(code: i64) -> InjectedFault {
+    InjectedFault::Error { code, info: format!("scripted {code}") }
 }
 
-fn for_all(fault: Fault) -> FaultRule {
+fn for_all(fault: InjectedFault) -> FaultRule {
     FaultRule { app_wide: true, ..FaultRule::from(fault) }
 }
 
@@ -227,7 +227,7 @@ async fn of_an_at_most_once_job_no_call_is_repeated_even_if_the_app_is_to_blame(
 #[tokio::test]
 async fn a_deadline_ends_a_job_on_time_while_the_api_is_dead() {
     let mut scene = Scene::start().await;
-    scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
+    scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
     publish(&scene, &ids(0..5)).await;
     scene.daemon.until_logged("single probes").await;
     let deadline = jiff::Timestamp::now() + Duration::from_secs(3);
@@ -364,7 +364,7 @@ async fn while_the_api_is_dead_only_probes_leave_and_on_its_return_no_burst() {
     scene.sandbox.change_settings(settings(json!({ "latency_ms": 20 })));
     publish(&scene, &ids(0..1000)).await;
     eventually("some calls", async || (scene.sandbox.stats().accepted >= 300).then_some(())).await;
-    scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
+    scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
     scene.daemon.until_logged("single probes").await;
     let before = scene.sandbox.stats().calls;
     sleep(OUTAGE).await;
@@ -399,7 +399,7 @@ async fn the_backup_is_used_while_the_first_address_cannot_be_reached() {
 }
 
 fn forbidden(group: &str) -> FaultRule {
-    FaultRule { group: Some(group.to_owned()), ..FaultRule::from(Fault::HttpStatus(403)) }
+    FaultRule { group: Some(group.to_owned()), ..FaultRule::from(InjectedFault::HttpStatus(403)) }
 }
 
 /// A filter before the API refuses one group as if the account were not allowed to call.
@@ -495,8 +495,10 @@ async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_gi
         = \"1s\"\nretry.park = [\"1s\"]\n\
                  retry.give_up_after = \"8s\"";
     let mut scene = Scene::with(lines).await;
-    let failing =
-        FaultRule { group: Some("failing".into()), ..FaultRule::from(Fault::HttpStatus(502)) };
+    let failing = FaultRule {
+        group: Some("failing".into()),
+        ..FaultRule::from(InjectedFault::HttpStatus(502))
+    };
     scene.sandbox.add_fault(failing.clone()).unwrap();
     scene.publish_with_id(&job("failing", 1), "failing").await;
     eventually("it to fail", async || (scene.sandbox.stats().calls >= 2).then_some(())).await;
@@ -508,7 +510,7 @@ async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_gi
     scene.sandbox.clear_faults();
     scene.daemon.until_logged("app goes on").await;
     // A new subscription makes its first call a second later.
-    scene.sandbox.add_fault(for_all(Fault::Reset)).unwrap();
+    scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
     scene.daemon.until_logged("single probes").await;
     scene.sandbox.clear_faults();
     all_are_sent(&mut scene, BTreeSet::from(["failing".to_owned(), "other".to_owned()])).await;

@@ -103,7 +103,7 @@ impl Reading {
     fn opening(&mut self) -> Result<Vec<u8>, String> {
         #[derive(serde::Serialize)]
         #[serde(rename_all = "PascalCase")]
-        struct Opening<'a> {
+        struct WrittenOpening<'a> {
             group_id: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             topic_id: Option<&'a str>,
@@ -117,9 +117,12 @@ impl Reading {
             self.field = "Content".into();
             return Err("is missing".into());
         };
-        let mut json =
-            serde_json::to_vec(&Opening { group_id, topic_id: self.topic_id.as_deref(), content })
-                .map_err(|error| error.to_string())?;
+        let mut json = serde_json::to_vec(&WrittenOpening {
+            group_id,
+            topic_id: self.topic_id.as_deref(),
+            content,
+        })
+        .map_err(|error| error.to_string())?;
         json.pop();
         Ok(json)
     }

@@ -47,7 +47,7 @@ impl Denied {
 }
 
 impl Access {
-    pub fn of(admin: &config::Admin) -> Self {
+    pub fn of(admin: &config::AdminConfig) -> Self {
         Self { hosts: admin.hosts.clone(), token: admin.token.clone() }
     }
 

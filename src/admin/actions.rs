@@ -8,7 +8,7 @@ use tracing::info;
 use super::{Shown, ShownApp};
 use crate::{
     broker::{BrokerLost, connection::Connector},
-    dead_letters::{self, DeadLetters, Deadline, Filter, Redriven},
+    dead_letters::{self, DeadLetters, Deadline, LetterFilter, Redriven},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Action {
 /// The result of an action.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Done {
+pub enum ActionResult {
     Paused,
     Resumed,
     Redriven(Redriven),
@@ -39,16 +39,20 @@ pub fn named<'a>(path: &str, shown: &'a Shown) -> Option<(&'a ShownApp, Action)>
     Some((shown.apps.iter().find(|shown| shown.name == app)?, action))
 }
 
-pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, BrokerLost> {
+pub async fn act(
+    app: &ShownApp,
+    action: Action,
+    shown: &Shown,
+) -> Result<ActionResult, BrokerLost> {
     info!(app = app.name, ?action, "asked for at admin.listen");
     match action {
         Action::Pause => {
             app.pipeline.pause();
-            Ok(Done::Paused)
+            Ok(ActionResult::Paused)
         }
         Action::Resume => {
             app.pipeline.resume();
-            Ok(Done::Resumed)
+            Ok(ActionResult::Resumed)
         }
         Action::Redrive => {
             // Runs to its end, even if the client disconnects.
@@ -56,7 +60,7 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
             let redriven = redriving
                 .await
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-            Ok(Done::Redriven(redriven?))
+            Ok(ActionResult::Redriven(redriven?))
         }
     }
 }
@@ -64,7 +68,7 @@ pub async fn act(app: &ShownApp, action: Action, shown: &Shown) -> Result<Done, 
 async fn redrive(connector: Arc<Connector>, app: String) -> Result<Redriven, BrokerLost> {
     let mut letters = DeadLetters::open(&connector, &app).await?;
     let redriven =
-        dead_letters::redrive(&mut letters, &Filter::default(), Deadline::Kept, || {}).await;
+        dead_letters::redrive(&mut letters, &LetterFilter::default(), Deadline::Kept, || {}).await;
     letters.close().await;
     redriven
 }

@@ -70,7 +70,7 @@ pub enum CannotShow {
 
 impl Admin {
     /// Listens, and records metrics from now on. May be called once in a process.
-    pub async fn listen(admin: &config::Admin) -> Result<Self, CannotShow> {
+    pub async fn listen(admin: &config::AdminConfig) -> Result<Self, CannotShow> {
         let failed = |source| CannotShow::Listen { address: admin.listen, source };
         let listener = TcpListener::bind(admin.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Shown, ShownApp,
-    status::{Queues, Status},
+    status::{Queues, StatusReport},
 };
 use crate::{
     broker::{
@@ -69,7 +69,7 @@ impl Observer {
                 let calls: Vec<Vec<u32>> =
                     calls.iter().map(|calls| calls.iter().copied().collect()).collect();
                 let seen = self.seen.borrow().clone();
-                let status = Status::of(&self.shown, self.actions, &calls, &seen).await;
+                let status = StatusReport::of(&self.shown, self.actions, &calls, &seen).await;
                 let json = serde_json::to_string(&status)
                     .expect("it has no map with keys other than text");
                 self.told.send_replace(json.into());

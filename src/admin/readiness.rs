@@ -15,16 +15,16 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub struct Readiness {
     pub ready: bool,
-    publisher: Part,
+    publisher: ReadyPart,
     /// The daemon's own queues.
-    queues: Part,
-    state_store: Part,
+    queues: ReadyPart,
+    state_store: ReadyPart,
     apps: BTreeMap<String, AppState>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
-enum Part {
+enum ReadyPart {
     Works,
     Down { reason: String },
 }
@@ -54,26 +54,28 @@ struct Wrong {
 
 pub fn of(shown: &Shown) -> Readiness {
     let publisher = match shown.publisher.why_closed() {
-        None => Part::Works,
-        Some(reason) => Part::Down { reason },
+        None => ReadyPart::Works,
+        Some(reason) => ReadyPart::Down { reason },
     };
     let troubles = shown.publisher.queues_in_trouble();
     let queues = if troubles.is_empty() {
-        Part::Works
+        ReadyPart::Works
     } else {
         let told = troubles
             .iter()
             .map(|(queue, trouble)| format!("{queue}: {trouble}; {}", trouble.advice()));
-        Part::Down { reason: told.collect::<Vec<_>>().join(". ") }
+        ReadyPart::Down { reason: told.collect::<Vec<_>>().join(". ") }
     };
     let state_store = match shown.progress.health().condition() {
-        health::Condition::Works => Part::Works,
-        health::Condition::Unknown => Part::Down { reason: "it has not answered yet".into() },
-        health::Condition::Away { reason, .. } => Part::Down { reason },
+        health::StoreCondition::Works => ReadyPart::Works,
+        health::StoreCondition::Unknown => {
+            ReadyPart::Down { reason: "it has not answered yet".into() }
+        }
+        health::StoreCondition::Away { reason, .. } => ReadyPart::Down { reason },
     };
     let apps: BTreeMap<String, AppState> =
         shown.apps.iter().map(|app| (app.name.clone(), AppState::of(app))).collect();
-    let works = |part: &Part| matches!(part, Part::Works);
+    let works = |part: &ReadyPart| matches!(part, ReadyPart::Works);
     let consumes = |app: &AppState| matches!(app, AppState::Consuming | AppState::Outage(_));
     let ready =
         works(&publisher) && works(&queues) && works(&state_store) && apps.values().all(consumes);

@@ -8,13 +8,13 @@ use super::{
     Shown, ShownApp,
     readiness::{self, Readiness},
 };
-use crate::{journey::failures::Failure, send::HeldJob, subscribe::consume::Subscribed};
+use crate::{journey::failures::JobFailure, send::HeldJob, subscribe::consume::Subscribed};
 
 /// If there are more jobs, the page shows those with the most calls left.
 const MAX_JOBS: usize = 20;
 
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub struct StatusReport {
     version: &'static str,
     /// Whether there is a token, so that actions are possible.
     actions: bool,
@@ -47,7 +47,7 @@ struct Activity {
     /// Time until the held jobs are sent, if the API accepts every call.
     eta_seconds: Option<f64>,
     jobs: Vec<ShownJob>,
-    failures: Vec<Failure>,
+    failures: Vec<JobFailure>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +67,7 @@ pub struct Queues {
     pub unrouted: Option<u32>,
 }
 
-impl Status {
+impl StatusReport {
     pub async fn of(shown: &Shown, actions: bool, calls: &[Vec<u32>], queues: &[Queues]) -> Self {
         let mut activity = BTreeMap::new();
         for ((app, calls), queues) in shown.apps.iter().zip(calls).zip(queues) {

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     config::{App, goes_out, read_secret_file},
-    diagnosis::{Cause, Diagnosis, Kind, Server, look_up},
+    diagnosis::{Cause, Diagnosis, Server, ServerKind, look_up},
 };
 
 const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
@@ -175,10 +175,10 @@ impl Target {
         let diagnosis = match (cause, proxy) {
             // The proxy passes TLS through, so these causes are about the server behind it.
             (Some(cause), _) if cause.is_of_tls() => {
-                cause.explain(&Server { kind: Kind::Api, host, port })
+                cause.explain(&Server { kind: ServerKind::Api, host, port })
             }
             (cause, Some(proxy)) => behind_proxy(cause, &proxy, proxy_variable(url), host, port),
-            (Some(cause), None) => cause.explain(&Server { kind: Kind::Api, host, port }),
+            (Some(cause), None) => cause.explain(&Server { kind: ServerKind::Api, host, port }),
             (None, None) => {
                 return Diagnosis::unknown(format!("{host}:{port}: {}", describe(error)));
             }

@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
 /// The claims of a UserSig, which its signature covers.
-pub struct Claims<'a> {
+pub struct SignedClaims<'a> {
     pub sdk_app_id: u64,
     pub identifier: &'a str,
     /// The time of signing, in Unix seconds.
@@ -26,7 +26,7 @@ pub struct Claims<'a> {
     pub expire: u64,
 }
 
-impl Claims<'_> {
+impl SignedClaims<'_> {
     /// The HMAC of the claims in base64. It becomes the member `TLS.sig`.
     pub fn signature(&self, key: &str) -> String {
         let Self { sdk_app_id, identifier, time, expire } = self;
@@ -65,10 +65,10 @@ const RENEW_BEFORE: Duration = Duration::from_secs(17 * 3600);
 pub struct UserSigner {
     sdk_app_id: u64,
     identifier: String,
-    present: Mutex<Present>,
+    present: Mutex<CurrentKey>,
 }
 
-struct Present {
+struct CurrentKey {
     key: SecretString,
     newest: Option<Signed>,
 }
@@ -80,7 +80,7 @@ struct Signed {
 
 impl UserSigner {
     pub fn new(sdk_app_id: u64, identifier: String, key: SecretString) -> Self {
-        Self { sdk_app_id, identifier, present: Mutex::new(Present { key, newest: None }) }
+        Self { sdk_app_id, identifier, present: Mutex::new(CurrentKey { key, newest: None }) }
     }
 
     pub fn signs_for(&self, sdk_app_id: u64, identifier: &str, key: &SecretString) -> bool {
@@ -100,7 +100,7 @@ impl UserSigner {
             }
             _ => {
                 let time = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                let claims = Claims {
+                let claims = SignedClaims {
                     sdk_app_id: self.sdk_app_id,
                     identifier: &self.identifier,
                     time,

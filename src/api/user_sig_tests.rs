@@ -24,7 +24,7 @@ fn user_sigs_say_what_those_of_the_vendors_packages_say() {
     let plain = vectors.iter().filter(|vector| vector["userbuf"].is_null());
     let mut compared = 0;
     for vector in plain {
-        let claims = Claims {
+        let claims = SignedClaims {
             sdk_app_id: vector["sdkappid"].as_u64().unwrap(),
             identifier: vector["identifier"].as_str().unwrap(),
             time: vector["time"].as_u64().unwrap(),

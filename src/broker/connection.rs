@@ -30,8 +30,8 @@ use super::{
 };
 use crate::{
     config::{Broker, file},
-    diagnosis::{Cause, Diagnosis, Kind, Server},
-    pem::{self, Content},
+    diagnosis::{Cause, Diagnosis, Server, ServerKind},
+    pem::{self, PemContent},
 };
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ fn unreachable_node(uri: &AMQPUri, error: &io::Error) -> Diagnosis {
 }
 
 fn server(uri: &AMQPUri) -> Server<'_> {
-    Server { kind: Kind::Broker, host: &uri.authority.host, port: uri.authority.port }
+    Server { kind: ServerKind::Broker, host: &uri.authority.host, port: uri.authority.port }
 }
 
 /// Why a node accepted the connection and did not complete the AMQP handshake.
@@ -258,7 +258,7 @@ pub async fn close(connection: &Connection) {
 }
 
 fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
-    let read = |key: &str, path: &Path, content: Content| {
+    let read = |key: &str, path: &Path, content: PemContent| {
         let bytes = file::read(path, file::LARGEST_BYTES);
         let bytes =
             bytes.map_err(|error| format!("{key}: cannot read {}: {error}", path.display()))?;
@@ -266,15 +266,15 @@ fn tls(broker: &Broker) -> Result<OwnedTLSConfig, String> {
     };
     let cert_chain = match &broker.ca_file {
         Some(path) => Some(
-            String::from_utf8_lossy(&read("broker.ca_file", path, Content::Certificates)?)
+            String::from_utf8_lossy(&read("broker.ca_file", path, PemContent::Certificates)?)
                 .into_owned(),
         ),
         None => None,
     };
     let identity = match (&broker.cert_file, &broker.key_file) {
         (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 {
-            pem: read("broker.cert_file", cert, Content::Certificates)?,
-            key: read("broker.key_file", key, Content::PrivateKey)?,
+            pem: read("broker.cert_file", cert, PemContent::Certificates)?,
+            key: read("broker.key_file", key, PemContent::PrivateKey)?,
         }),
         _ => None,
     };

@@ -35,7 +35,7 @@ use crate::diagnosis::Diagnosis;
 /// A message to publish, persistent and confirmed.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    pub target: Target,
+    pub target: Destination,
     pub body: Vec<u8>,
     pub properties: BasicProperties,
     /// Whether the broker has closed a connection while this message was in flight on it. If so,
@@ -45,7 +45,7 @@ pub struct Outgoing {
 
 /// The queue that a message goes to, through the default exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum Destination {
     /// A queue that the configuration names.
     Own(String),
     /// A queue that a producer named. These queues have their own channels, because the broker
@@ -57,7 +57,7 @@ pub enum Target {
     Direct(String),
 }
 
-impl Target {
+impl Destination {
     pub fn queue(&self) -> &str {
         match self {
             Self::Own(queue) | Self::Producer(queue) | Self::Direct(queue) => queue,

@@ -31,8 +31,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    BrokerLost, Outgoing, Refusal, Routing, Target, frame, session,
-    troubles::{Told, Trouble, Troubles, Turn, UnroutedResults},
+    BrokerLost, Destination, Outgoing, Refusal, Routing, frame, session,
+    troubles::{PublishTurn, QueueTrouble, Told, Troubles, UnroutedResults},
 };
 use crate::{delay, telemetry::metrics, watch};
 
@@ -56,7 +56,7 @@ pub trait Link: Send + Sync + 'static {
     /// publishers.
     fn publish<'a>(
         &'a self,
-        lane: Lane,
+        lane: PublishLane,
         queue: &'a str,
         mandatory: Mandatory,
         message: &'a Outgoing,
@@ -115,7 +115,7 @@ pub struct Seen {
 /// Which channels to use. Producers' queues have channels of their own, because the broker closes a
 /// channel when it refuses a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub enum PublishLane {
     Own,
     Producers,
 }
@@ -150,16 +150,16 @@ pub enum Published {
     /// The broker refuses this message, or closes the connection over it.
     Refused,
     /// The queue takes no messages at present.
-    NotTaken(Trouble),
+    NotTaken(QueueTrouble),
 }
 
 #[derive(Clone)]
 pub struct Publisher {
     link: watch::Receiver<Linked>,
-    shared: Arc<Shared>,
+    shared: Arc<PublisherState>,
 }
 
-struct Shared {
+struct PublisherState {
     troubles: Mutex<Troubles>,
     unrouted: Mutex<UnroutedResults>,
     /// The daemon's own queues that existed at the last check.
@@ -171,24 +171,24 @@ struct Shared {
 
 /// The failures of one message so far.
 #[derive(Default)]
-struct Tried {
+struct FailedAttempts {
     alone: bool,
     blamed: u32,
     lost: u32,
     /// Whether this message tests if a queue in trouble works again.
     finds_out: bool,
     /// The trouble of the last attempts, when it began, and how many attempts met it.
-    in_trouble: Option<(Trouble, Instant, u32)>,
+    in_trouble: Option<(QueueTrouble, Instant, u32)>,
 }
 
-impl Tried {
+impl FailedAttempts {
     /// A lost connection says nothing about the queue.
     fn start_over(&mut self) {
         self.in_trouble = None;
     }
 
     /// Whether the queue was tried for long enough: for some seconds, and at least twice.
-    fn is_enough(&mut self, trouble: Trouble, began: Instant) -> bool {
+    fn is_enough(&mut self, trouble: QueueTrouble, began: Instant) -> bool {
         let same = self.in_trouble.filter(|(before, ..)| *before == trouble);
         let (_, since, attempts) = same.unwrap_or((trouble, began, 0));
         self.in_trouble = Some((trouble, since, attempts + 1));
@@ -199,7 +199,7 @@ impl Tried {
 impl Publisher {
     /// Publishes on the current link. The holder of the sender keeps the link alive.
     pub fn over(link: watch::Receiver<Linked>) -> Self {
-        let shared = Shared {
+        let shared = PublisherState {
             troubles: Mutex::default(),
             unrouted: Mutex::default(),
             present: Mutex::default(),
@@ -212,9 +212,9 @@ impl Publisher {
 
     /// Publishes a message to one of the daemon's own queues. If the broker refuses it, tries again
     /// without the producer's additions.
-    pub async fn publish_to_own(&self, app: &str, message: &Outgoing) -> Result<(), Trouble> {
+    pub async fn publish_to_own(&self, app: &str, message: &Outgoing) -> Result<(), QueueTrouble> {
         let mut message = Cow::Borrowed(message);
-        for kept in [Some(Kept::Properties), Some(Kept::Id), None] {
+        for kept in [Some(KeptParts::Properties), Some(KeptParts::Id), None] {
             match (self.publish(app, &message).await, kept) {
                 (Published::Routed, _) => return Ok(()),
                 (Published::NotTaken(trouble), _) => return Err(trouble),
@@ -235,24 +235,26 @@ impl Publisher {
         }
         let (queue, job_id) = (message.target.queue(), job_id(&message));
         warn!(app, queue, job_id, "the broker refuses a message, whatever is left out of it");
-        Err(Trouble::Refused)
+        Err(QueueTrouble::Refused)
     }
 
     /// Publishes a message. Tries for a few seconds while the queue takes no messages. Waits
     /// without limit while the broker cannot be reached.
     pub async fn publish(&self, app: &str, message: &Outgoing) -> Published {
         let queue = message.target.queue();
-        let is_own = matches!(message.target, Target::Own(_));
-        let mut tried = Tried { alone: message.suspect, ..Default::default() };
+        let is_own = matches!(message.target, Destination::Own(_));
+        let mut tried = FailedAttempts { alone: message.suspect, ..Default::default() };
         let _permit = if is_own { None } else { Some(self.permit_for(queue).await) };
         for attempt in 1.. {
             let link = self.link().await;
             if !tried.finds_out {
                 let turn = self.troubles().turn(app, queue, Instant::now());
                 match turn {
-                    Turn::Publish => {}
-                    Turn::TryOnce => tried.finds_out = true,
-                    Turn::NotNow(trouble) => return self.not_taken(app, queue, trouble, false),
+                    PublishTurn::Publish => {}
+                    PublishTurn::TryOnce => tried.finds_out = true,
+                    PublishTurn::NotNow(trouble) => {
+                        return self.not_taken(app, queue, trouble, false);
+                    }
                 }
             }
             let fitting = self.fitting(app, message, &*link);
@@ -274,10 +276,10 @@ impl Publisher {
                 Ok(Routing::NoSuchQueue) if is_own => {
                     self.note_missing(app, queue);
                     restore_queues(&*link).await;
-                    Some(Trouble::Missing)
+                    Some(QueueTrouble::Missing)
                 }
                 Ok(Routing::NoSuchQueue) => return Published::NoSuchQueue,
-                Err(Unconfirmed::Nacked) => Some(Trouble::Full),
+                Err(Unconfirmed::Nacked) => Some(QueueTrouble::Full),
                 Err(Unconfirmed::Silent(error)) => {
                     // Finds out whether only the queue is silent, or the whole connection.
                     let works = tried.alone || link.may_publish().await.is_ok();
@@ -285,7 +287,7 @@ impl Publisher {
                         warn!(%error, "the publishing connection says nothing; connecting anew");
                         link.give_up();
                     }
-                    works.then_some(Trouble::Silent)
+                    works.then_some(QueueTrouble::Silent)
                 }
                 Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => {
                     match link.may_publish().await {
@@ -415,7 +417,7 @@ impl Publisher {
     }
 
     /// The daemon's own queues that take no messages, and why.
-    pub fn queues_in_trouble(&self) -> Vec<(String, Trouble)> {
+    pub fn queues_in_trouble(&self) -> Vec<(String, QueueTrouble)> {
         self.troubles()
             .own(Instant::now())
             .into_iter()
@@ -528,7 +530,13 @@ impl Publisher {
         self.shared.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn not_taken(&self, app: &str, queue: &str, trouble: Trouble, was_tried: bool) -> Published {
+    fn not_taken(
+        &self,
+        app: &str,
+        queue: &str,
+        trouble: QueueTrouble,
+        was_tried: bool,
+    ) -> Published {
         let told = self.troubles().not_taken(app, queue, trouble, was_tried, Instant::now());
         if let Told::Refused(messages) = told {
             warn!(app, queue, messages, reason = %trouble, "a queue takes no messages at present");
@@ -578,14 +586,16 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Tries once to publish, on the given link.
 pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, Unconfirmed> {
     match &message.target {
-        Target::Own(queue) => link.publish(Lane::Own, queue, Mandatory::Yes, message).await,
-        Target::Producer(queue) => {
-            link.publish(Lane::Producers, queue, Mandatory::Yes, message).await
+        Destination::Own(queue) => {
+            link.publish(PublishLane::Own, queue, Mandatory::Yes, message).await
         }
-        Target::Direct(address) if link.somebody_is_at(address).await? => {
-            link.publish(Lane::Producers, address, Mandatory::No, message).await
+        Destination::Producer(queue) => {
+            link.publish(PublishLane::Producers, queue, Mandatory::Yes, message).await
         }
-        Target::Direct(_) => Ok(Routing::NoSuchQueue),
+        Destination::Direct(address) if link.somebody_is_at(address).await? => {
+            link.publish(PublishLane::Producers, address, Mandatory::No, message).await
+        }
+        Destination::Direct(_) => Ok(Routing::NoSuchQueue),
     }
 }
 
@@ -602,7 +612,7 @@ fn job_id(message: &Outgoing) -> &str {
 
 /// What a message keeps when the broker refuses it as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
+enum KeptParts {
     /// All properties, and the daemon's headers. The producer's headers may be more than the broker
     /// takes.
     Properties,
@@ -610,7 +620,7 @@ enum Kept {
     Id,
 }
 
-fn without_producers_additions(properties: &BasicProperties, kept: Kept) -> BasicProperties {
+fn without_producers_additions(properties: &BasicProperties, kept: KeptParts) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
         if name.as_str().starts_with("groupcast-") {
@@ -618,9 +628,9 @@ fn without_producers_additions(properties: &BasicProperties, kept: Kept) -> Basi
         }
     }
     let properties = match (kept, properties.message_id()) {
-        (Kept::Properties, _) => properties.clone(),
-        (Kept::Id, Some(id)) => BasicProperties::default().with_message_id(id.clone()),
-        (Kept::Id, None) => BasicProperties::default(),
+        (KeptParts::Properties, _) => properties.clone(),
+        (KeptParts::Id, Some(id)) => BasicProperties::default().with_message_id(id.clone()),
+        (KeptParts::Id, None) => BasicProperties::default(),
     };
     properties.with_headers(headers).with_delivery_mode(2)
 }

@@ -29,7 +29,7 @@ use super::{
     BrokerLost, Outgoing, Refusal, Routing,
     connection::{self, Connector},
     frame,
-    publisher::{Lane, Link, Linked, Mandatory, Publisher, Seen, Unconfirmed, attempt_on},
+    publisher::{Link, Linked, Mandatory, PublishLane, Publisher, Seen, Unconfirmed, attempt_on},
     topology::{self, QueueSpec},
 };
 use crate::{delay, diagnosis::Diagnosis, watch};
@@ -251,14 +251,14 @@ impl Session {
 
     async fn publish_on(
         &self,
-        lane: Lane,
+        lane: PublishLane,
         queue: &str,
         mandatory: Mandatory,
         message: &Outgoing,
     ) -> Result<Routing, Unconfirmed> {
         let pool = match lane {
-            Lane::Own => &self.own,
-            Lane::Producers => &self.producers,
+            PublishLane::Own => &self.own,
+            PublishLane::Producers => &self.producers,
         };
         let _permit = pool.permits.acquire().await.expect("never closed");
         let channel = self.channel(pool).await?;
@@ -357,7 +357,7 @@ impl Session {
 impl Link for Session {
     fn publish<'a>(
         &'a self,
-        lane: Lane,
+        lane: PublishLane,
         queue: &'a str,
         mandatory: Mandatory,
         message: &'a Outgoing,

@@ -21,7 +21,7 @@ const MOST_QUEUES: usize = 10_000;
 
 /// Why a queue does not take messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum QueueTrouble {
     /// The broker refuses messages for the queue, for example because it is full.
     Full,
     /// The broker neither confirms nor refuses, for example because a quorum queue has lost its
@@ -34,7 +34,7 @@ pub enum Trouble {
     Refused,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for QueueTrouble {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Full => "it is full: the broker refuses messages for it",
@@ -48,7 +48,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl Trouble {
+impl QueueTrouble {
     /// What an operator can do.
     pub fn advice(self) -> &'static str {
         match self {
@@ -67,13 +67,13 @@ impl Trouble {
 
 /// What to do with a message for a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum PublishTurn {
     /// The queue has no known trouble.
     Publish,
     /// The queue is in trouble. This message tests whether it still is.
     TryOnce,
     /// The queue is in trouble.
-    NotNow(Trouble),
+    NotNow(QueueTrouble),
 }
 
 /// What to log.
@@ -85,8 +85,8 @@ pub enum Told {
 }
 
 #[derive(Debug)]
-struct Known {
-    trouble: Trouble,
+struct KnownTrouble {
+    trouble: QueueTrouble,
     next_try: Instant,
     last_refusal: Instant,
     /// Messages not taken since the last log line.
@@ -125,30 +125,30 @@ impl UnroutedResults {
 /// The queues in trouble, by app and name. Each app keeps its own record of a queue.
 #[derive(Debug, Default)]
 pub struct Troubles {
-    known: HashMap<(String, String), Known>,
+    known: HashMap<(String, String), KnownTrouble>,
     /// When to look for queues to forget next.
     next_sweep: Option<Instant>,
 }
 
 impl Troubles {
-    pub fn turn(&mut self, app: &str, queue: &str, now: Instant) -> Turn {
+    pub fn turn(&mut self, app: &str, queue: &str, now: Instant) -> PublishTurn {
         // The common case costs no allocation.
         if self.known.is_empty() {
-            return Turn::Publish;
+            return PublishTurn::Publish;
         }
         self.forget(now);
         match self.known.get_mut(&key(app, queue)) {
-            None => Turn::Publish,
+            None => PublishTurn::Publish,
             Some(known) if now >= known.next_try => {
                 known.next_try = now + TRIED_EVERY;
-                Turn::TryOnce
+                PublishTurn::TryOnce
             }
-            Some(known) => Turn::NotNow(known.trouble),
+            Some(known) => PublishTurn::NotNow(known.trouble),
         }
     }
 
     /// The known trouble of a queue.
-    pub fn of(&self, app: &str, queue: &str) -> Option<Trouble> {
+    pub fn of(&self, app: &str, queue: &str) -> Option<QueueTrouble> {
         if self.known.is_empty() {
             None
         } else {
@@ -161,14 +161,14 @@ impl Troubles {
         &mut self,
         app: &str,
         queue: &str,
-        trouble: Trouble,
+        trouble: QueueTrouble,
         was_tried: bool,
         now: Instant,
     ) -> Told {
         if self.known.len() >= MOST_QUEUES && !self.known.contains_key(&key(app, queue)) {
             return Told::Refused(1);
         }
-        let known = self.known.entry(key(app, queue)).or_insert(Known {
+        let known = self.known.entry(key(app, queue)).or_insert(KnownTrouble {
             trouble,
             next_try: now + TRIED_EVERY,
             last_refusal: now,
@@ -215,8 +215,8 @@ impl Troubles {
     }
 
     /// The daemon's own queues in trouble, with their apps.
-    pub fn own(&self, now: Instant) -> Vec<(String, String, Trouble)> {
-        let own = |((app, queue), known): (&(String, String), &Known)| {
+    pub fn own(&self, now: Instant) -> Vec<(String, String, QueueTrouble)> {
+        let own = |((app, queue), known): (&(String, String), &KnownTrouble)| {
             let is_own = queue.starts_with(&format!("groupcast.{app}."))
                 && now < known.last_refusal + FORGOTTEN_AFTER;
             is_own.then(|| (app.clone(), queue.clone(), known.trouble))
@@ -259,14 +259,20 @@ mod tests {
     #[test]
     fn a_queue_in_trouble_is_tried_by_one_message_now_and_then() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
-        assert_eq!(troubles.turn("a", "q", start), Turn::Publish);
-        troubles.not_taken("a", "q", Trouble::Full, true, start);
-        assert_eq!(troubles.turn("a", "q", start + seconds(4)), Turn::NotNow(Trouble::Full));
-        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
-        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::NotNow(Trouble::Full));
+        assert_eq!(troubles.turn("a", "q", start), PublishTurn::Publish);
+        troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
+        assert_eq!(
+            troubles.turn("a", "q", start + seconds(4)),
+            PublishTurn::NotNow(QueueTrouble::Full)
+        );
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), PublishTurn::TryOnce);
+        assert_eq!(
+            troubles.turn("a", "q", start + seconds(5)),
+            PublishTurn::NotNow(QueueTrouble::Full)
+        );
         assert_eq!(
             troubles.turn("a", "q", start + seconds(10)),
-            Turn::TryOnce,
+            PublishTurn::TryOnce,
             "the one before may have been lost"
         );
     }
@@ -274,27 +280,27 @@ mod tests {
     #[test]
     fn after_a_message_that_did_not_find_out_another_one_may() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
-        troubles.not_taken("a", "q", Trouble::Full, true, start);
-        assert_eq!(troubles.turn("a", "q", start + seconds(5)), Turn::TryOnce);
+        troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "q", start + seconds(5)), PublishTurn::TryOnce);
         troubles.not_found_out("a", "q", start + seconds(6));
-        assert_eq!(troubles.turn("a", "q", start + seconds(6)), Turn::TryOnce);
+        assert_eq!(troubles.turn("a", "q", start + seconds(6)), PublishTurn::TryOnce);
     }
 
     #[test]
     fn other_queues_and_other_apps_are_not_concerned() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
-        troubles.not_taken("a", "q", Trouble::Full, true, start);
-        assert_eq!(troubles.turn("a", "r", start), Turn::Publish);
-        assert_eq!(troubles.turn("b", "q", start), Turn::Publish);
+        troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
+        assert_eq!(troubles.turn("a", "r", start), PublishTurn::Publish);
+        assert_eq!(troubles.turn("b", "q", start), PublishTurn::Publish);
     }
 
     #[test]
     fn the_first_confirm_ends_it() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
         assert!(!troubles.taken("a", "q"));
-        troubles.not_taken("a", "q", Trouble::Silent, true, start);
+        troubles.not_taken("a", "q", QueueTrouble::Silent, true, start);
         assert!(troubles.taken("a", "q"));
-        assert_eq!(troubles.turn("a", "q", start), Turn::Publish);
+        assert_eq!(troubles.turn("a", "q", start), PublishTurn::Publish);
     }
 
     #[test]
@@ -304,7 +310,7 @@ mod tests {
         for second in 0..130 {
             let was_tried = second % 5 == 0;
             if let Told::Refused(messages) =
-                troubles.not_taken("a", "q", Trouble::Full, was_tried, start + seconds(second))
+                troubles.not_taken("a", "q", QueueTrouble::Full, was_tried, start + seconds(second))
             {
                 told.push((second, messages));
             }
@@ -315,20 +321,26 @@ mod tests {
     #[test]
     fn a_queue_is_forgotten_that_nothing_was_meant_for_in_ten_minutes() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
-        troubles.not_taken("a", "groupcast.a.dead", Trouble::Full, true, start);
+        troubles.not_taken("a", "groupcast.a.dead", QueueTrouble::Full, true, start);
         let of_the_daemon = troubles.own(start);
-        assert_eq!(of_the_daemon, [("a".to_owned(), "groupcast.a.dead".to_owned(), Trouble::Full)]);
+        assert_eq!(
+            of_the_daemon,
+            [("a".to_owned(), "groupcast.a.dead".to_owned(), QueueTrouble::Full)]
+        );
         assert_eq!(troubles.own(start + FORGOTTEN_AFTER), []);
-        assert_eq!(troubles.turn("a", "groupcast.a.dead", start + FORGOTTEN_AFTER), Turn::Publish);
+        assert_eq!(
+            troubles.turn("a", "groupcast.a.dead", start + FORGOTTEN_AFTER),
+            PublishTurn::Publish
+        );
     }
 
     #[test]
     fn a_queue_with_fewer_messages_than_when_it_was_full_has_room() {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
-        troubles.not_taken("a", "q", Trouble::Full, true, start);
+        troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
         for messages in [7, 7, 8] {
             troubles.counted("a", "q", messages);
-            assert_eq!(troubles.of("a", "q"), Some(Trouble::Full));
+            assert_eq!(troubles.of("a", "q"), Some(QueueTrouble::Full));
         }
         troubles.counted("a", "q", 6);
         assert_eq!(troubles.of("a", "q"), None);

@@ -6,7 +6,7 @@ use std::{fmt::Display, path::Path};
 use url::Url;
 
 use super::{
-    Failure, Verdict,
+    Conclusion, Failure,
     running::{self, Answered},
     say,
 };
@@ -40,8 +40,8 @@ use crate::{
 #[command(after_help = "Example:\n  groupcast --config groupcast.toml check")]
 pub struct Args {}
 
-pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
-    let mut findings = Findings { verdict: Verdict::Good };
+pub async fn run(_: Args, config: Config) -> Result<Conclusion, Failure> {
+    let mut findings = Findings { verdict: Conclusion::Good };
     findings.good(
         "configuration",
         format!("valid; apps: {}", config.apps.keys().cloned().collect::<Vec<_>>().join(", ")),
@@ -56,7 +56,7 @@ pub async fn run(_: Args, config: Config) -> Result<Verdict, Failure> {
 }
 
 struct Findings {
-    verdict: Verdict,
+    verdict: Conclusion,
 }
 
 impl Findings {
@@ -76,7 +76,7 @@ impl Findings {
 
     fn bad(&mut self, what: &str, found: impl Display) {
         let _ = say(format_args!("FAILED  {what}: {found}"));
-        self.verdict = Verdict::Bad;
+        self.verdict = Conclusion::Bad;
     }
 }
 
@@ -115,7 +115,7 @@ async fn check_broker(config: &Config, findings: &mut Findings) {
     check_publishing(&connector, findings).await;
 }
 
-fn check_queues(app: &str, tried: trial::Tried, findings: &mut Findings) {
+fn check_queues(app: &str, tried: trial::QueueFindings, findings: &mut Findings) {
     let what = format!("queues of app {app}");
     for doubt in &tried.doubts {
         findings.doubtful(&what, in_lines(doubt));

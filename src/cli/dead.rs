@@ -8,12 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
 
-use super::{Failure, Verdict, choose_app, say};
+use super::{Conclusion, Failure, choose_app, say};
 use crate::{
     broker::connection::Connector,
     config::Config,
     dead_letters::{
-        self, DeadLetters, Deadline, EXPIRED, Filter, INVALID, Letter, Redriven, Summary,
+        self, DeadLetters, Deadline, EXPIRED, INVALID, Letter, LetterFilter, Redriven, Summary,
     },
 };
 
@@ -30,18 +30,18 @@ use crate::{
   groupcast dead purge --kind invalid --older-than 30d --yes")]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: DeadCommand,
     /// Which app, if several are configured
     #[arg(long, global = true, value_name = "NAME")]
     app: Option<String>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum DeadCommand {
     /// List them, the oldest first; takes nothing out
     List {
         #[command(flatten)]
-        which: Which,
+        which: LetterSelection,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -55,7 +55,7 @@ enum Command {
     /// asked for with --kind, those of kind `expired` only without their deadline
     Redrive {
         #[command(flatten)]
-        which: Which,
+        which: LetterSelection,
         /// Only list what would be sent again
         #[arg(long)]
         dry_run: bool,
@@ -66,7 +66,7 @@ enum Command {
     /// Remove them for good; without --yes only list what would be removed
     Purge {
         #[command(flatten)]
-        which: Which,
+        which: LetterSelection,
         /// Do remove them
         #[arg(long)]
         yes: bool,
@@ -75,7 +75,7 @@ enum Command {
 
 /// Several conditions are met together.
 #[derive(clap::Args)]
-struct Which {
+struct LetterSelection {
     /// Only of this job
     #[arg(long, value_name = "JOB")]
     id: Option<String>,
@@ -96,13 +96,15 @@ struct Which {
     newer_than: Option<Duration>,
 }
 
-impl From<Which> for Filter {
-    fn from(Which { id, code, kind, group, older_than, newer_than }: Which) -> Self {
-        Filter { job_id: id, group_id: group, code, kind, older_than, newer_than }
+impl From<LetterSelection> for LetterFilter {
+    fn from(
+        LetterSelection { id, code, kind, group, older_than, newer_than }: LetterSelection,
+    ) -> Self {
+        LetterFilter { job_id: id, group_id: group, code, kind, older_than, newer_than }
     }
 }
 
-pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
     let (app, _) = choose_app(&config, args.app.as_deref())?;
     let connector = Connector::new(&config.broker)?;
     let mut letters = DeadLetters::open(&connector, app).await.map_err(|error| {
@@ -112,17 +114,17 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
         )
     })?;
     let done = match args.command {
-        Command::List { which, json } => list(&mut letters, &which.into(), json).await,
-        Command::Show { id } => show(&mut letters, &id).await,
-        Command::Redrive { which, dry_run, without_deadline } => {
+        DeadCommand::List { which, json } => list(&mut letters, &which.into(), json).await,
+        DeadCommand::Show { id } => show(&mut letters, &id).await,
+        DeadCommand::Redrive { which, dry_run, without_deadline } => {
             let deadline = if without_deadline { Deadline::Dropped } else { Deadline::Kept };
             match dry_run {
                 true => would_redrive(&mut letters, &which.into(), deadline).await,
                 false => redrive(&mut letters, &which.into(), deadline).await,
             }
         }
-        Command::Purge { which, yes: true } => purge(&mut letters, &which.into()).await,
-        Command::Purge { which, yes: false } => would_purge(&mut letters, &which.into()).await,
+        DeadCommand::Purge { which, yes: true } => purge(&mut letters, &which.into()).await,
+        DeadCommand::Purge { which, yes: false } => would_purge(&mut letters, &which.into()).await,
     };
     letters.close().await;
     done
@@ -130,9 +132,9 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
 
 async fn list(
     letters: &mut DeadLetters,
-    filter: &Filter,
+    filter: &LetterFilter,
     as_json: bool,
-) -> Result<Verdict, Failure> {
+) -> Result<Conclusion, Failure> {
     let print = |summary: &Summary| {
         if as_json { serde_json::to_string(summary) } else { Ok(line(summary)) }
     };
@@ -145,26 +147,29 @@ async fn list(
         letters.leave(letter).await?;
     }
     eprintln!("{listed} of {total} dead letters");
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 async fn would_redrive(
     letters: &mut DeadLetters,
-    filter: &Filter,
+    filter: &LetterFilter,
     deadline: Deadline,
-) -> Result<Verdict, Failure> {
+) -> Result<Conclusion, Failure> {
     let total = letters.left();
     let count = print_those(letters, |summary| filter.means_to_redrive(summary, deadline)).await?;
     eprintln!("{count} of {total} dead letters would be sent again");
     say_who_stays(filter, deadline, total - count);
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
-async fn would_purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+async fn would_purge(
+    letters: &mut DeadLetters,
+    filter: &LetterFilter,
+) -> Result<Conclusion, Failure> {
     let total = letters.left();
     let count = print_those(letters, |summary| filter.means(summary)).await?;
     eprintln!("{count} of {total} dead letters would be removed; add --yes to remove them");
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 async fn print_those(
@@ -182,7 +187,7 @@ async fn print_those(
     Ok(count)
 }
 
-async fn show(letters: &mut DeadLetters, id: &str) -> Result<Verdict, Failure> {
+async fn show(letters: &mut DeadLetters, id: &str) -> Result<Conclusion, Failure> {
     let mut found = false;
     while let Some(letter) = letters.next().await? {
         if letter.summary.job_id.as_deref() == Some(id) {
@@ -194,14 +199,14 @@ async fn show(letters: &mut DeadLetters, id: &str) -> Result<Verdict, Failure> {
     if !found {
         return Err(format!("no dead letter of job `{id}`; see `groupcast dead list`").into());
     }
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 async fn redrive(
     letters: &mut DeadLetters,
-    filter: &Filter,
+    filter: &LetterFilter,
     deadline: Deadline,
-) -> Result<Verdict, Failure> {
+) -> Result<Conclusion, Failure> {
     let bar = bar(letters.left());
     let redriven = dead_letters::redrive(letters, filter, deadline, || bar.inc(1)).await;
     bar.finish_and_clear();
@@ -213,10 +218,10 @@ async fn redrive(
     })?;
     eprintln!("{sent_again} of {} dead letters sent again", sent_again + left);
     say_who_stays(filter, deadline, left);
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
-fn say_who_stays(filter: &Filter, deadline: Deadline, left: u32) {
+fn say_who_stays(filter: &LetterFilter, deadline: Deadline, left: u32) {
     if left == 0 {
         return;
     }
@@ -234,7 +239,7 @@ fn say_who_stays(filter: &Filter, deadline: Deadline, left: u32) {
     }
 }
 
-async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Failure> {
+async fn purge(letters: &mut DeadLetters, filter: &LetterFilter) -> Result<Conclusion, Failure> {
     let bar = bar(letters.left());
     let (mut removed, mut left) = (0, 0);
     while let Some(letter) = letters.next().await? {
@@ -249,7 +254,7 @@ async fn purge(letters: &mut DeadLetters, filter: &Filter) -> Result<Verdict, Fa
     }
     bar.finish_and_clear();
     eprintln!("{removed} of {} dead letters removed", removed + left);
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 fn bar(length: u32) -> ProgressBar {

@@ -1,6 +1,6 @@
 //! `groupcast health`: the health check for a container whose image has no shell.
 
-use super::{Failure, Verdict, running, say};
+use super::{Conclusion, Failure, running, say};
 use crate::config::Config;
 
 /// Ask the daemon at `admin.listen` whether it is ready.
@@ -17,9 +17,9 @@ pub struct Args {
     live: bool,
 }
 
-pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
     let path = if args.live { "livez" } else { "readyz" };
     let answer = running::ask_for(path, config.admin.listen).await?;
     say(answer.body.trim_end())?;
-    Ok(if answer.is_good { Verdict::Good } else { Verdict::Bad })
+    Ok(if answer.is_good { Conclusion::Good } else { Conclusion::Bad })
 }

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::sleep;
 
-use super::{Failure, Verdict, choose_app, say};
+use super::{Conclusion, Failure, choose_app, say};
 use crate::{
     config::Config,
     job::outcome::BatchOutcome,
@@ -36,7 +36,7 @@ pub struct Args {
 
 /// A job that has not ended.
 #[derive(Serialize)]
-struct Unfinished<'a> {
+struct UnfinishedJob<'a> {
     job_id: &'a str,
     app: &'a str,
     status: &'static str,
@@ -46,7 +46,7 @@ struct Unfinished<'a> {
     received_at: String,
 }
 
-pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
     let (app, _) = choose_app(&config, args.app.as_deref())?;
     let store = progress::existing_store(&config)?;
     let mut record = look_up(&*store, app, &args.id).await?;
@@ -91,8 +91,8 @@ async fn watch(store: Arc<dyn Store>, app: &str, mut record: Record) -> Result<R
     Ok(record)
 }
 
-fn unfinished(record: &Record) -> Unfinished<'_> {
-    Unfinished {
+fn unfinished(record: &Record) -> UnfinishedJob<'_> {
+    UnfinishedJob {
         job_id: &record.key.job_id,
         app: &record.key.app,
         status: "unfinished",

@@ -18,7 +18,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub use crate::failure::{Failure, Verdict};
+pub use crate::failure::{Conclusion, Failure};
 use crate::{
     config::{App, Config},
     daemon,
@@ -58,8 +58,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match in_runtime(cli) {
-        Ok(Verdict::Good) => ExitCode::SUCCESS,
-        Ok(Verdict::Bad) => ExitCode::FAILURE,
+        Ok(Conclusion::Good) => ExitCode::SUCCESS,
+        Ok(Conclusion::Bad) => ExitCode::FAILURE,
         Err(Failure(reason)) => {
             standard_error::say(format_args!("groupcast: {reason}"));
             ExitCode::FAILURE
@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
 
 /// Uses one thread for all asynchronous work. Passing a task between threads would cost more than
 /// most tasks do. Large bodies, the disk and the broker's sockets have threads of their own.
-fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
+fn in_runtime(cli: Cli) -> Result<Conclusion, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -80,7 +80,7 @@ fn in_runtime(cli: Cli) -> Result<Verdict, Failure> {
     verdict
 }
 
-async fn execute(cli: Cli) -> Result<Verdict, Failure> {
+async fn execute(cli: Cli) -> Result<Conclusion, Failure> {
     let load = move || Config::load(cli.config.as_deref()).map_err(Failure::with_causes);
     match cli.command {
         Command::Run(args) => daemon::run(args, load).await,
@@ -95,18 +95,18 @@ async fn execute(cli: Cli) -> Result<Verdict, Failure> {
         Command::Usersig(args) => usersig::run(args, &load()?),
         Command::Schema(args) => schema::run(args),
         Command::Config(args) => config::run(&args, &load()?, &mut std::io::stdout())
-            .map(|()| Verdict::Good)
+            .map(|()| Conclusion::Good)
             .map_err(Failure::from),
     }
 }
 
 /// Prints a command's output. A reader that stops early, such as `head`, is not a failure.
-fn say(text: impl std::fmt::Display) -> Result<Verdict, Failure> {
+fn say(text: impl std::fmt::Display) -> Result<Conclusion, Failure> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(format!("cannot print: {error}").into())
         }
-        _ => Ok(Verdict::Good),
+        _ => Ok(Conclusion::Good),
     }
 }
 

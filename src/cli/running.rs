@@ -25,12 +25,12 @@ pub enum Answered {
     Otherwise {
         listen: SocketAddr,
     },
-    Yes(Readiness),
+    Yes(ReadinessReport),
 }
 
 /// What a running daemon says about its parts and about the configured apps.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Readiness {
+pub struct ReadinessReport {
     pub works: Vec<String>,
     pub troubles: Vec<String>,
     /// Configured apps that the daemon does not list.
@@ -48,7 +48,7 @@ pub async fn ask(config: &Config) -> Answered {
     }
     match fetch(listen, "readyz").await {
         Err(_) => Answered::No { listen },
-        Ok(Answer { body, .. }) => {
+        Ok(HttpAnswer { body, .. }) => {
             match serde_json::from_str::<Value>(&body)
                 .ok()
                 .filter(|readiness| readiness["apps"].is_object())
@@ -61,13 +61,13 @@ pub async fn ask(config: &Config) -> Answered {
 }
 
 /// The daemon's answer.
-pub struct Answer {
+pub struct HttpAnswer {
     pub is_good: bool,
     pub body: String,
 }
 
 /// Asks for `livez` or `readyz`.
-pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<Answer, Failure> {
+pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<HttpAnswer, Failure> {
     let listen = reachable(listen);
     let told = |error| {
         format!(
@@ -79,14 +79,14 @@ pub async fn ask_for(path: &str, listen: SocketAddr) -> Result<Answer, Failure> 
 }
 
 /// Does not fail for an error status, because the body says more.
-async fn fetch(listen: SocketAddr, path: &str) -> reqwest::Result<Answer> {
+async fn fetch(listen: SocketAddr, path: &str) -> reqwest::Result<HttpAnswer> {
     let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
     let response = http.get(format!("http://{listen}/{path}")).send().await?;
-    Ok(Answer { is_good: response.status().is_success(), body: response.text().await? })
+    Ok(HttpAnswer { is_good: response.status().is_success(), body: response.text().await? })
 }
 
-fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> Readiness {
-    let mut read = Readiness::default();
+fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> ReadinessReport {
+    let mut read = ReadinessReport::default();
     for (part, name) in PARTS {
         match readiness[part]["state"].as_str() {
             Some("works") => read.works.push(format!("{name} works")),
@@ -164,7 +164,7 @@ mod tests {
                 rights" }, "b": { "state": "consuming" } },
         });
         let apps = ["a", "b", "c"].map(str::to_owned);
-        let expected = Readiness {
+        let expected = ReadinessReport {
             works: vec!["set of queues works".into(), "app b consumes".into()],
             troubles: vec![
                 "its publisher does not work: blocked".into(),

@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use super::{Failure, Verdict};
-use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, Settings};
+use super::{Conclusion, Failure};
+use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, SandboxSettings};
 
 /// Run a stand-in for the API on this machine.
 ///
@@ -80,10 +80,10 @@ Examples:
   curl -X PATCH $control/settings -d '{"calls_per_second": 50, "latency_ms": 100}'
   curl -X POST $control/reset"#;
 
-pub async fn run(args: Args) -> Result<Verdict, Failure> {
+pub async fn run(args: Args) -> Result<Conclusion, Failure> {
     log_to_stderr(if args.verbose { "info,groupcast::sandbox=debug" } else { "info" });
     serve(&args).await?;
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ async fn serve(args: &Args) -> Result<(), Error> {
 }
 
 async fn start(args: &Args) -> Result<Sandbox, Error> {
-    let settings = Settings {
+    let settings = SandboxSettings {
         listen: args.listen,
         sdk_app_id: args.sdk_app_id,
         admins: args.identifier.clone(),

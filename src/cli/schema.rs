@@ -3,7 +3,7 @@
 use schemars::schema_for;
 use serde_json::{Value, json};
 
-use super::{Failure, Verdict, say};
+use super::{Conclusion, Failure, say};
 use crate::settle::result::JobResult;
 
 /// Print the JSON Schema of jobs and results.
@@ -21,7 +21,7 @@ pub struct Args {
     asyncapi: bool,
 }
 
-pub fn run(Args { asyncapi }: Args) -> Result<Verdict, Failure> {
+pub fn run(Args { asyncapi }: Args) -> Result<Conclusion, Failure> {
     say(format_args!("{:#}", if asyncapi { asyncapi_document() } else { document() }))
 }
 

@@ -1,7 +1,7 @@
 //! `groupcast topology`: prints the queues that the daemon declares, for operators who declare them
 //! by hand.
 
-use super::{Failure, Verdict, say};
+use super::{Conclusion, Failure, say};
 use crate::{broker::topology, config::Config};
 
 /// Print the queues as a definitions file for `rabbitmqctl import_definitions`.
@@ -14,7 +14,7 @@ pub struct Args {
     vhost: Option<String>,
 }
 
-pub fn run(args: Args, config: &Config) -> Result<Verdict, Failure> {
+pub fn run(args: Args, config: &Config) -> Result<Conclusion, Failure> {
     let vhost = match args.vhost {
         Some(vhost) => vhost,
         None => configured_vhost(config)?,

@@ -26,7 +26,7 @@ const PUBLISHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The findings about an app's queues.
 #[derive(Debug, Default)]
-pub struct Tried {
+pub struct QueueFindings {
     /// Faults with which the daemon cannot work.
     pub failures: Vec<Diagnosis>,
     /// Differences from the daemon's own declaration, with which it can still work.
@@ -37,13 +37,18 @@ pub struct Tried {
 
 /// Declares or checks the app's queues as the daemon does at its start. Then tries to read the two
 /// that the daemon consumes.
-pub async fn queues(connection: &Connection, name: &str, app: &App, declare: bool) -> Tried {
-    let mut tried = Tried::default();
+pub async fn queues(
+    connection: &Connection,
+    name: &str,
+    app: &App,
+    declare: bool,
+) -> QueueFindings {
+    let mut tried = QueueFindings::default();
     let mut refusals: Vec<(Option<Refusal>, Vec<String>)> = Vec::new();
-    let (mut jobs, mut undeliverable) = (Known::Unusable, Known::Unusable);
+    let (mut jobs, mut undeliverable) = (KnownQueue::Unusable, KnownQueue::Unusable);
     for spec in topology::queues_of(name, app) {
         let known = match spec.ensure(connection, declare).await {
-            Ok(seen) if declare => Known::AsDeclared(seen),
+            Ok(seen) if declare => KnownQueue::AsDeclared(seen),
             Ok(seen) => compare(connection, &spec, seen, &mut tried).await,
             Err(error) => {
                 // The same refusal usually applies to several queues.
@@ -57,7 +62,7 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
                         tried.failures.push(error.diagnosis);
                     }
                 }
-                Known::Unusable
+                KnownQueue::Unusable
             }
         };
         if spec.name == queues::jobs(name) {
@@ -78,7 +83,7 @@ pub async fn queues(connection: &Connection, name: &str, app: &App, declare: boo
 }
 
 /// What is known about a queue before it is read.
-enum Known {
+enum KnownQueue {
     /// The queue does not exist, or the check cannot look at it.
     Unusable,
     /// The queue has the type and the arguments that the daemon declares.
@@ -87,7 +92,7 @@ enum Known {
     Other(Option<Queue>),
 }
 
-impl Known {
+impl KnownQueue {
     fn is_empty(&self) -> bool {
         match self {
             Self::AsDeclared(queue) | Self::Other(queue) => {
@@ -104,13 +109,13 @@ async fn compare(
     connection: &Connection,
     spec: &QueueSpec,
     seen: Option<Queue>,
-    tried: &mut Tried,
-) -> Known {
+    tried: &mut QueueFindings,
+) -> KnownQueue {
     if seen.is_none() {
-        return Known::Other(None);
+        return KnownQueue::Other(None);
     }
     match spec.ensure(connection, true).await {
-        Ok(seen) => Known::AsDeclared(seen),
+        Ok(seen) => KnownQueue::AsDeclared(seen),
         Err(error) => {
             if error.refusal == Some(Refusal::OtherArguments) {
                 tried.doubts.push(Diagnosis::new(
@@ -123,7 +128,7 @@ async fn compare(
                         arguments can lose messages",
                 ));
             }
-            Known::Other(seen)
+            KnownQueue::Other(seen)
         }
     }
 }
@@ -132,16 +137,21 @@ async fn compare(
 /// goes back counts as a delivery. So the check asks for one message instead. The broker first
 /// checks the right, and then refuses this for a queue with a single active consumer. The check
 /// asks other queues only while they are empty.
-async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &mut Tried) {
+async fn read_jobs(
+    connection: &Connection,
+    queue: &str,
+    known: &KnownQueue,
+    tried: &mut QueueFindings,
+) {
     match known {
-        Known::Unusable => return,
-        Known::Other(_) if !known.is_empty() => {
+        KnownQueue::Unusable => return,
+        KnownQueue::Other(_) if !known.is_empty() => {
             tried.untried.push(format!(
                 "{queue} was not read, for a job in it would be counted as delivered"
             ));
             return;
         }
-        Known::AsDeclared(_) | Known::Other(_) => {}
+        KnownQueue::AsDeclared(_) | KnownQueue::Other(_) => {}
     }
     match jobs_queue::serves_one_consumer(connection, queue).await {
         Ok(Ok(())) => {}
@@ -155,10 +165,10 @@ async fn read_jobs(connection: &Connection, queue: &str, known: &Known, tried: &
 async fn consume_undeliverable(
     connection: &Connection,
     queue: &str,
-    known: &Known,
-    tried: &mut Tried,
+    known: &KnownQueue,
+    tried: &mut QueueFindings,
 ) {
-    if matches!(known, Known::Unusable) {
+    if matches!(known, KnownQueue::Unusable) {
         return;
     }
     if !known.is_empty() {

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Failure, Verdict, choose_app, say};
+use super::{Conclusion, Failure, choose_app, say};
 use crate::{
     amqp::as_text,
     broker::{
@@ -29,18 +29,18 @@ use crate::{
   groupcast unrouted purge --id order-42 --yes")]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: UnroutedCommand,
     /// Which app, if several are configured
     #[arg(long, global = true, value_name = "NAME")]
     app: Option<String>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum UnroutedCommand {
     /// List them, the oldest first; takes nothing out
     List {
         #[command(flatten)]
-        which: Which,
+        which: ResultSelection,
         /// One JSON object a line, with the whole result
         #[arg(long)]
         json: bool,
@@ -49,12 +49,12 @@ enum Command {
     /// stay
     Redrive {
         #[command(flatten)]
-        which: Which,
+        which: ResultSelection,
     },
     /// Remove them for good; without --yes only list what would be removed
     Purge {
         #[command(flatten)]
-        which: Which,
+        which: ResultSelection,
         /// Do remove them
         #[arg(long)]
         yes: bool,
@@ -63,7 +63,7 @@ enum Command {
 
 /// Several conditions are met together.
 #[derive(clap::Args)]
-struct Which {
+struct ResultSelection {
     /// Only of this job
     #[arg(long, value_name = "JOB")]
     id: Option<String>,
@@ -74,7 +74,7 @@ struct Which {
 
 /// The description of an unrouted result.
 #[derive(Debug, Serialize)]
-struct Unrouted {
+struct UnroutedResult {
     job_id: Option<String>,
     status: Option<String>,
     finished_at: Option<String>,
@@ -83,7 +83,7 @@ struct Unrouted {
     result: Value,
 }
 
-impl Unrouted {
+impl UnroutedResult {
     fn of(message: &Browsed) -> Self {
         let result: Value = serde_json::from_slice(message.body()).unwrap_or_default();
         let text = |name: &str| result[name].as_str().map(str::to_owned);
@@ -109,15 +109,15 @@ impl Unrouted {
     }
 }
 
-impl Which {
-    fn means(&self, result: &Unrouted) -> bool {
+impl ResultSelection {
+    fn means(&self, result: &UnroutedResult) -> bool {
         let same =
             |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         same(&self.id, &result.job_id) && same(&self.queue, &result.meant_for)
     }
 }
 
-pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
     let (name, app) = choose_app(&config, args.app.as_deref())?;
     let connector = Connector::new(&config.broker)?;
     let mut queue = Browser::open(&connector, queues::unrouted(name)).await.map_err(|error| {
@@ -127,10 +127,10 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
         )
     })?;
     let done = match args.command {
-        Command::List { which, json } => list(&mut queue, &which, json).await,
-        Command::Redrive { which } => redrive(&mut queue, &which, name, app).await,
-        Command::Purge { which, yes: true } => purge(&mut queue, &which).await,
-        Command::Purge { which, yes: false } => {
+        UnroutedCommand::List { which, json } => list(&mut queue, &which, json).await,
+        UnroutedCommand::Redrive { which } => redrive(&mut queue, &which, name, app).await,
+        UnroutedCommand::Purge { which, yes: true } => purge(&mut queue, &which).await,
+        UnroutedCommand::Purge { which, yes: false } => {
             let listed = list(&mut queue, &which, false).await;
             eprintln!("add --yes to remove them");
             listed
@@ -140,10 +140,14 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
     done
 }
 
-async fn list(queue: &mut Browser, which: &Which, as_json: bool) -> Result<Verdict, Failure> {
+async fn list(
+    queue: &mut Browser,
+    which: &ResultSelection,
+    as_json: bool,
+) -> Result<Conclusion, Failure> {
     let (mut listed, total) = (0, queue.left());
     while let Some(message) = queue.next().await? {
-        let result = Unrouted::of(&message);
+        let result = UnroutedResult::of(&message);
         if which.means(&result) {
             listed += 1;
             say(if as_json { serde_json::to_string(&result)? } else { result.line() })?;
@@ -151,18 +155,18 @@ async fn list(queue: &mut Browser, which: &Which, as_json: bool) -> Result<Verdi
         queue.leave(message).await?;
     }
     eprintln!("{listed} of {total} unrouted results");
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 async fn redrive(
     queue: &mut Browser,
-    which: &Which,
+    which: &ResultSelection,
     name: &str,
     app: &App,
-) -> Result<Verdict, Failure> {
+) -> Result<Conclusion, Failure> {
     let (mut sent, mut left) = (0, 0);
     while let Some(message) = queue.next().await? {
-        let result = Unrouted::of(&message);
+        let result = UnroutedResult::of(&message);
         let target = result
             .meant_for
             .as_deref()
@@ -190,7 +194,7 @@ async fn redrive(
                 meant"
         );
     }
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 /// Excludes direct reply-to addresses: brokers from 4.2 on accept messages for them even after the
@@ -200,10 +204,10 @@ fn may_get_results(queue: &str, name: &str, app: &App) -> bool {
     !is_direct && (app.results_queue.as_deref() == Some(queue) || app.replies.allow(queue, name))
 }
 
-async fn purge(queue: &mut Browser, which: &Which) -> Result<Verdict, Failure> {
+async fn purge(queue: &mut Browser, which: &ResultSelection) -> Result<Conclusion, Failure> {
     let (mut removed, mut left) = (0, 0);
     while let Some(message) = queue.next().await? {
-        if which.means(&Unrouted::of(&message)) {
+        if which.means(&UnroutedResult::of(&message)) {
             queue.remove(message).await?;
             removed += 1;
         } else {
@@ -212,5 +216,5 @@ async fn purge(queue: &mut Browser, which: &Which) -> Result<Verdict, Failure> {
         }
     }
     eprintln!("{removed} of {} unrouted results removed", removed + left);
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::ExposeSecret;
 
-use super::{Failure, Verdict, choose_app, say};
-use crate::{api::user_sig::Claims, config::Config};
+use super::{Conclusion, Failure, choose_app, say};
+use crate::{api::user_sig::SignedClaims, config::Config};
 
 /// Print a UserSig made with the configured key.
 #[derive(clap::Args)]
@@ -22,14 +22,18 @@ pub struct Args {
     expire: Duration,
 }
 
-pub fn run(args: Args, config: &Config) -> Result<Verdict, Failure> {
+pub fn run(args: Args, config: &Config) -> Result<Conclusion, Failure> {
     let (_, app) = choose_app(config, args.app.as_deref())?;
     let time = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_err(|_| "this machine's clock is before 1970")?
         .as_secs();
     let identifier = args.identifier.as_deref().unwrap_or(&app.identifier);
-    let claims =
-        Claims { sdk_app_id: app.sdk_app_id, identifier, time, expire: args.expire.as_secs() };
+    let claims = SignedClaims {
+        sdk_app_id: app.sdk_app_id,
+        identifier,
+        time,
+        expire: args.expire.as_secs(),
+    };
     say(claims.sign(app.secret_key.expose_secret()))
 }

@@ -11,7 +11,7 @@ use super::secret::given_or_from_file;
 use super::written::{Given, Setting, Written, texts};
 
 #[derive(Clone, Debug)]
-pub struct Admin {
+pub struct AdminConfig {
     pub listen: SocketAddr,
     /// Host names of the status page, besides IP addresses and `localhost`.
     pub hosts: Vec<String>,
@@ -31,9 +31,9 @@ pub(super) struct AdminSection {
 }
 
 impl AdminSection {
-    pub(super) fn check(self) -> Result<Admin, Problem> {
+    pub(super) fn check(self) -> Result<AdminConfig, Problem> {
         let token_file = self.token_file.map(|file| file.0);
-        Ok(Admin {
+        Ok(AdminConfig {
             // The pages show much and have no login, so they are served only to this machine by
             // default.
             listen: Given::or(self.listen, (Ipv4Addr::LOCALHOST, 9464).into()),

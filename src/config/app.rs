@@ -8,11 +8,11 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
-use super::endpoint::{Endpoint, Place, place};
+use super::endpoint::{CallAddress, Endpoint, place};
 use super::error::Problem;
 use super::region::Region;
 use super::replies::{Replies, RepliesSection};
-use super::retry::{Pause, PauseSection, Retry, RetrySection};
+use super::retry::{PauseConfig, PauseSection, Retry, RetrySection};
 use super::secret::given_or_from_file;
 use super::written::{Given, Section, Setting, Written, word};
 
@@ -54,7 +54,7 @@ pub struct App {
     pub empty_recipients: EmptyRecipients,
     pub replies: Replies,
     pub retry: Retry,
-    pub pause: Pause,
+    pub pause: PauseConfig,
 }
 
 /// What an empty list of recipients means.
@@ -104,7 +104,7 @@ impl AppSection {
                         "write secret_key = \"…\" or secret_key_file = \"<path>\"",
                     )
                 })?;
-        let Place { region, endpoint, backup } =
+        let CallAddress { region, endpoint, backup } =
             place(self.region, self.endpoint, self.backup_endpoint)?;
         let (calls_per_second, burst) = rate(self.calls_per_second, self.burst)?;
         Ok(App {

@@ -7,7 +7,7 @@ use super::region::Region;
 use super::written::{Given, Setting, Written};
 
 /// Where an app's calls go.
-pub(super) struct Place {
+pub(super) struct CallAddress {
     pub region: Option<Region>,
     pub endpoint: Url,
     pub backup: Option<Url>,
@@ -17,7 +17,7 @@ pub(super) fn place(
     region: Option<Given<Region>>,
     endpoint: Option<Given<Endpoint>>,
     backup: Option<Given<Endpoint>>,
-) -> Result<Place, Problem> {
+) -> Result<CallAddress, Problem> {
     let backup = backup.map(|backup| backup.0.0);
     match (region, endpoint) {
         (None, None) => Err(Problem::missing(
@@ -27,14 +27,14 @@ pub(super) fn place(
         (Some(_), Some(_)) => {
             Err(Problem::wrong("endpoint", "is given together with region; keep one of them"))
         }
-        (None, Some(endpoint)) => Ok(Place { region: None, endpoint: endpoint.0.0, backup }),
+        (None, Some(endpoint)) => Ok(CallAddress { region: None, endpoint: endpoint.0.0, backup }),
         (Some(Given(region)), None) => {
             let url = |domain| {
                 Url::parse(&format!("https://{domain}"))
                     .map_err(|_| Problem::wrong("region", "has no valid domain"))
             };
             let (first, known_backup) = region.domains();
-            Ok(Place {
+            Ok(CallAddress {
                 region: Some(region),
                 endpoint: url(first)?,
                 backup: Some(backup.map_or_else(|| url(known_backup), Ok)?),

@@ -9,8 +9,8 @@ use toml::Value;
 
 use super::secret::MASK;
 use super::{
-    Admin, App, Broker, Config, EmptyRecipients, Log, LogFormat, Pause, Replies, Retry, State,
-    Telemetry,
+    AdminConfig, App, Broker, Config, EmptyRecipients, Log, LogFormat, PauseConfig, Replies, Retry,
+    StateConfig, Telemetry,
 };
 
 /// A key and its value. `None` means that the key is not set and not written.
@@ -67,7 +67,7 @@ fn broker(broker: &Broker) -> Vec<Key> {
     ]
 }
 
-fn state(state: &State) -> Vec<Key> {
+fn state(state: &StateConfig) -> Vec<Key> {
     vec![
         ("url", state.url_file.is_none().then(|| Value::String(state.url.to_string()))),
         ("url_file", path(state.url_file.as_deref())),
@@ -78,7 +78,7 @@ fn state(state: &State) -> Vec<Key> {
     ]
 }
 
-fn admin(admin: &Admin) -> Vec<Key> {
+fn admin(admin: &AdminConfig) -> Vec<Key> {
     let hosts = admin.hosts.iter().cloned().map(Value::String).collect();
     let is_written_here = admin.token.is_some() && admin.token_file.is_none();
     vec![
@@ -137,7 +137,7 @@ fn retry(retry: &Retry) -> Vec<Key> {
     ]
 }
 
-fn pause(pause: &Pause) -> Vec<Key> {
+fn pause(pause: &PauseConfig) -> Vec<Key> {
     vec![("probe_first", duration(pause.probe_first)), ("probe_max", duration(pause.probe_max))]
 }
 

@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-pub use admin::Admin;
+pub use admin::AdminConfig;
 pub use app::{App, EmptyRecipients};
 pub use broker::Broker;
 pub use broker_url::BrokerUrl;
@@ -50,9 +50,9 @@ pub use log::{Log, LogFormat};
 pub use proxy::goes_out;
 pub use region::Region;
 pub use replies::Replies;
-pub use retry::{Pause, Retry};
+pub use retry::{PauseConfig, Retry};
 pub use secret::{SecretFileError, read_secret_file};
-pub use state::State;
+pub use state::StateConfig;
 pub use state_url::{StateStore, StateUrl};
 pub use telemetry::Telemetry;
 
@@ -61,8 +61,8 @@ pub use telemetry::Telemetry;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub broker: Broker,
-    pub state: State,
-    pub admin: Admin,
+    pub state: StateConfig,
+    pub admin: AdminConfig,
     /// The apps by name. A name is `[a-z0-9_-]{1,40}`, because it becomes part of queue names.
     pub apps: BTreeMap<String, App>,
     pub log: Log,
@@ -83,7 +83,7 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Config, ConfigError> {
         let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
-        let proxies = proxy::Variables::of(&environment);
+        let proxies = proxy::ProxyVariables::of(&environment);
         let layers = layer::Layers::new(file, environment)?;
         let sections = layers.merge(file.map_or("", |file| &file.text))?;
         if sections.apps.is_empty() {

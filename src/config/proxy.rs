@@ -14,9 +14,9 @@ const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// The proxy variables that are set. No `Debug`: a proxy's URL may have a password.
-pub(super) struct Variables(BTreeMap<String, String>);
+pub(super) struct ProxyVariables(BTreeMap<String, String>);
 
-impl Variables {
+impl ProxyVariables {
     pub(super) fn of(environment: &[(OsString, OsString)]) -> Self {
         let text = |text: &OsString| text.to_string_lossy().trim().to_owned();
         let variables = environment.iter().map(|(name, value)| (text(name), text(value)));

@@ -28,7 +28,7 @@ pub struct Retry {
 
 /// When the daemon tries a paused app again.
 #[derive(Clone, Debug)]
-pub struct Pause {
+pub struct PauseConfig {
     /// Never above `probe_max`.
     pub probe_first: Duration,
     pub probe_max: Duration,
@@ -78,7 +78,7 @@ impl RetrySection {
 }
 
 impl PauseSection {
-    pub(super) fn check(self) -> Result<Pause, Problem> {
+    pub(super) fn check(self) -> Result<PauseConfig, Problem> {
         let default = (Duration::from_secs(5), Duration::from_mins(5));
         let (first, longest) =
             (self.probe_first.map(|delay| delay.0), self.probe_max.map(|delay| delay.0));
@@ -89,7 +89,7 @@ impl PauseSection {
                     "must not be longer than probe_max; lower the one or raise the other",
                 )
             })?;
-        Ok(Pause { probe_first, probe_max })
+        Ok(PauseConfig { probe_first, probe_max })
     }
 }
 

@@ -11,7 +11,7 @@ use super::state_url::StateUrl;
 use super::written::Given;
 
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct StateConfig {
     pub url: StateUrl,
     /// The file that `url` was read from, if any.
     pub url_file: Option<PathBuf>,
@@ -36,10 +36,10 @@ pub(super) struct StateSection {
 }
 
 impl StateSection {
-    pub(super) fn check(self) -> Result<State, Problem> {
+    pub(super) fn check(self) -> Result<StateConfig, Problem> {
         let url_file = self.url_file.map(|file| file.0);
         let url = given_or_from_file("url", self.url, url_file.as_deref())?;
-        let state = State {
+        let state = StateConfig {
             url: url.unwrap_or_default(),
             url_file,
             ca_file: self.ca_file.map(|file| file.0),
@@ -52,7 +52,7 @@ impl StateSection {
     }
 }
 
-fn check_certificates(state: &State) -> Result<(), Problem> {
+fn check_certificates(state: &StateConfig) -> Result<(), Problem> {
     let (ca, cert, key) = (&state.ca_file, &state.cert_file, &state.key_file);
     match (cert, key) {
         (Some(_), None) => {

@@ -25,7 +25,7 @@ use crate::{
         topology,
     },
     config::Config,
-    failure::{Failure, Verdict},
+    failure::{Conclusion, Failure},
     journey::Pipeline,
     progress::{self, Progress},
     subscribe::{
@@ -54,7 +54,7 @@ pub struct Args {}
 pub async fn run(
     _: Args,
     load: impl Fn() -> Result<Config, Failure> + Clone + Send + 'static,
-) -> Result<Verdict, Failure> {
+) -> Result<Conclusion, Failure> {
     let config = load()?;
     // Declared first, so it is dropped last and receives the last lines of the log.
     let standard_error = StandardError::open()?;
@@ -140,12 +140,12 @@ pub async fn run(
         () = async { while subscriptions.join_next().await.is_some() {} } => info!("stopped"),
         name = signals.stop() => {
             warn!(signal = name, "stopping at once; jobs in flight come again");
-            return Ok(Verdict::Bad);
+            return Ok(Conclusion::Bad);
         }
     }
     stop_publishing.cancel();
     spans.end().await;
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 enum Asked {

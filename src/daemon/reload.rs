@@ -52,7 +52,7 @@ impl<F: Fn() -> Result<Config, Failure> + Clone + Send + 'static> Reload<F> {
 /// The running apps, and the configuration that they run with.
 pub struct Running {
     config: Config,
-    log_filter: telemetry::Filter,
+    log_filter: telemetry::LogFilter,
     apps: Vec<RunningApp>,
 }
 
@@ -63,7 +63,7 @@ pub struct RunningApp {
 }
 
 impl Running {
-    pub fn new(config: Config, log_filter: telemetry::Filter, apps: Vec<RunningApp>) -> Self {
+    pub fn new(config: Config, log_filter: telemetry::LogFilter, apps: Vec<RunningApp>) -> Self {
         Self { config, log_filter, apps }
     }
 

@@ -8,11 +8,11 @@ use tracing::{Span, debug, info, warn};
 
 use super::{Context, Pipeline};
 use crate::{
-    broker::{Target, queues},
+    broker::{Destination, queues},
     clock,
     job::{Envelope, GIVEN_UP_HEADER, Job, Rejection, outcome::Report},
     progress::Entry,
-    settle::{Content, Owed, Owing, Tally, dead_letter, parking, reply, result::JobResult},
+    settle::{JobContent, Owed, Owing, Tally, dead_letter, parking, reply, result::JobResult},
 };
 
 impl Pipeline {
@@ -57,7 +57,7 @@ impl Pipeline {
             .as_ref()
             .is_some_and(|headers| headers.inner().contains_key(GIVEN_UP_HEADER));
         if !came_back {
-            passed_on.target = Target::Own(queues::jobs(&self.app));
+            passed_on.target = Destination::Own(queues::jobs(&self.app));
         }
         Owed::Parked { job: Box::new(passed_on), may_go_back: true }
     }
@@ -86,7 +86,7 @@ impl Pipeline {
             .map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
             job: Owing {
-                content: Content::Job(job.clone()),
+                content: JobContent::Job(job.clone()),
                 envelope: envelope.clone(),
                 letter_is_confirmed: false,
                 unrecorded: entry.is_none().then_some((fingerprint, report)),
@@ -112,8 +112,12 @@ impl Pipeline {
             Some(Box::new(dead_letter::of_rejected(body, &context.properties, envelope, &result)));
         let envelope = Arc::new(envelope.clone());
         let tally = ended(result, &envelope, finished_at);
-        let job =
-            Owing { content: Content::OfLetter, envelope, letter_is_confirmed, unrecorded: None };
+        let job = Owing {
+            content: JobContent::OfLetter,
+            envelope,
+            letter_is_confirmed,
+            unrecorded: None,
+        };
         Owed::Answer { dead_letter, reply, record: None, tally, job }
     }
 
@@ -149,7 +153,7 @@ impl Pipeline {
         };
         let envelope = Arc::new(envelope);
         let job = Owing {
-            content: Content::Original(body),
+            content: JobContent::Original(body),
             envelope,
             letter_is_confirmed: true,
             unrecorded: None,

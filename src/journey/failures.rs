@@ -15,7 +15,7 @@ use crate::{
 const KEPT: usize = 20;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Failure {
+pub struct JobFailure {
     pub at: String,
     pub job_id: String,
     pub group_id: Option<String>,
@@ -28,7 +28,7 @@ pub struct Failure {
 
 /// The newest first.
 #[derive(Default)]
-pub struct Failures(Mutex<VecDeque<Failure>>);
+pub struct Failures(Mutex<VecDeque<JobFailure>>);
 
 impl Failures {
     /// Remembers a result, if it tells of an error.
@@ -36,7 +36,7 @@ impl Failures {
         let Some(error) = result.errors.first() else { return };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(KEPT - 1);
-        kept.push_front(Failure {
+        kept.push_front(JobFailure {
             at: result.finished_at.clone(),
             job_id: result.job_id.clone(),
             group_id: result.group_id.clone(),
@@ -48,7 +48,7 @@ impl Failures {
         });
     }
 
-    pub fn last(&self) -> Vec<Failure> {
+    pub fn last(&self) -> Vec<JobFailure> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

@@ -35,10 +35,10 @@ pub struct Meter {
     app: String,
     jobs: Jobs,
     job_seconds: Histogram,
-    recipients: Recipients,
+    recipients: RecipientCounters,
     parked: Counter,
     calls_sent: Counter,
-    calls_failed: Mutex<HashMap<(Outcome, Code), Counter>>,
+    calls_failed: Mutex<HashMap<(Outcome, AnswerCode), Counter>>,
     call_seconds: Histogram,
     held: Level,
     in_flight: Level,
@@ -55,7 +55,7 @@ struct Jobs {
 }
 
 /// Recipients by outcome.
-struct Recipients {
+struct RecipientCounters {
     sent: Counter,
     failed: Counter,
     unknown: Counter,
@@ -91,7 +91,7 @@ impl Outcome {
 
 /// What a call was answered with, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Code {
+enum AnswerCode {
     Api(i64),
     Http(u16),
     NotSent,
@@ -99,7 +99,7 @@ enum Code {
     Other,
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for AnswerCode {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Api(code) => write!(out, "{code}"),
@@ -130,13 +130,13 @@ impl Meter {
                 expired: job(Status::Expired),
             },
             job_seconds: JOB_SECONDS.histogram(&[app]),
-            recipients: Recipients {
+            recipients: RecipientCounters {
                 sent: recipients(Outcome::Sent),
                 failed: recipients(Outcome::Failed),
                 unknown: recipients(Outcome::Unknown),
             },
             parked: JOBS_PARKED.counter(&[app]),
-            calls_sent: call_counter(app, Outcome::Sent, Code::Api(0)),
+            calls_sent: call_counter(app, Outcome::Sent, AnswerCode::Api(0)),
             calls_failed: Mutex::default(),
             call_seconds: CALL_SECONDS.histogram(&[app]),
             held: Level::default(),
@@ -152,12 +152,12 @@ impl Meter {
     }
 
     /// A job is held as long as this is.
-    pub fn holds_a_job(&self) -> Present {
+    pub fn holds_a_job(&self) -> Counted {
         self.held.one_more()
     }
 
     /// A call is in flight as long as this is there.
-    pub fn has_a_call_in_flight(&self) -> Present {
+    pub fn has_a_call_in_flight(&self) -> Counted {
         self.in_flight.one_more()
     }
 
@@ -190,10 +190,10 @@ impl Meter {
         }
     }
 
-    fn count_failed_call(&self, outcome: Outcome, code: Code) {
+    fn count_failed_call(&self, outcome: Outcome, code: AnswerCode) {
         let mut failed = self.calls_failed.lock().unwrap_or_else(PoisonError::into_inner);
         let known = failed.len() < MAX_FAILURES || failed.contains_key(&(outcome, code));
-        let code = if known { code } else { Code::Other };
+        let code = if known { code } else { AnswerCode::Other };
         failed
             .entry((outcome, code))
             .or_insert_with(|| call_counter(&self.app, outcome, code))
@@ -240,7 +240,7 @@ impl Jobs {
     }
 }
 
-impl Recipients {
+impl RecipientCounters {
     fn count(&self, counts: RecipientCounts) {
         self.sent.increment(counts.sent.into());
         self.failed.increment(counts.failed.into());
@@ -248,16 +248,16 @@ impl Recipients {
     }
 }
 
-fn call_counter(app: &str, outcome: Outcome, code: Code) -> Counter {
+fn call_counter(app: &str, outcome: Outcome, code: AnswerCode) -> Counter {
     CALLS.counter(&[app, outcome.as_str(), &code.to_string()])
 }
 
-fn code_of(answer: &Answer) -> Code {
+fn code_of(answer: &Answer) -> AnswerCode {
     match answer {
-        Answer::Api { code, .. } => Code::Api(*code),
-        Answer::Foreign { http_status, .. } => Code::Http(*http_status),
-        Answer::NotSent { .. } | Answer::Withdrawn => Code::NotSent,
-        Answer::NoAnswer { .. } => Code::NoAnswer,
+        Answer::Api { code, .. } => AnswerCode::Api(*code),
+        Answer::Foreign { http_status, .. } => AnswerCode::Http(*http_status),
+        Answer::NotSent { .. } | Answer::Withdrawn => AnswerCode::NotSent,
+        Answer::NoAnswer { .. } => AnswerCode::NoAnswer,
     }
 }
 
@@ -266,11 +266,11 @@ fn code_of(answer: &Answer) -> Code {
 struct Level(Arc<()>);
 
 /// One of them.
-pub struct Present(#[expect(dead_code, reason = "held, not read")] Arc<()>);
+pub struct Counted(#[expect(dead_code, reason = "held, not read")] Arc<()>);
 
 impl Level {
-    fn one_more(&self) -> Present {
-        Present(self.0.clone())
+    fn one_more(&self) -> Counted {
+        Counted(self.0.clone())
     }
 
     fn count(&self) -> usize {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span, warn};
 
 pub use self::{direct::deliver_directly, pipeline::Pipeline, reading::rules};
-use self::{earlier::Found, reading::Received};
+use self::{earlier::Found, reading::ReadMessage};
 use crate::{
     broker::BrokerLost,
     progress::store::{Scope, StoreLost},
@@ -79,10 +79,10 @@ impl Pipeline {
     /// Looks the job up, and sends what is left of it.
     async fn find_what_is_owed(
         &self,
-        received: Received,
+        received: ReadMessage,
         context: &Context,
     ) -> Result<Owed, Interrupted> {
-        let Received { envelope, body, job } = received;
+        let ReadMessage { envelope, body, job } = received;
         let (job, fingerprint) = match job {
             Ok(job) => job,
             Err(rejection) => return Ok(self.reject(rejection, body, &envelope, context)),

@@ -18,7 +18,7 @@ use crate::{
         outcome::{BatchOutcome, BatchProgress, BatchState, Report},
     },
     progress::store::Completion,
-    settle::{Content, Owed, Settled, Tally, parking, settle},
+    settle::{JobContent, Owed, Settled, Tally, parking, settle},
 };
 
 /// No delivery is held for more than ten minutes and the calls in flight then.
@@ -67,14 +67,14 @@ impl Pipeline {
     ) -> Result<bool, Interrupted> {
         let Owed::Answer { dead_letter, record, tally, job, .. } = owed else { return Ok(false) };
         let body = match (&job.content, &dead_letter) {
-            (Content::Job(content), _) => content.body(),
-            (Content::Original(body), _) => body.clone(),
-            (Content::OfLetter, Some(letter)) => letter.body.clone(),
-            (Content::OfLetter, None) => return Ok(false),
+            (JobContent::Job(content), _) => content.body(),
+            (JobContent::Original(body), _) => body.clone(),
+            (JobContent::OfLetter, Some(letter)) => letter.body.clone(),
+            (JobContent::OfLetter, None) => return Ok(false),
         };
         if let (
             None,
-            Content::Job(content),
+            JobContent::Job(content),
             Some((fingerprint, report)),
             Tally::Ended { result, .. },
         ) = (&record, &job.content, &job.unrecorded, &*tally)

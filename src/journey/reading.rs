@@ -22,7 +22,7 @@ const READ_ASIDE_BYTES: usize = 128 * 1024;
 static READ_ASIDE: Semaphore = Semaphore::const_new(2);
 
 /// A message read: its job with its fingerprint, or why it is none; with the original bytes.
-pub(super) struct Received {
+pub(super) struct ReadMessage {
     pub envelope: Envelope,
     pub body: Vec<u8>,
     pub job: Result<(Job, String), Rejection>,
@@ -34,7 +34,7 @@ impl Pipeline {
         body: Vec<u8>,
         source: Source,
         Context { properties, .. }: &Context,
-    ) -> Received {
+    ) -> ReadMessage {
         let app = self.config();
         let results_queue = app.results_queue.as_deref();
         let (mut envelope, checked) =
@@ -45,7 +45,7 @@ impl Pipeline {
         let frame_max = self.publisher.frame_max();
         let checked = checked.and_then(|()| envelope::check_headers_fit(properties, frame_max));
         let (body, job) = read(body, checked, self.rules(&app)).await;
-        Received { envelope, body, job }
+        ReadMessage { envelope, body, job }
     }
 }
 

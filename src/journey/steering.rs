@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Pipeline;
 use crate::{
     clock,
-    journey::failures::Failure,
+    journey::failures::JobFailure,
     send::{
         HeldJob,
         condition::{Condition, Trouble},
@@ -57,7 +57,7 @@ impl Pipeline {
     }
 
     /// The last jobs that were not sent whole, the newest first.
-    pub fn failures(&self) -> Vec<Failure> {
+    pub fn failures(&self) -> Vec<JobFailure> {
         self.failures.last()
     }
 

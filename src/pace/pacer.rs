@@ -15,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    send_window::{Room, SPAN, SendWindow},
+    send_window::{SPAN, SendWindow, WindowRoom},
     token_bucket::TokenBucket,
 };
 
@@ -44,10 +44,10 @@ const RECOVERED_PER_SECOND: f64 = 0.05;
 /// Shared by the dispatcher, which asks for turns, and the calls in flight, which report their
 /// writes.
 #[derive(Debug, Clone)]
-pub struct Pacer(Arc<Mutex<State>>);
+pub struct Pacer(Arc<Mutex<PacerState>>);
 
 #[derive(Debug)]
-struct State {
+struct PacerState {
     bucket: TokenBucket,
     window: SendWindow,
     quiet_until: Instant,
@@ -75,12 +75,12 @@ pub enum Turn {
 /// The right to write one request. If it is dropped without [`written`](Self::written), the slot is
 /// free again.
 #[derive(Debug)]
-pub struct SendSlot(Option<Arc<Mutex<State>>>);
+pub struct SendSlot(Option<Arc<Mutex<PacerState>>>);
 
 impl Pacer {
     pub fn new(calls_per_second: u32, burst: u32, now: Instant) -> Self {
         let rate = f64::from(calls_per_second);
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(PacerState {
             bucket: TokenBucket::new(rate, held_at_most(burst, rate), now + SPAN),
             window: SendWindow::new(calls_per_second as usize),
             quiet_until: now + SPAN,
@@ -104,9 +104,9 @@ impl Pacer {
             state.bucket.make_up(now.saturating_duration_since(told).min(MADE_UP_AT_MOST), now);
         }
         let come_again_at = match (state.bucket.ready_at(now), state.window.room(now)) {
-            (_, Room::AfterAWrite) => return Turn::AfterAWrite,
-            (token_at, Room::At(room_at)) => token_at.max(room_at),
-            (token_at, Room::Now) => token_at,
+            (_, WindowRoom::AfterAWrite) => return Turn::AfterAWrite,
+            (token_at, WindowRoom::At(room_at)) => token_at.max(room_at),
+            (token_at, WindowRoom::Now) => token_at,
         };
         if come_again_at > now {
             state.come_again_at = Some(come_again_at);
@@ -186,7 +186,7 @@ impl Pacer {
     }
 }
 
-impl State {
+impl PacerState {
     fn recover(&mut self, now: Instant) {
         let in_round = self.round.is_some_and(|(began, _)| now < began + ROUND);
         if self.rate < self.ceiling && !in_round && now > self.rate_set_at {
@@ -243,7 +243,7 @@ impl Drop for SendSlot {
 }
 
 /// No code panics while it holds the lock. Even after a panic the counts would be consistent.
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<PacerState>) -> MutexGuard<'_, PacerState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

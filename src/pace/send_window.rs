@@ -25,7 +25,7 @@ pub struct SendWindow {
 
 /// Whether the window has room.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum WindowRoom {
     Now,
     At(Instant),
     /// All slots are reserved by calls that have not been written. Wait for one of those.
@@ -42,15 +42,17 @@ impl SendWindow {
         self.limit = limit;
     }
 
-    pub fn room(&mut self, now: Instant) -> Room {
+    pub fn room(&mut self, now: Instant) -> WindowRoom {
         self.forget_old(now);
         if self.stamps.len() + self.unwritten < self.limit {
-            return Room::Now;
+            return WindowRoom::Now;
         }
         // Usually only one slot must become free, which is the one of the oldest stamp. After the
         // limit was lowered, more slots must.
         let surplus = self.stamps.len() + self.unwritten - self.limit;
-        self.stamps.get(surplus).map_or(Room::AfterAWrite, |&stamp| Room::At(stamp + SPAN))
+        self.stamps
+            .get(surplus)
+            .map_or(WindowRoom::AfterAWrite, |&stamp| WindowRoom::At(stamp + SPAN))
     }
 
     /// Reserves the slot that [`room`](Self::room) has announced.

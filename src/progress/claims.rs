@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 use super::store::Key;
 
 #[derive(Default)]
-pub(super) struct Claims(Arc<Shared>);
+pub(super) struct Claims(Arc<ClaimTable>);
 
 #[derive(Default)]
-struct Shared {
+struct ClaimTable {
     keys: Mutex<HashSet<Key>>,
     released: Notify,
 }
@@ -21,7 +21,7 @@ struct Shared {
 /// Released when dropped.
 pub(super) struct Claim {
     key: Key,
-    shared: Arc<Shared>,
+    shared: Arc<ClaimTable>,
 }
 
 impl Claims {

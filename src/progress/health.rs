@@ -22,7 +22,7 @@ const PROBED_EVERY: Duration = Duration::from_secs(10);
 const TRUSTED_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
+pub enum StoreCondition {
     /// It has not answered yet.
     Unknown,
     Works,
@@ -36,10 +36,10 @@ pub enum Condition {
 /// An operation that can be tried again.
 pub(super) type Attempt = Arc<dyn for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Send + Sync>;
 
-pub struct Health(Arc<Shared>);
+pub struct Health(Arc<HealthState>);
 
-struct Shared {
-    condition: watch::Sender<Condition>,
+struct HealthState {
+    condition: watch::Sender<StoreCondition>,
     /// The failed operations, one for each name. The store works again when all of them have
     /// succeeded.
     failed: Mutex<Vec<(&'static str, Attempt)>>,
@@ -48,8 +48,8 @@ struct Shared {
 impl Health {
     /// Probes the store in the background while this value lives.
     pub(super) fn watch(store: Arc<dyn Store>) -> Self {
-        let shared = Arc::new(Shared {
-            condition: watch::Sender::new(Condition::Unknown),
+        let shared = Arc::new(HealthState {
+            condition: watch::Sender::new(StoreCondition::Unknown),
             failed: Mutex::default(),
         });
         tokio::spawn(probe_as_needed(Arc::downgrade(&shared), shared.condition.subscribe(), store));
@@ -61,18 +61,18 @@ impl Health {
         self.0.failed(error, attempt);
     }
 
-    pub fn condition(&self) -> Condition {
+    pub fn condition(&self) -> StoreCondition {
         self.0.condition.borrow().clone()
     }
 
     pub fn works(&self) -> bool {
-        *self.0.condition.borrow() == Condition::Works
+        *self.0.condition.borrow() == StoreCondition::Works
     }
 
     pub async fn until_it_works(&self) {
         let mut receiver = self.0.condition.subscribe();
         // `self` holds the sender, so the channel cannot be closed.
-        let _ = receiver.wait_for(|condition| *condition == Condition::Works).await;
+        let _ = receiver.wait_for(|condition| *condition == StoreCondition::Works).await;
     }
 
     /// Returns when the store has been away for this long without a break.
@@ -80,8 +80,8 @@ impl Health {
         let mut receiver = self.0.condition.subscribe();
         loop {
             let away_since = match &*receiver.borrow_and_update() {
-                Condition::Away { since, .. } => Some(*since),
-                Condition::Unknown | Condition::Works => None,
+                StoreCondition::Away { since, .. } => Some(*since),
+                StoreCondition::Unknown | StoreCondition::Works => None,
             };
             let left = away_since.map(|since| longest.saturating_sub(since.elapsed()));
             match left {
@@ -96,18 +96,18 @@ impl Health {
     }
 }
 
-impl Shared {
+impl HealthState {
     fn failed(&self, error: &StoreLost, attempt: Attempt) {
         let mut failed = self.lock();
         if failed.iter().all(|(operation, _)| *operation != error.operation) {
             failed.push((error.operation, attempt));
         }
         self.condition.send_if_modified(|condition| {
-            if let Condition::Away { .. } = condition {
+            if let StoreCondition::Away { .. } = condition {
                 return false;
             }
             error!(%error, "the state store does not work; no jobs are taken until it does");
-            *condition = Condition::Away { reason: error.to_string(), since: Instant::now() };
+            *condition = StoreCondition::Away { reason: error.to_string(), since: Instant::now() };
             true
         });
     }
@@ -131,7 +131,8 @@ impl Shared {
         let failed = self.lock();
         if failed.is_empty() {
             self.condition.send_if_modified(|condition| {
-                let worked = std::mem::replace(condition, Condition::Works) == Condition::Works;
+                let worked =
+                    std::mem::replace(condition, StoreCondition::Works) == StoreCondition::Works;
                 if !worked {
                     info!("the state store works");
                 }
@@ -151,33 +152,33 @@ fn probing() -> Attempt {
 }
 
 async fn probe_as_needed(
-    shared: Weak<Shared>,
-    mut condition: watch::Receiver<Condition>,
+    shared: Weak<HealthState>,
+    mut condition: watch::Receiver<StoreCondition>,
     store: Arc<dyn Store>,
 ) {
     let mut probes = 0;
     let mut works_since: Option<Instant> = None;
     loop {
-        let until_away = condition.wait_for(|condition| *condition != Condition::Works);
+        let until_away = condition.wait_for(|condition| *condition != StoreCondition::Works);
         let found = match timeout(PROBED_EVERY, until_away).await {
             Ok(Ok(())) => condition.borrow().clone(),
             Ok(Err(_)) => return,
-            Err(_) => Condition::Works,
+            Err(_) => StoreCondition::Works,
         };
-        if found != Condition::Works {
+        if found != StoreCondition::Works {
             // If the store fails again soon, for example on a full disk, the pauses between probes
             // stay long.
             if works_since.take().is_some_and(|since| since.elapsed() > TRUSTED_AFTER) {
                 probes = 0;
             }
-            if found != Condition::Unknown {
+            if found != StoreCondition::Unknown {
                 sleep(delay::after_attempt(probes, FIRST_PROBE, MAX_PROBE, delay::jitter())).await;
             }
             probes += 1;
         }
         let Some(shared) = shared.upgrade() else { return };
         shared.try_again(&*store).await;
-        if *condition.borrow() == Condition::Works {
+        if *condition.borrow() == StoreCondition::Works {
             works_since.get_or_insert_with(Instant::now);
         }
     }

@@ -37,12 +37,12 @@ use self::{
 };
 use crate::{
     clock::Moment,
-    config::{Config, State, StateStore, file},
+    config::{Config, StateConfig, StateStore, file},
     job::{
         Cut, Envelope, Job,
         outcome::{BatchProgress, BatchState},
     },
-    pem::{self, Content},
+    pem::{self, PemContent},
 };
 
 /// The store that the configuration names.
@@ -77,8 +77,8 @@ pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
     }
 }
 
-fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
-    let read = |key: &str, path: &Option<PathBuf>, content: Content| {
+fn certificates_of(state: &StateConfig) -> Result<Certificates, StoreLost> {
+    let read = |key: &str, path: &Option<PathBuf>, content: PemContent| {
         let Some(path) = path else { return Ok(None) };
         let wrong = |reason| StoreLost::new("read the certificates of state", reason);
         let bytes = file::read(path, file::LARGEST_BYTES)
@@ -86,11 +86,11 @@ fn certificates_of(state: &State) -> Result<Certificates, StoreLost> {
         pem::check(key, path, &bytes, content).map_err(wrong)?;
         Ok(Some(bytes))
     };
-    let ca = read("state.ca_file", &state.ca_file, Content::Certificates)?;
-    let certificate = read("state.cert_file", &state.cert_file, Content::Certificates)?;
+    let ca = read("state.ca_file", &state.ca_file, PemContent::Certificates)?;
+    let certificate = read("state.cert_file", &state.cert_file, PemContent::Certificates)?;
     Ok(Certificates {
         ca,
-        client: certificate.zip(read("state.key_file", &state.key_file, Content::PrivateKey)?),
+        client: certificate.zip(read("state.key_file", &state.key_file, PemContent::PrivateKey)?),
     })
 }
 
@@ -155,11 +155,11 @@ pub enum Made {
 
 /// A job's record in the store. While an entry is held, another message with the same id waits.
 #[derive(Clone)]
-pub struct Entry(Arc<Place>);
+pub struct Entry(Arc<EntryState>);
 
-struct Place {
+struct EntryState {
     inner: Arc<Inner>,
-    tenure: Arc<tenure::Shared>,
+    tenure: Arc<tenure::TenureState>,
     opening: Arc<Opening>,
     claim: Arc<Claim>,
 }
@@ -201,7 +201,7 @@ impl Progress {
         let made = if head == opening.head { Made::Now } else { Made::Before };
         let opening = Arc::new(Opening { key, head: head.clone(), epoch });
         let (inner, tenure) = (self.0.clone(), tenure.shared());
-        let entry = Entry(Arc::new(Place { inner, tenure, opening, claim: Arc::new(claim) }));
+        let entry = Entry(Arc::new(EntryState { inner, tenure, opening, claim: Arc::new(claim) }));
         if let Some(result) = result {
             return Ok(Opened::Answered { entry, result });
         }
@@ -221,7 +221,7 @@ impl Progress {
         let opening =
             Arc::new(opening(tenure.app(), envelope, job, fingerprint, tenure.last_epoch()));
         let claim = Arc::new(self.0.claims.claim(opening.key.clone()).await);
-        let entry = Entry(Arc::new(Place {
+        let entry = Entry(Arc::new(EntryState {
             inner: self.0.clone(),
             tenure: tenure.shared(),
             opening,
@@ -290,7 +290,7 @@ impl Entry {
         job: &Job,
         batches: &[(u32, BatchProgress)],
     ) -> Result<Self, StoreLost> {
-        let Place { inner, tenure, opening, claim } = &*self.0;
+        let EntryState { inner, tenure, opening, claim } = &*self.0;
         let Opening { key, head, epoch } = (**opening).clone();
         let Cut { batch_size, within } = job.cut();
         let head = Head { batch_size, within, batches: job.batch_count(), ..head };
@@ -298,7 +298,7 @@ impl Entry {
         let (recorded, batches) = (opening.clone(), batches.to_vec());
         self.record(move |store| store.split_again(recorded.clone(), batches.clone())).await?;
         let (inner, tenure, claim) = (inner.clone(), tenure.clone(), claim.clone());
-        Ok(Self(Arc::new(Place { inner, tenure, opening, claim })))
+        Ok(Self(Arc::new(EntryState { inner, tenure, opening, claim })))
     }
 
     /// Records how the job has ended. From then on the job is answered from this record.
@@ -316,7 +316,7 @@ impl Entry {
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
     {
-        let Place { inner, tenure, opening, .. } = &*self.0;
+        let EntryState { inner, tenure, opening, .. } = &*self.0;
         let _unconfirmed = inner.pending.begin();
         tenure.heed(opening.epoch, inner.insist(operation).await)
     }

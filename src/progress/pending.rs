@@ -23,18 +23,18 @@ struct Writes {
 }
 
 /// A write that is not confirmed yet. Dropping it ends the wait.
-pub(super) struct Unconfirmed<'a> {
+pub(super) struct PendingWrite<'a> {
     pending: &'a Pending,
     number: u64,
 }
 
 impl Pending {
-    pub(super) fn begin(&self) -> Unconfirmed<'_> {
+    pub(super) fn begin(&self) -> PendingWrite<'_> {
         let mut writes = self.lock();
         let number = writes.next;
         writes.next += 1;
         writes.began.insert(number, Instant::now());
-        Unconfirmed { pending: self, number }
+        PendingWrite { pending: self, number }
     }
 
     /// Whether the store would soon record an outcome that is known now.
@@ -51,7 +51,7 @@ impl Pending {
     }
 }
 
-impl Drop for Unconfirmed<'_> {
+impl Drop for PendingWrite<'_> {
     fn drop(&mut self) {
         self.pending.lock().began.remove(&self.number);
     }

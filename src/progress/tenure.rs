@@ -46,9 +46,9 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// This process's hold on an app's jobs.
 #[derive(Clone)]
-pub struct Tenure(Arc<Shared>);
+pub struct Tenure(Arc<TenureState>);
 
-pub(super) struct Shared {
+pub(super) struct TenureState {
     app: String,
     inner: Arc<Inner>,
     stage: watch::Sender<Stage>,
@@ -99,7 +99,7 @@ impl Tenure {
             was_displaced: false,
             pause_ends_at: now,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TenureState {
             app: app.to_owned(),
             inner,
             stage: watch::Sender::new(Stage::NoDelivery),
@@ -209,12 +209,12 @@ impl Tenure {
         &self.0.app
     }
 
-    pub(super) fn shared(&self) -> Arc<Shared> {
+    pub(super) fn shared(&self) -> Arc<TenureState> {
         self.0.clone()
     }
 }
 
-impl Shared {
+impl TenureState {
     fn is_taking(&self, number: u64) -> bool {
         *self.stage.borrow() == Stage::Taking(number)
     }
@@ -326,7 +326,7 @@ impl Shared {
 }
 
 /// Asks the store for a confirmation when no write brings one.
-async fn keep(shared: Arc<Shared>) {
+async fn keep(shared: Arc<TenureState>) {
     loop {
         shared.asked.notified().await;
         let Stage::Held(epoch) = *shared.stage.borrow() else { continue };

@@ -6,7 +6,7 @@ use hyper::Method;
 use url::form_urlencoded;
 
 use super::refusal::{
-    BAD_ACCOUNT, BAD_COMMAND, BAD_SDK_APP_ID, BAD_URL, NO_SUCH_RESOURCE, Refusal,
+    ApiRefusal, BAD_ACCOUNT, BAD_COMMAND, BAD_SDK_APP_ID, BAD_URL, NO_SUCH_RESOURCE,
     SDK_APP_ID_MISSING, USER_SIG_EMPTY,
 };
 
@@ -15,31 +15,31 @@ pub const COMMAND: &str = "send_group_system_notification";
 
 /// What a well-formed address says about the caller.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct CallerAddress {
     pub sdk_app_id: u64,
     pub identifier: String,
     pub user_sig: String,
 }
 
-impl Address {
-    pub fn read(method: &Method, path: &str, query: &str) -> Result<Self, Refusal> {
+impl CallerAddress {
+    pub fn read(method: &Method, path: &str, query: &str) -> Result<Self, ApiRefusal> {
         check_path(path)?;
         if method != Method::POST {
-            return Err(Refusal::new(BAD_URL, "the method must be POST"));
+            return Err(ApiRefusal::new(BAD_URL, "the method must be POST"));
         }
         Parameters::split(query)?.check()
     }
 }
 
-fn check_path(path: &str) -> Result<(), Refusal> {
+fn check_path(path: &str) -> Result<(), ApiRefusal> {
     let Some((service, command)) = path.strip_prefix("/v4/").and_then(|rest| rest.split_once('/'))
     else {
-        return Err(Refusal::new(BAD_URL, "the path must be /v4/<service>/<command>"));
+        return Err(ApiRefusal::new(BAD_URL, "the path must be /v4/<service>/<command>"));
     };
     match (service, command) {
         (SERVICE, COMMAND) => Ok(()),
-        (SERVICE, _) => Err(Refusal::new(BAD_COMMAND, "the command is not known")),
-        _ => Err(Refusal::new(NO_SUCH_RESOURCE, "the service is not known")),
+        (SERVICE, _) => Err(ApiRefusal::new(BAD_COMMAND, "the command is not known")),
+        _ => Err(ApiRefusal::new(NO_SUCH_RESOURCE, "the service is not known")),
     }
 }
 
@@ -54,7 +54,7 @@ struct Parameters {
 
 impl Parameters {
     /// Parameters with other names are ignored.
-    fn split(query: &str) -> Result<Self, Refusal> {
+    fn split(query: &str) -> Result<Self, ApiRefusal> {
         let mut found = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let slot = match &*name {
@@ -66,29 +66,33 @@ impl Parameters {
                 _ => continue,
             };
             if slot.replace(value.into_owned()).is_some() {
-                return Err(Refusal::new(BAD_URL, format!("the parameter {name} is there twice")));
+                return Err(ApiRefusal::new(
+                    BAD_URL,
+                    format!("the parameter {name} is there twice"),
+                ));
             }
         }
         Ok(found)
     }
 
-    fn check(self) -> Result<Address, Refusal> {
+    fn check(self) -> Result<CallerAddress, ApiRefusal> {
         let sdk_app_id =
-            self.sdk_app_id.ok_or(Refusal::new(SDK_APP_ID_MISSING, "sdkappid is required"))?;
+            self.sdk_app_id.ok_or(ApiRefusal::new(SDK_APP_ID_MISSING, "sdkappid is required"))?;
         let sdk_app_id = sdk_app_id
             .parse()
-            .map_err(|_| Refusal::new(BAD_SDK_APP_ID, "sdkappid is not an integer"))?;
+            .map_err(|_| ApiRefusal::new(BAD_SDK_APP_ID, "sdkappid is not an integer"))?;
         let identifier = self.identifier.filter(|name| !name.is_empty());
-        let identifier = identifier.ok_or(Refusal::new(BAD_ACCOUNT, "identifier is required"))?;
+        let identifier =
+            identifier.ok_or(ApiRefusal::new(BAD_ACCOUNT, "identifier is required"))?;
         let user_sig = self.user_sig.filter(|sig| !sig.is_empty());
-        let user_sig = user_sig.ok_or(Refusal::new(USER_SIG_EMPTY, "usersig is empty"))?;
+        let user_sig = user_sig.ok_or(ApiRefusal::new(USER_SIG_EMPTY, "usersig is empty"))?;
         if !self.random.is_some_and(|random| is_u32(&random)) {
-            return Err(Refusal::new(BAD_URL, "random must be a 32-bit unsigned integer"));
+            return Err(ApiRefusal::new(BAD_URL, "random must be a 32-bit unsigned integer"));
         }
         if self.content_type.as_deref() != Some("json") {
-            return Err(Refusal::new(BAD_URL, "contenttype must be json"));
+            return Err(ApiRefusal::new(BAD_URL, "contenttype must be json"));
         }
-        Ok(Address { sdk_app_id, identifier, user_sig })
+        Ok(CallerAddress { sdk_app_id, identifier, user_sig })
     }
 }
 
@@ -106,22 +110,22 @@ mod tests {
         "sdkappid=88&identifier=admin&usersig=sig&random=4294967295&contenttype=json";
 
     fn code(method: Method, path: &str, query: &str) -> i64 {
-        Address::read(&method, path, query).map_or_else(|refusal| refusal.code, |_| 0)
+        CallerAddress::read(&method, path, query).map_or_else(|refusal| refusal.code, |_| 0)
     }
 
     #[test]
     fn a_complete_address_is_read() {
-        let address = Address::read(&Method::POST, PATH, QUERY).unwrap();
+        let address = CallerAddress::read(&Method::POST, PATH, QUERY).unwrap();
         assert_eq!(
             address,
-            Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: "sig".into() }
+            CallerAddress { sdk_app_id: 88, identifier: "admin".into(), user_sig: "sig".into() }
         );
     }
 
     #[test]
     fn a_percent_encoded_identifier_is_decoded() {
         let query = QUERY.replace("admin", "a%20b%26c");
-        assert_eq!(Address::read(&Method::POST, PATH, &query).unwrap().identifier, "a b&c");
+        assert_eq!(CallerAddress::read(&Method::POST, PATH, &query).unwrap().identifier, "a b&c");
     }
 
     #[test]

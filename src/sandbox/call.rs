@@ -6,18 +6,23 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    address::Address, credential::Credential, notification::Notification, refusal::Refusal,
+    address::CallerAddress, credential::Credential, notification::Notification, refusal::ApiRefusal,
 };
 
 pub struct Call<'a> {
-    pub credential: Result<Credential, Refusal>,
-    pub notification: Result<Notification<'a>, Refusal>,
+    pub credential: Result<Credential, ApiRefusal>,
+    pub notification: Result<Notification<'a>, ApiRefusal>,
 }
 
 impl<'a> Call<'a> {
-    pub fn read(method: &Method, path: &str, query: &str, body: Result<&'a [u8], Refusal>) -> Self {
+    pub fn read(
+        method: &Method,
+        path: &str,
+        query: &str,
+        body: Result<&'a [u8], ApiRefusal>,
+    ) -> Self {
         Self {
-            credential: Address::read(method, path, query).and_then(Credential::read),
+            credential: CallerAddress::read(method, path, query).and_then(Credential::read),
             notification: body.and_then(Notification::read),
         }
     }
@@ -30,12 +35,12 @@ impl<'a> Call<'a> {
 
 /// When a call arrived.
 #[derive(Clone, Copy)]
-pub struct Moment {
+pub struct ArrivalTime {
     pub instant: Instant,
     pub wall_clock: Timestamp,
 }
 
-impl Moment {
+impl ArrivalTime {
     pub fn now() -> Self {
         Self { instant: Instant::now(), wall_clock: Timestamp::now() }
     }

@@ -8,15 +8,21 @@ use serde_json::json;
 use url::form_urlencoded;
 
 use super::{
-    Shared,
+    SharedSandbox,
     fault::FaultRule,
     reply::{self, Reply},
-    settings::{Settings, SettingsPatch},
+    settings::{SandboxSettings, SettingsPatch},
 };
 
 pub const PREFIX: &str = "/_sandbox/";
 
-pub fn answer(sandbox: &Shared, method: &Method, path: &str, query: &str, body: &[u8]) -> Reply {
+pub fn answer(
+    sandbox: &SharedSandbox,
+    method: &Method,
+    path: &str,
+    query: &str,
+    body: &[u8],
+) -> Reply {
     let command = path.strip_prefix(PREFIX).unwrap_or(path);
     match (method, command) {
         (&Method::GET, "faults") => ok(sandbox.lock().faults.rules()),
@@ -40,13 +46,13 @@ pub fn answer(sandbox: &Shared, method: &Method, path: &str, query: &str, body: 
     }
 }
 
-fn add_fault(sandbox: &Shared, body: &[u8]) -> Result<FaultRule, String> {
+fn add_fault(sandbox: &SharedSandbox, body: &[u8]) -> Result<FaultRule, String> {
     let rule: FaultRule = parse(body)?;
     sandbox.lock().faults.add(rule.clone())?;
     Ok(rule)
 }
 
-fn patch_settings(sandbox: &Shared, body: &[u8]) -> Result<Settings, String> {
+fn patch_settings(sandbox: &SharedSandbox, body: &[u8]) -> Result<SandboxSettings, String> {
     let patch: SettingsPatch = parse(body)?;
     let mut state = sandbox.lock();
     patch.apply(&mut state.settings);

@@ -10,14 +10,14 @@ use flate2::read::ZlibDecoder;
 use serde::Deserialize;
 
 use super::{
-    address::Address,
+    address::CallerAddress,
     refusal::{
-        BAD_SDK_APP_ID, NOT_ADMIN, Refusal, USER_SIG_EXPIRED, USER_SIG_MISMATCH,
+        ApiRefusal, BAD_SDK_APP_ID, NOT_ADMIN, USER_SIG_EXPIRED, USER_SIG_MISMATCH,
         USER_SIG_OF_OTHER_ACCOUNT, USER_SIG_OF_OTHER_APP, USER_SIG_UNREADABLE,
     },
-    settings::Settings,
+    settings::SandboxSettings,
 };
-use crate::api::user_sig::Claims;
+use crate::api::user_sig::SignedClaims;
 
 /// A real UserSig decompresses to about 200 bytes. The limit stops a decompression bomb.
 const MAX_OPENED_BYTES: u64 = 4096;
@@ -25,7 +25,7 @@ const MAX_OPENED_BYTES: u64 = 4096;
 /// An address whose UserSig could be read. It is not verified yet.
 #[derive(Debug)]
 pub struct Credential {
-    address: Address,
+    address: CallerAddress,
     stated: Stated,
 }
 
@@ -46,46 +46,49 @@ struct Stated {
 }
 
 impl Credential {
-    pub fn read(address: Address) -> Result<Self, Refusal> {
+    pub fn read(address: CallerAddress) -> Result<Self, ApiRefusal> {
         let stated = open(&address.user_sig)
-            .ok_or(Refusal::new(USER_SIG_UNREADABLE, "usersig cannot be decoded"))?;
+            .ok_or(ApiRefusal::new(USER_SIG_UNREADABLE, "usersig cannot be decoded"))?;
         if stated.version != "2.0" {
-            return Err(Refusal::new(USER_SIG_UNREADABLE, "usersig is not of version 2.0"));
+            return Err(ApiRefusal::new(USER_SIG_UNREADABLE, "usersig is not of version 2.0"));
         }
         Ok(Self { address, stated })
     }
 
     /// Checks that the app accepts the caller at `now` (Unix seconds).
-    pub fn verify(&self, settings: &Settings, now: u64) -> Result<(), Refusal> {
+    pub fn verify(&self, settings: &SandboxSettings, now: u64) -> Result<(), ApiRefusal> {
         let Self { address, stated } = self;
         if address.sdk_app_id != settings.sdk_app_id {
-            return Err(Refusal::new(BAD_SDK_APP_ID, "sdkappid is not the one of this app"));
+            return Err(ApiRefusal::new(BAD_SDK_APP_ID, "sdkappid is not the one of this app"));
         }
         if stated.identifier != address.identifier {
-            return Err(Refusal::new(
+            return Err(ApiRefusal::new(
                 USER_SIG_OF_OTHER_ACCOUNT,
                 "identifier is not the one in usersig",
             ));
         }
         if stated.sdk_app_id != address.sdk_app_id {
-            return Err(Refusal::new(USER_SIG_OF_OTHER_APP, "sdkappid is not the one in usersig"));
+            return Err(ApiRefusal::new(
+                USER_SIG_OF_OTHER_APP,
+                "sdkappid is not the one in usersig",
+            ));
         }
         if stated.signature != stated.claims().signature(settings.key()) {
-            return Err(Refusal::new(USER_SIG_MISMATCH, "usersig was made with another key"));
+            return Err(ApiRefusal::new(USER_SIG_MISMATCH, "usersig was made with another key"));
         }
         if now > stated.time.saturating_add(stated.expire) {
-            return Err(Refusal::new(USER_SIG_EXPIRED, "usersig expired"));
+            return Err(ApiRefusal::new(USER_SIG_EXPIRED, "usersig expired"));
         }
         if !settings.admins.contains(&address.identifier) {
-            return Err(Refusal::new(NOT_ADMIN, "identifier is not an admin of this app"));
+            return Err(ApiRefusal::new(NOT_ADMIN, "identifier is not an admin of this app"));
         }
         Ok(())
     }
 }
 
 impl Stated {
-    fn claims(&self) -> Claims<'_> {
-        Claims {
+    fn claims(&self) -> SignedClaims<'_> {
+        SignedClaims {
             sdk_app_id: self.sdk_app_id,
             identifier: &self.identifier,
             time: self.time,

@@ -25,26 +25,26 @@ fn vectors() -> Vec<Vector> {
     serde_json::from_str(include_str!("../../tests/fixtures/usersig-vectors.json")).unwrap()
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> SandboxSettings {
+    SandboxSettings {
         sdk_app_id: 88,
         admins: vec!["admin".into()],
         secret_key: "key".into(),
-        ..Settings::default()
+        ..SandboxSettings::default()
     }
 }
 
-fn claims() -> Claims<'static> {
-    Claims { sdk_app_id: 88, identifier: "admin", time: NOW, expire: 60 }
+fn claims() -> SignedClaims<'static> {
+    SignedClaims { sdk_app_id: 88, identifier: "admin", time: NOW, expire: 60 }
 }
 
-fn code(address: Address, settings: &Settings, now: u64) -> i64 {
+fn code(address: CallerAddress, settings: &SandboxSettings, now: u64) -> i64 {
     let verdict = Credential::read(address).and_then(|credential| credential.verify(settings, now));
     verdict.map_or_else(|refusal| refusal.code, |()| 0)
 }
 
 fn code_of(user_sig: String) -> i64 {
-    code(Address { sdk_app_id: 88, identifier: "admin".into(), user_sig }, &settings(), NOW)
+    code(CallerAddress { sdk_app_id: 88, identifier: "admin".into(), user_sig }, &settings(), NOW)
 }
 
 fn packed(json: &str, level: Compression) -> String {
@@ -56,17 +56,21 @@ fn packed(json: &str, level: Compression) -> String {
 #[test]
 fn a_user_sig_of_the_vendors_packages_is_accepted_until_it_expires() {
     for vector in vectors().iter().filter(|vector| vector.userbuf.is_none()) {
-        let settings = Settings {
+        let settings = SandboxSettings {
             sdk_app_id: vector.sdkappid,
             admins: vec![vector.identifier.clone()],
             secret_key: vector.key.as_str().into(),
-            ..Settings::default()
+            ..SandboxSettings::default()
         };
         for user_sig in [&vector.py_usersig, &vector.node_usersig] {
             let at = |now| {
                 let identifier = vector.identifier.clone();
                 code(
-                    Address { sdk_app_id: vector.sdkappid, identifier, user_sig: user_sig.clone() },
+                    CallerAddress {
+                        sdk_app_id: vector.sdkappid,
+                        identifier,
+                        user_sig: user_sig.clone(),
+                    },
                     &settings,
                     now,
                 )
@@ -85,12 +89,12 @@ fn a_user_sig_of_the_vendors_packages_is_accepted_until_it_expires() {
 #[test]
 fn a_user_sig_over_a_userbuf_is_refused() {
     for vector in vectors().into_iter().filter(|vector| vector.userbuf.is_some()) {
-        let settings = Settings {
+        let settings = SandboxSettings {
             sdk_app_id: vector.sdkappid,
             secret_key: vector.key.as_str().into(),
-            ..Settings::default()
+            ..SandboxSettings::default()
         };
-        let address = Address {
+        let address = CallerAddress {
             sdk_app_id: vector.sdkappid,
             identifier: vector.identifier,
             user_sig: vector.node_usersig,
@@ -116,15 +120,21 @@ fn a_stored_zlib_stream_with_a_line_end_is_accepted_as_the_vendors_go_package_ma
 #[test]
 fn each_mismatch_has_its_code() {
     assert_eq!(code_of(claims().sign("another key")), 70009);
-    assert_eq!(code_of(Claims { identifier: "Admin", ..claims() }.sign("key")), 70013);
-    assert_eq!(code_of(Claims { sdk_app_id: 89, ..claims() }.sign("key")), 70014);
-    assert_eq!(code_of(Claims { time: NOW - 61, ..claims() }.sign("key")), 70001);
-    let other_app =
-        Address { sdk_app_id: 89, identifier: "admin".into(), user_sig: claims().sign("key") };
+    assert_eq!(code_of(SignedClaims { identifier: "Admin", ..claims() }.sign("key")), 70013);
+    assert_eq!(code_of(SignedClaims { sdk_app_id: 89, ..claims() }.sign("key")), 70014);
+    assert_eq!(code_of(SignedClaims { time: NOW - 61, ..claims() }.sign("key")), 70001);
+    let other_app = CallerAddress {
+        sdk_app_id: 89,
+        identifier: "admin".into(),
+        user_sig: claims().sign("key"),
+    };
     assert_eq!(code(other_app, &settings(), NOW), 60006);
-    let no_admin = Settings { admins: vec!["root".into()], ..settings() };
-    let address =
-        Address { sdk_app_id: 88, identifier: "admin".into(), user_sig: claims().sign("key") };
+    let no_admin = SandboxSettings { admins: vec!["root".into()], ..settings() };
+    let address = CallerAddress {
+        sdk_app_id: 88,
+        identifier: "admin".into(),
+        user_sig: claims().sign("key"),
+    };
     assert_eq!(code(address, &no_admin, NOW), 60010);
 }
 

@@ -16,7 +16,7 @@ pub const MAX_RULES: usize = 1000;
 /// What the caller gets instead of the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Fault {
+pub enum InjectedFault {
     /// The usual answer, so many milliseconds later.
     LatencyMs(u64),
     /// An `ErrorCode`.
@@ -37,7 +37,7 @@ pub enum Fault {
     Redirect,
 }
 
-impl Fault {
+impl InjectedFault {
     /// Its name in the statistics.
     pub fn name(&self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Fault {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultRule {
-    pub fault: Fault,
+    pub fault: InjectedFault,
     /// Only calls for this group.
     #[serde(default)]
     pub group: Option<String>,
@@ -73,9 +73,9 @@ pub struct FaultRule {
     pub app_wide: bool,
 }
 
-impl From<Fault> for FaultRule {
+impl From<InjectedFault> for FaultRule {
     /// Affects every call that would be accepted, until cleared.
-    fn from(fault: Fault) -> Self {
+    fn from(fault: InjectedFault) -> Self {
         Self {
             fault,
             group: None,
@@ -91,7 +91,7 @@ impl FaultRule {
     /// The reason why the rule is not valid.
     fn objection(&self) -> Option<&'static str> {
         match (&self.fault, self.calls) {
-            (Fault::HttpStatus(status), _) if !(200..=599).contains(status) => {
+            (InjectedFault::HttpStatus(status), _) if !(200..=599).contains(status) => {
                 Some("http_status must be 200 to 599")
             }
             (_, Some(0)) => Some("calls must be 1 or more; leave it out for no end"),
@@ -119,13 +119,13 @@ pub struct Faults(Vec<FaultRule>);
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Strike {
     pub latency: Duration,
-    pub fault: Option<Fault>,
-    pub effect: Effect,
+    pub fault: Option<InjectedFault>,
+    pub effect: StrikeEffect,
 }
 
 /// Whether a struck notification is delivered.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum StrikeEffect {
     #[default]
     Prevented,
     Happens,
@@ -154,12 +154,15 @@ impl Faults {
         let mut strike = Strike::default();
         for rule in self.0.iter_mut().filter(|rule| rule.strikes(acceptable)) {
             match &rule.fault {
-                Fault::LatencyMs(ms) => strike.latency += Duration::from_millis(*ms),
+                InjectedFault::LatencyMs(ms) => strike.latency += Duration::from_millis(*ms),
                 _ if strike.fault.is_some() => continue,
                 fault => {
                     strike.fault = Some(fault.clone());
-                    strike.effect =
-                        if rule.after_effect { Effect::Happens } else { Effect::Prevented };
+                    strike.effect = if rule.after_effect {
+                        StrikeEffect::Happens
+                    } else {
+                        StrikeEffect::Prevented
+                    };
                 }
             }
             rule.calls = rule.calls.map(|left| left - 1);
@@ -173,7 +176,7 @@ impl Faults {
 mod tests {
     use super::*;
 
-    fn strike(faults: &mut Faults, body: &str) -> Option<Fault> {
+    fn strike(faults: &mut Faults, body: &str) -> Option<InjectedFault> {
         let notification = Notification::read(body.as_bytes()).unwrap();
         faults.strike(Some(&notification)).fault
     }
@@ -184,45 +187,59 @@ mod tests {
 
     #[test]
     fn a_rule_strikes_its_group_alone() {
-        let mut faults = Faults(vec![FaultRule { group: Some("g".into()), ..Fault::Reset.into() }]);
+        let mut faults =
+            Faults(vec![FaultRule { group: Some("g".into()), ..InjectedFault::Reset.into() }]);
         assert_eq!(strike(&mut faults, TO_OTHERS), None);
-        assert_eq!(strike(&mut faults, TO_C), Some(Fault::Reset));
+        assert_eq!(strike(&mut faults, TO_C), Some(InjectedFault::Reset));
     }
 
     #[test]
     fn a_rule_can_strike_only_the_batch_with_a_recipient() {
         let mut faults =
-            Faults(vec![FaultRule { matching: Some("b".into()), ..Fault::Hang.into() }]);
+            Faults(vec![FaultRule { matching: Some("b".into()), ..InjectedFault::Hang.into() }]);
         assert_eq!(strike(&mut faults, TO_C), None);
         assert_eq!(strike(&mut faults, TO_OTHERS), None);
-        assert_eq!(strike(&mut faults, TO_A_AND_B), Some(Fault::Hang));
+        assert_eq!(strike(&mut faults, TO_A_AND_B), Some(InjectedFault::Hang));
     }
 
     #[test]
     fn a_rule_ends_after_its_calls_and_the_next_one_follows() {
-        let twice = FaultRule { calls: Some(2), ..Fault::NotJson.into() };
-        let mut faults = Faults(vec![twice, Fault::Redirect.into()]);
+        let twice = FaultRule { calls: Some(2), ..InjectedFault::NotJson.into() };
+        let mut faults = Faults(vec![twice, InjectedFault::Redirect.into()]);
         let got: Vec<_> = (0..4).filter_map(|_| strike(&mut faults, TO_C)).collect();
-        assert_eq!(got, [Fault::NotJson, Fault::NotJson, Fault::Redirect, Fault::Redirect]);
+        assert_eq!(
+            got,
+            [
+                InjectedFault::NotJson,
+                InjectedFault::NotJson,
+                InjectedFault::Redirect,
+                InjectedFault::Redirect
+            ]
+        );
         assert_eq!(faults.rules().len(), 1);
     }
 
     #[test]
     fn latencies_add_up_and_leave_the_answer_to_the_others() {
         let mut faults = Faults(vec![
-            Fault::LatencyMs(20).into(),
-            Fault::Reset.into(),
-            Fault::LatencyMs(5).into(),
+            InjectedFault::LatencyMs(20).into(),
+            InjectedFault::Reset.into(),
+            InjectedFault::LatencyMs(5).into(),
         ]);
         let struck = faults.strike(Notification::read(TO_C.as_bytes()).ok().as_ref());
-        assert_eq!((struck.latency, struck.fault), (Duration::from_millis(25), Some(Fault::Reset)));
+        assert_eq!(
+            (struck.latency, struck.fault),
+            (Duration::from_millis(25), Some(InjectedFault::Reset))
+        );
     }
 
     #[test]
     fn only_an_app_wide_rule_strikes_a_call_that_would_be_refused() {
-        let mut faults =
-            Faults(vec![Fault::Hang.into(), FaultRule { app_wide: true, ..Fault::Reset.into() }]);
-        assert_eq!(faults.strike(None).fault, Some(Fault::Reset));
+        let mut faults = Faults(vec![
+            InjectedFault::Hang.into(),
+            FaultRule { app_wide: true, ..InjectedFault::Reset.into() },
+        ]);
+        assert_eq!(faults.strike(None).fault, Some(InjectedFault::Reset));
     }
 
     #[test]
@@ -231,7 +248,7 @@ mod tests {
         let rule =
             read(r#"{"fault":{"error":{"code":10002}},"group":"g","calls":1,"after_effect":true}"#)
                 .unwrap();
-        assert_eq!(rule.fault, Fault::Error { code: 10002, info: String::new() });
+        assert_eq!(rule.fault, InjectedFault::Error { code: 10002, info: String::new() });
         for fault in [
             r#""reset""#,
             r#""hang""#,
@@ -249,11 +266,15 @@ mod tests {
     #[test]
     fn rules_that_cannot_be_are_refused() {
         let mut faults = Faults::default();
-        assert!(faults.add(Fault::HttpStatus(99).into()).is_err());
-        assert!(faults.add(FaultRule { calls: Some(0), ..Fault::Hang.into() }).is_err());
+        assert!(faults.add(InjectedFault::HttpStatus(99).into()).is_err());
+        assert!(faults.add(FaultRule { calls: Some(0), ..InjectedFault::Hang.into() }).is_err());
         assert!(
             faults
-                .add(FaultRule { app_wide: true, group: Some("g".into()), ..Fault::Hang.into() })
+                .add(FaultRule {
+                    app_wide: true,
+                    group: Some("g".into()),
+                    ..InjectedFault::Hang.into()
+                })
                 .is_err()
         );
         assert!(faults.rules().is_empty());

@@ -19,12 +19,12 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared,
-    call::{Call, Moment},
+    SharedSandbox,
+    call::{ArrivalTime, Call},
     control,
-    refusal::{PACKET_TOO_LONG, Refusal},
+    refusal::{ApiRefusal, PACKET_TOO_LONG},
     reply::{self, Reply, ResetConnection},
-    verdict::Verdict,
+    verdict::SandboxVerdict,
 };
 
 /// More than any test or benchmark needs. Further connections wait.
@@ -35,7 +35,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 /// Without a pause, a process that has run out of file descriptors would retry in a busy loop.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
-pub async fn serve(listener: TcpListener, sandbox: Arc<Shared>) -> Infallible {
+pub async fn serve(listener: TcpListener, sandbox: Arc<SharedSandbox>) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -53,7 +53,7 @@ pub async fn serve(listener: TcpListener, sandbox: Arc<Shared>) -> Infallible {
     }
 }
 
-async fn converse(stream: TcpStream, sandbox: Arc<Shared>) {
+async fn converse(stream: TcpStream, sandbox: Arc<SharedSandbox>) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot turn off Nagle's algorithm");
     }
@@ -73,7 +73,7 @@ async fn converse(stream: TcpStream, sandbox: Arc<Shared>) {
 
 async fn answer(
     request: Request<Incoming>,
-    sandbox: Arc<Shared>,
+    sandbox: Arc<SharedSandbox>,
 ) -> Result<Reply, ResetConnection> {
     let (head, body) = request.into_parts();
     let body = read_whole(body).await?;
@@ -82,26 +82,26 @@ async fn answer(
         return Ok(control::answer(&sandbox, &head.method, path, query, &body.unwrap_or_default()));
     }
     let verdict = judge(
-        &Call::read(&head.method, path, query, body.as_deref().map_err(Refusal::clone)),
+        &Call::read(&head.method, path, query, body.as_deref().map_err(ApiRefusal::clone)),
         &sandbox,
     );
     drop(body);
     reply::reply(verdict).await
 }
 
-fn judge(call: &Call, sandbox: &Shared) -> Verdict {
+fn judge(call: &Call, sandbox: &SharedSandbox) -> SandboxVerdict {
     let verdict = {
         let mut state = sandbox.lock();
         // The moment is read under the lock, so that moments never go back.
-        state.judge(call, Moment::now())
+        state.judge(call, ArrivalTime::now())
     };
     debug!(group = call.group(), answer = ?verdict.answer, "call");
     verdict
 }
 
 /// A caller that disconnects before its request is complete has made no call and needs no answer.
-async fn read_whole(body: Incoming) -> Result<Result<Bytes, Refusal>, ResetConnection> {
-    let too_long = Refusal::new(PACKET_TOO_LONG, "the packet is too long");
+async fn read_whole(body: Incoming) -> Result<Result<Bytes, ApiRefusal>, ResetConnection> {
+    let too_long = ApiRefusal::new(PACKET_TOO_LONG, "the packet is too long");
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
         return Ok(Err(too_long));
     }

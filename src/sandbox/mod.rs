@@ -34,12 +34,12 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::verdict::State;
+use self::verdict::SandboxState;
 pub use self::{
     deliveries::{DeliveryCounts, Repeated},
-    fault::{Fault, FaultRule},
-    received::{Audience, Received},
-    settings::{PUBLIC_KEY, Settings, SettingsPatch},
+    fault::{FaultRule, InjectedFault},
+    received::{ReceivedAudience, ReceivedCall},
+    settings::{PUBLIC_KEY, SandboxSettings, SettingsPatch},
     stats::Stats,
     verdict::CallsSoFar,
 };
@@ -47,16 +47,16 @@ pub use self::{
 /// A running sandbox. It stops when dropped.
 pub struct Sandbox {
     addr: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<SharedSandbox>,
     server: AbortOnDropHandle<std::convert::Infallible>,
 }
 
 impl Sandbox {
     /// Listens and serves from now on. Fails only if the address is not available.
-    pub async fn start(settings: Settings) -> io::Result<Self> {
+    pub async fn start(settings: SandboxSettings) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.listen).await?;
         let addr = listener.local_addr()?;
-        let shared = Arc::new(Shared(Mutex::new(State::new(settings))));
+        let shared = Arc::new(SharedSandbox(Mutex::new(SandboxState::new(settings))));
         let server =
             AbortOnDropHandle::new(tokio::spawn(listener::serve(listener, shared.clone())));
         Ok(Self { addr, shared, server })
@@ -92,7 +92,7 @@ impl Sandbox {
     }
 
     /// The newest 10,000 delivered calls, oldest first; of one group, or of all.
-    pub fn received(&self, group: Option<&str>) -> Vec<Received> {
+    pub fn received(&self, group: Option<&str>) -> Vec<ReceivedCall> {
         self.shared.received(group)
     }
 
@@ -111,14 +111,14 @@ impl Sandbox {
 }
 
 /// The state behind one lock. No task holds the lock across an await.
-struct Shared(Mutex<State>);
+struct SharedSandbox(Mutex<SandboxState>);
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedSandbox {
+    fn lock(&self) -> MutexGuard<'_, SandboxState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn received(&self, group: Option<&str>) -> Vec<Received> {
+    fn received(&self, group: Option<&str>) -> Vec<ReceivedCall> {
         let calls = self.lock().inbox.calls(group);
         calls.iter().map(|kept| kept.unfold()).collect()
     }

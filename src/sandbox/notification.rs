@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::refusal::{
-    ACCOUNT_NOT_A_STRING, BAD_GROUP_ID, BAD_JSON, BAD_PARAMETER, NO_SUCH_GROUP, Refusal,
+    ACCOUNT_NOT_A_STRING, ApiRefusal, BAD_GROUP_ID, BAD_JSON, BAD_PARAMETER, NO_SUCH_GROUP,
     TOO_MANY_ACCOUNTS,
 };
 
@@ -39,17 +39,17 @@ fn stated<'de: 'a, 'a, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Cow<'a, str>>, D::Error> {
     #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    Text::deserialize(deserializer).map(|text| Some(text.0))
+    struct NotificationText<'a>(#[serde(borrow)] Cow<'a, str>);
+    NotificationText::deserialize(deserializer).map(|text| Some(text.0))
 }
 
 impl<'a> Notification<'a> {
-    pub fn read(body: &'a [u8]) -> Result<Self, Refusal> {
+    pub fn read(body: &'a [u8]) -> Result<Self, ApiRefusal> {
         serde_json::from_slice(body).map_err(|error| objection(body, &error))
     }
 
     /// Checks the rules of the API, and whether the group's id marks it as missing.
-    pub fn check(&self, max_recipients: usize) -> Result<(), Refusal> {
+    pub fn check(&self, max_recipients: usize) -> Result<(), ApiRefusal> {
         self.check_group_id()?;
         self.check_topic_id()?;
         if self.recipients.len() > max_recipients {
@@ -57,19 +57,22 @@ impl<'a> Notification<'a> {
                 "{} accounts in ToMembers_Account, at most {max_recipients}",
                 self.recipients.len()
             );
-            return Err(Refusal::new(TOO_MANY_ACCOUNTS, info));
+            return Err(ApiRefusal::new(TOO_MANY_ACCOUNTS, info));
         }
         if self.recipients.iter().any(|UserId(id)| id.is_empty() || id.len() > MAX_USER_ID_BYTES) {
-            return Err(Refusal::new(
+            return Err(ApiRefusal::new(
                 BAD_PARAMETER,
                 "a UserID in ToMembers_Account is empty or over 32 bytes",
             ));
         }
         if self.group.contains("unknown") {
-            return Err(Refusal::new(NO_SUCH_GROUP, "the group does not exist or was disbanded"));
+            return Err(ApiRefusal::new(
+                NO_SUCH_GROUP,
+                "the group does not exist or was disbanded",
+            ));
         }
         if self.group.contains("avchatroom") && !self.recipients.is_empty() {
-            return Err(Refusal::new(
+            return Err(ApiRefusal::new(
                 BAD_PARAMETER,
                 "an AVChatRoom can only be notified as a whole",
             ));
@@ -77,23 +80,23 @@ impl<'a> Notification<'a> {
         Ok(())
     }
 
-    fn check_group_id(&self) -> Result<(), Refusal> {
+    fn check_group_id(&self) -> Result<(), ApiRefusal> {
         let fits = self.is_community() || self.group.len() <= MAX_GROUP_ID_BYTES;
         let printable = self.group.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
         if self.group.is_empty() || !fits || !printable {
-            return Err(Refusal::new(BAD_GROUP_ID, "invalid group id"));
+            return Err(ApiRefusal::new(BAD_GROUP_ID, "invalid group id"));
         }
         Ok(())
     }
 
-    fn check_topic_id(&self) -> Result<(), Refusal> {
+    fn check_topic_id(&self) -> Result<(), ApiRefusal> {
         match &self.topic {
             None => Ok(()),
             Some(_) if !self.is_community() => {
-                Err(Refusal::new(BAD_PARAMETER, "TopicId needs a community group"))
+                Err(ApiRefusal::new(BAD_PARAMETER, "TopicId needs a community group"))
             }
             Some(topic) if topic.is_empty() || topic.len() > MAX_TOPIC_ID_BYTES => {
-                Err(Refusal::new(BAD_PARAMETER, "TopicId is empty or over 96 bytes"))
+                Err(ApiRefusal::new(BAD_PARAMETER, "TopicId is empty or over 96 bytes"))
             }
             Some(_) => Ok(()),
         }
@@ -106,17 +109,17 @@ impl<'a> Notification<'a> {
 
 /// Finds out why the body could not be read. The typed read stops at the first mistake, so this
 /// reads the whole body again.
-fn objection(body: &[u8], error: &serde_json::Error) -> Refusal {
+fn objection(body: &[u8], error: &serde_json::Error) -> ApiRefusal {
     match serde_json::from_slice::<Value>(body) {
-        Err(error) => Refusal::new(BAD_JSON, format!("the body is not JSON: {error}")),
+        Err(error) => ApiRefusal::new(BAD_JSON, format!("the body is not JSON: {error}")),
         Ok(body)
             if body["ToMembers_Account"]
                 .as_array()
                 .is_some_and(|ids| !ids.iter().all(Value::is_string)) =>
         {
-            Refusal::new(ACCOUNT_NOT_A_STRING, "a UserID in ToMembers_Account is not a string")
+            ApiRefusal::new(ACCOUNT_NOT_A_STRING, "a UserID in ToMembers_Account is not a string")
         }
-        Ok(_) => Refusal::new(BAD_PARAMETER, error.to_string()),
+        Ok(_) => ApiRefusal::new(BAD_PARAMETER, error.to_string()),
     }
 }
 

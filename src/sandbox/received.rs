@@ -15,11 +15,11 @@ const MAX_RECIPIENTS_KEPT: usize = 500;
 
 /// One delivered call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Received {
+pub struct ReceivedCall {
     pub group: String,
     pub content: String,
     pub topic: Option<String>,
-    pub audience: Audience,
+    pub audience: ReceivedAudience,
     /// `None` for everyone, or for more than 500.
     pub recipients: Option<Vec<String>>,
     /// 0 for everyone.
@@ -29,7 +29,7 @@ pub struct Received {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Audience {
+pub enum ReceivedAudience {
     All,
     Members,
 }
@@ -37,7 +37,7 @@ pub enum Audience {
 /// A call as it is kept. Its recipients are one text: 5 million small strings would take several
 /// times the memory.
 #[derive(Debug)]
-pub struct Kept {
+pub struct StoredCall {
     group: Box<str>,
     content: Box<str>,
     topic: Option<Box<str>>,
@@ -46,7 +46,7 @@ pub struct Kept {
     at: Timestamp,
 }
 
-impl Kept {
+impl StoredCall {
     fn new(notification: &Notification, at: Timestamp) -> Self {
         let Notification { group, content, topic, recipients } = notification;
         let kept = (1..=MAX_RECIPIENTS_KEPT).contains(&recipients.len());
@@ -61,13 +61,17 @@ impl Kept {
         }
     }
 
-    pub fn unfold(&self) -> Received {
+    pub fn unfold(&self) -> ReceivedCall {
         let recipients = self.recipients_json.as_deref();
-        Received {
+        ReceivedCall {
             group: self.group.to_string(),
             content: self.content.to_string(),
             topic: self.topic.as_deref().map(str::to_owned),
-            audience: if self.recipient_count == 0 { Audience::All } else { Audience::Members },
+            audience: if self.recipient_count == 0 {
+                ReceivedAudience::All
+            } else {
+                ReceivedAudience::Members
+            },
             recipients: recipients
                 .map(|json| serde_json::from_str(json).expect("the list it was made from")),
             recipient_count: self.recipient_count,
@@ -77,19 +81,19 @@ impl Kept {
 }
 
 #[derive(Debug, Default)]
-pub struct Inbox(VecDeque<Arc<Kept>>);
+pub struct Inbox(VecDeque<Arc<StoredCall>>);
 
 impl Inbox {
     pub fn record(&mut self, notification: &Notification, at: Timestamp) {
         if self.0.len() == MAX_CALLS {
             self.0.pop_front();
         }
-        self.0.push_back(Arc::new(Kept::new(notification, at)));
+        self.0.push_back(Arc::new(StoredCall::new(notification, at)));
     }
 
     /// The calls of one group, or of all, oldest first. They are shared, so that they are decoded
     /// without the lock.
-    pub fn calls(&self, group: Option<&str>) -> Vec<Arc<Kept>> {
+    pub fn calls(&self, group: Option<&str>) -> Vec<Arc<StoredCall>> {
         self.0
             .iter()
             .filter(|kept| group.is_none_or(|group| *kept.group == *group))
@@ -102,7 +106,7 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    fn unfolded(inbox: &Inbox, group: Option<&str>) -> Vec<Received> {
+    fn unfolded(inbox: &Inbox, group: Option<&str>) -> Vec<ReceivedCall> {
         inbox.calls(group).iter().map(|kept| kept.unfold()).collect()
     }
 
@@ -117,11 +121,11 @@ mod tests {
             &mut inbox,
             r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a","\"b"],"TopicId":"t"}"#,
         );
-        let expected = Received {
+        let expected = ReceivedCall {
             group: "g".into(),
             content: "c".into(),
             topic: Some("t".into()),
-            audience: Audience::Members,
+            audience: ReceivedAudience::Members,
             recipients: Some(vec!["a".into(), "\"b".into()]),
             recipient_count: 2,
             at: Timestamp::UNIX_EPOCH,
@@ -135,7 +139,10 @@ mod tests {
         record(&mut inbox, r#"{"GroupId":"g","Content":"c"}"#);
         record(&mut inbox, r#"{"GroupId":"h","Content":"c"}"#);
         let of_h = unfolded(&inbox, Some("h"));
-        assert_eq!((of_h.len(), of_h[0].audience, &of_h[0].recipients), (1, Audience::All, &None));
+        assert_eq!(
+            (of_h.len(), of_h[0].audience, &of_h[0].recipients),
+            (1, ReceivedAudience::All, &None)
+        );
     }
 
     #[test]

@@ -7,19 +7,20 @@ use serde::Serialize;
 
 /// A documented `ErrorCode` with its `ErrorInfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ApiRefusal {
     pub code: i64,
     pub info: Cow<'static, str>,
 }
 
-impl Refusal {
+impl ApiRefusal {
     pub fn new(code: i64, info: impl Into<Cow<'static, str>>) -> Self {
         Self { code, info: info.into() }
     }
 
     /// The body of the answer. The HTTP status is still 200.
     pub fn to_json(&self) -> String {
-        let body = Body { action_status: "FAIL", error_info: &self.info, error_code: self.code };
+        let body =
+            RefusalBody { action_status: "FAIL", error_info: &self.info, error_code: self.code };
         serde_json::to_string(&body).expect("a body of strings and numbers")
     }
 }
@@ -29,7 +30,7 @@ pub const ACCEPTED_JSON: &str = r#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCod
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Body<'a> {
+struct RefusalBody<'a> {
     action_status: &'static str,
     error_info: &'a str,
     error_code: i64,

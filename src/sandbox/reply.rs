@@ -5,9 +5,9 @@ use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes, header};
 
 use super::{
-    fault::Fault,
-    refusal::{ACCEPTED_JSON, Refusal},
-    verdict::{Answer, Verdict},
+    fault::InjectedFault,
+    refusal::{ACCEPTED_JSON, ApiRefusal},
+    verdict::{SandboxAnswer, SandboxVerdict},
 };
 
 pub type Reply = Response<Full<Bytes>>;
@@ -17,22 +17,24 @@ pub type Reply = Response<Full<Bytes>>;
 #[error("the connection is to be reset")]
 pub struct ResetConnection;
 
-pub async fn reply(verdict: Verdict) -> Result<Reply, ResetConnection> {
+pub async fn reply(verdict: SandboxVerdict) -> Result<Reply, ResetConnection> {
     if !verdict.latency.is_zero() {
         tokio::time::sleep(verdict.latency).await;
     }
     match verdict.answer {
-        Answer::Accepted => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
-        Answer::Refused(refusal) => Ok(json(StatusCode::OK, refusal.to_json())),
-        Answer::Faulty(fault) => faulty(fault).await,
+        SandboxAnswer::Accepted => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
+        SandboxAnswer::Refused(refusal) => Ok(json(StatusCode::OK, refusal.to_json())),
+        SandboxAnswer::Faulty(fault) => faulty(fault).await,
     }
 }
 
-async fn faulty(fault: Fault) -> Result<Reply, ResetConnection> {
+async fn faulty(fault: InjectedFault) -> Result<Reply, ResetConnection> {
     match fault {
-        Fault::LatencyMs(_) => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
-        Fault::Error { code, info } => Ok(json(StatusCode::OK, Refusal::new(code, info).to_json())),
-        Fault::HttpStatus(status) => {
+        InjectedFault::LatencyMs(_) => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
+        InjectedFault::Error { code, info } => {
+            Ok(json(StatusCode::OK, ApiRefusal::new(code, info).to_json()))
+        }
+        InjectedFault::HttpStatus(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
             Ok(with_type(
                 status,
@@ -40,12 +42,12 @@ async fn faulty(fault: Fault) -> Result<Reply, ResetConnection> {
                 format!("<html><head><title>{status}</title></head></html>"),
             ))
         }
-        Fault::NotJson => {
+        InjectedFault::NotJson => {
             Ok(with_type(StatusCode::OK, "text/html", "<html>this is not JSON</html>"))
         }
-        Fault::Reset => Err(ResetConnection),
-        Fault::Hang => std::future::pending().await,
-        Fault::Redirect => Ok(redirect()),
+        InjectedFault::Reset => Err(ResetConnection),
+        InjectedFault::Hang => std::future::pending().await,
+        InjectedFault::Redirect => Ok(redirect()),
     }
 }
 

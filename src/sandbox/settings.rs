@@ -12,7 +12,7 @@ use super::refusal;
 pub const PUBLIC_KEY: &str = "sandbox-secret-key";
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Settings {
+pub struct SandboxSettings {
     #[serde(skip)]
     pub listen: SocketAddr,
     pub sdk_app_id: u64,
@@ -35,7 +35,7 @@ pub struct Settings {
     pub jitter: Duration,
 }
 
-impl Default for Settings {
+impl Default for SandboxSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -51,7 +51,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl SandboxSettings {
     pub(super) fn key(&self) -> &str {
         self.secret_key.expose_secret()
     }
@@ -81,7 +81,7 @@ pub struct SettingsPatch {
 }
 
 impl SettingsPatch {
-    pub(super) fn apply(self, settings: &mut Settings) {
+    pub(super) fn apply(self, settings: &mut SandboxSettings) {
         replace(&mut settings.sdk_app_id, self.sdk_app_id);
         replace(&mut settings.admins, self.admins);
         replace(&mut settings.secret_key, self.secret_key);

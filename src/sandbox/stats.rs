@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{deliveries::DeliveryCounts, verdict::Answer};
+use super::{deliveries::DeliveryCounts, verdict::SandboxAnswer};
 
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Stats {
@@ -26,19 +26,19 @@ pub struct Stats {
 }
 
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct CallTally {
     pub calls: u64,
     pub accepted: u64,
     by_code: BTreeMap<i64, u64>,
     by_fault: BTreeMap<&'static str, u64>,
 }
 
-impl Tally {
-    pub fn record(&mut self, answer: &Answer) {
+impl CallTally {
+    pub fn record(&mut self, answer: &SandboxAnswer) {
         if let Some(code) = answer.code() {
             *self.by_code.entry(code).or_default() += 1;
         }
-        if let Answer::Faulty(fault) = answer {
+        if let SandboxAnswer::Faulty(fault) = answer {
             *self.by_fault.entry(fault.name()).or_default() += 1;
         }
     }

@@ -10,19 +10,21 @@ use tokio::{
 };
 
 use super::*;
-use crate::api::user_sig::Claims;
+use crate::api::user_sig::SignedClaims;
 
 /// Far longer than any operation here takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn started(calls_per_second: u32) -> Sandbox {
-    Sandbox::start(Settings { calls_per_second, ..Settings::default() }).await.unwrap()
+    Sandbox::start(SandboxSettings { calls_per_second, ..SandboxSettings::default() })
+        .await
+        .unwrap()
 }
 
 fn path() -> String {
     let time = u64::try_from(jiff::Timestamp::now().as_second()).unwrap();
     let claims =
-        Claims { sdk_app_id: 1_400_000_000, identifier: "administrator", time, expire: 3600 };
+        SignedClaims { sdk_app_id: 1_400_000_000, identifier: "administrator", time, expire: 3600 };
     let user_sig = claims.sign(PUBLIC_KEY);
     format!(
         "/v4/{}/{}?sdkappid=1400000000&identifier=administrator&usersig={user_sig}&random=1&contenttype=json",
@@ -117,7 +119,7 @@ async fn a_reset_ends_the_connection_with_rst() {
 #[tokio::test]
 async fn a_fault_without_effect_delivers_nothing() {
     let sandbox = started(200).await;
-    sandbox.add_fault(Fault::HttpStatus(502)).unwrap();
+    sandbox.add_fault(InjectedFault::HttpStatus(502)).unwrap();
     let answer = notify(&sandbox, "g").await.unwrap();
     assert!(
         answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n") && answer.contains("text/html"),
@@ -129,8 +131,8 @@ async fn a_fault_without_effect_delivers_nothing() {
 #[tokio::test]
 async fn answers_that_are_not_json_or_lead_elsewhere_come_on_demand() {
     let sandbox = started(200).await;
-    sandbox.add_fault(FaultRule { calls: Some(1), ..Fault::NotJson.into() }).unwrap();
-    sandbox.add_fault(FaultRule { calls: Some(1), ..Fault::Redirect.into() }).unwrap();
+    sandbox.add_fault(FaultRule { calls: Some(1), ..InjectedFault::NotJson.into() }).unwrap();
+    sandbox.add_fault(FaultRule { calls: Some(1), ..InjectedFault::Redirect.into() }).unwrap();
     let not_json = notify(&sandbox, "g").await.unwrap();
     assert!(
         not_json.starts_with("HTTP/1.1 200 OK\r\n") && not_json.ends_with("</html>"),
@@ -146,7 +148,7 @@ async fn answers_that_are_not_json_or_lead_elsewhere_come_on_demand() {
 #[tokio::test]
 async fn a_call_that_hangs_ends_with_the_sandbox() {
     let sandbox = started(200).await;
-    sandbox.add_fault(FaultRule { group: Some("g".into()), ..Fault::Hang.into() }).unwrap();
+    sandbox.add_fault(FaultRule { group: Some("g".into()), ..InjectedFault::Hang.into() }).unwrap();
     let mut stream = TcpStream::connect(sandbox.addr()).await.unwrap();
     let body = r#"{"GroupId":"g","Content":"hello"}"#;
     let request = format!(
@@ -173,7 +175,7 @@ async fn a_call_that_hangs_ends_with_the_sandbox() {
 #[tokio::test]
 async fn latency_delays_the_answer_by_at_least_that_much() {
     let sandbox = started(200).await;
-    sandbox.add_fault(Fault::LatencyMs(50)).unwrap();
+    sandbox.add_fault(InjectedFault::LatencyMs(50)).unwrap();
     control(&sandbox, Method::PATCH, "settings", json!({"latency_ms": 20})).await;
     let start = tokio::time::Instant::now();
     assert!(notify(&sandbox, "g").await.unwrap().contains("OK"));
@@ -243,5 +245,5 @@ async fn the_port_is_free_after_stop() {
     let sandbox = started(200).await;
     let listen = sandbox.addr();
     sandbox.stop().await;
-    Sandbox::start(Settings { listen, ..Settings::default() }).await.unwrap();
+    Sandbox::start(SandboxSettings { listen, ..SandboxSettings::default() }).await.unwrap();
 }

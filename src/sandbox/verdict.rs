@@ -4,61 +4,61 @@
 use std::time::Duration;
 
 use super::{
-    call::{Call, Moment},
+    call::{ArrivalTime, Call},
     deliveries::Deliveries,
-    fault::{Effect, Fault, Faults},
+    fault::{Faults, InjectedFault, StrikeEffect},
     notification::Notification,
     received::Inbox,
-    refusal::Refusal,
+    refusal::ApiRefusal,
     second::SlidingSecond,
-    settings::Settings,
-    stats::{Stats, Tally},
+    settings::SandboxSettings,
+    stats::{CallTally, Stats},
 };
 
 #[derive(Debug)]
-pub struct Verdict {
+pub struct SandboxVerdict {
     pub latency: Duration,
-    pub answer: Answer,
+    pub answer: SandboxAnswer,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SandboxAnswer {
     Accepted,
-    Refused(Refusal),
-    Faulty(Fault),
+    Refused(ApiRefusal),
+    Faulty(InjectedFault),
 }
 
-impl Answer {
+impl SandboxAnswer {
     /// The `ErrorCode` that the caller reads, if it gets one.
     pub fn code(&self) -> Option<i64> {
         match self {
             Self::Accepted => Some(0),
             Self::Refused(refusal) => Some(refusal.code),
-            Self::Faulty(Fault::Error { code, .. }) => Some(*code),
+            Self::Faulty(InjectedFault::Error { code, .. }) => Some(*code),
             Self::Faulty(
-                Fault::LatencyMs(_)
-                | Fault::HttpStatus(_)
-                | Fault::NotJson
-                | Fault::Reset
-                | Fault::Hang
-                | Fault::Redirect,
+                InjectedFault::LatencyMs(_)
+                | InjectedFault::HttpStatus(_)
+                | InjectedFault::NotJson
+                | InjectedFault::Reset
+                | InjectedFault::Hang
+                | InjectedFault::Redirect,
             ) => None,
         }
     }
 }
 
-pub struct State {
-    pub settings: Settings,
+pub struct SandboxState {
+    pub settings: SandboxSettings,
     pub faults: Faults,
     pub inbox: Inbox,
     arrivals: SlidingSecond,
     accepted: SlidingSecond,
     deliveries: Deliveries,
-    tally: Tally,
+    tally: CallTally,
 }
 
-impl State {
-    pub fn new(settings: Settings) -> Self {
+impl SandboxState {
+    pub fn new(settings: SandboxSettings) -> Self {
         Self {
             settings,
             faults: Faults::default(),
@@ -66,12 +66,12 @@ impl State {
             arrivals: SlidingSecond::default(),
             accepted: SlidingSecond::default(),
             deliveries: Deliveries::default(),
-            tally: Tally::default(),
+            tally: CallTally::default(),
         }
     }
 
     /// Moments of successive calls must not go back.
-    pub fn judge(&mut self, call: &Call, now: Moment) -> Verdict {
+    pub fn judge(&mut self, call: &Call, now: ArrivalTime) -> SandboxVerdict {
         self.arrivals.record(now.instant);
         self.tally.calls += 1;
         let examined = self.examine(call, now);
@@ -79,41 +79,45 @@ impl State {
         let answer = match (strike.fault, examined) {
             (None, Ok(notification)) => {
                 self.deliver(notification, now);
-                Answer::Accepted
+                SandboxAnswer::Accepted
             }
-            (None, Err(refusal)) => Answer::Refused(refusal),
+            (None, Err(refusal)) => SandboxAnswer::Refused(refusal),
             (Some(fault), Ok(notification)) => {
-                if strike.effect == Effect::Happens {
+                if strike.effect == StrikeEffect::Happens {
                     self.deliver(notification, now);
                 }
-                Answer::Faulty(fault)
+                SandboxAnswer::Faulty(fault)
             }
-            (Some(fault), Err(_)) => Answer::Faulty(fault),
+            (Some(fault), Err(_)) => SandboxAnswer::Faulty(fault),
         };
         self.tally.record(&answer);
-        Verdict { latency: self.settings.draw_latency() + strike.latency, answer }
+        SandboxVerdict { latency: self.settings.draw_latency() + strike.latency, answer }
     }
 
-    fn examine<'c>(&self, call: &'c Call, now: Moment) -> Result<&'c Notification<'c>, Refusal> {
-        let credential = call.credential.as_ref().map_err(Refusal::clone)?;
+    fn examine<'c>(
+        &self,
+        call: &'c Call,
+        now: ArrivalTime,
+    ) -> Result<&'c Notification<'c>, ApiRefusal> {
+        let credential = call.credential.as_ref().map_err(ApiRefusal::clone)?;
         credential.verify(&self.settings, now.unix_seconds())?;
         self.check_limit(now)?;
-        let notification = call.notification.as_ref().map_err(Refusal::clone)?;
+        let notification = call.notification.as_ref().map_err(ApiRefusal::clone)?;
         notification.check(self.settings.max_recipients)?;
         Ok(notification)
     }
 
     /// Only accepted calls count against the limit.
-    fn check_limit(&self, now: Moment) -> Result<(), Refusal> {
+    fn check_limit(&self, now: ArrivalTime) -> Result<(), ApiRefusal> {
         let limit = self.settings.calls_per_second;
         if limit > 0 && self.accepted.count(now.instant) >= limit as usize {
             let info = format!("over {limit} calls per second");
-            return Err(Refusal::new(self.settings.limit_code, info));
+            return Err(ApiRefusal::new(self.settings.limit_code, info));
         }
         Ok(())
     }
 
-    fn deliver(&mut self, notification: &Notification, now: Moment) {
+    fn deliver(&mut self, notification: &Notification, now: ArrivalTime) {
         self.accepted.record(now.instant);
         self.tally.accepted += 1;
         self.deliveries.record(notification);

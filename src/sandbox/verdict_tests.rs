@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    api::user_sig::Claims,
+    api::user_sig::SignedClaims,
     sandbox::{fault::FaultRule, settings::PUBLIC_KEY},
 };
 
@@ -14,8 +14,8 @@ const BODY: &str = r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a"]}"#;
 const UNKNOWN_GROUP: &str = r#"{"GroupId":"unknown","Content":"c"}"#;
 
 fn query() -> String {
-    let wall_clock = Moment::now().unix_seconds();
-    let claims = Claims {
+    let wall_clock = ArrivalTime::now().unix_seconds();
+    let claims = SignedClaims {
         sdk_app_id: 1_400_000_000,
         identifier: "administrator",
         time: wall_clock,
@@ -31,16 +31,16 @@ fn call(body: &str) -> Call<'_> {
     Call::read(&Method::POST, PATH, &query(), Ok(body.as_bytes()))
 }
 
-fn code(state: &mut State, body: &str) -> Option<i64> {
-    state.judge(&call(body), Moment::now()).answer.code()
+fn code(state: &mut SandboxState, body: &str) -> Option<i64> {
+    state.judge(&call(body), ArrivalTime::now()).answer.code()
 }
 
-fn state(calls_per_second: u32) -> State {
-    State::new(Settings { calls_per_second, ..Settings::default() })
+fn state(calls_per_second: u32) -> SandboxState {
+    SandboxState::new(SandboxSettings { calls_per_second, ..SandboxSettings::default() })
 }
 
-fn error(code: i64) -> Fault {
-    Fault::Error { code, info: String::new() }
+fn error(code: i64) -> InjectedFault {
+    InjectedFault::Error { code, info: String::new() }
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn the_caller_is_checked_before_the_body() {
     let mut state = state(200);
     let query = query().replace("contenttype=json", "");
     let verdict =
-        state.judge(&Call::read(&Method::POST, PATH, &query, Ok(b"no JSON")), Moment::now());
+        state.judge(&Call::read(&Method::POST, PATH, &query, Ok(b"no JSON")), ArrivalTime::now());
     assert_eq!(verdict.answer.code(), Some(60002));
     assert_eq!(code(&mut state, "no JSON"), Some(60003));
     assert_eq!(code(&mut state, UNKNOWN_GROUP), Some(10010));
@@ -98,7 +98,7 @@ fn a_fault_prevents_the_delivery_unless_it_comes_after_the_effect() {
     state.faults.add(FaultRule { calls: Some(1), ..error(10002).into() }).unwrap();
     state
         .faults
-        .add(FaultRule { calls: Some(1), after_effect: true, ..Fault::Reset.into() })
+        .add(FaultRule { calls: Some(1), after_effect: true, ..InjectedFault::Reset.into() })
         .unwrap();
     assert_eq!((code(&mut state, BODY), state.stats().accepted), (Some(10002), 0));
     assert_eq!((code(&mut state, BODY), state.stats().accepted), (None, 1));
@@ -118,7 +118,7 @@ fn an_app_wide_fault_hides_even_a_refusal() {
 #[test]
 fn a_reset_forgets_calls_and_faults_but_not_the_settings() {
     let mut state = state(7);
-    state.faults.add(Fault::Hang.into()).unwrap();
+    state.faults.add(InjectedFault::Hang.into()).unwrap();
     code(&mut state, BODY);
     state.reset();
     assert_eq!(
@@ -133,12 +133,12 @@ proptest! {
     fn no_second_has_more_accepted_calls_than_the_limit(limit in 1u32..20, gaps_ms in prop::collection::vec(0u64..200, 1..100)) {
         let mut state = state(limit);
         let call = call(BODY);
-        let mut now = Moment::now();
+        let mut now = ArrivalTime::now();
         let mut accepted_at = Vec::new();
         for gap in gaps_ms {
             now.instant += Duration::from_millis(gap);
             let free = accepted_at.iter().filter(|&&at| now.instant - at < Duration::from_secs(1)).count() < limit as usize;
-            let accepted = state.judge(&call, now).answer == Answer::Accepted;
+            let accepted = state.judge(&call, now).answer == SandboxAnswer::Accepted;
             prop_assert_eq!(accepted, free);
             if accepted {
                 accepted_at.push(now.instant);

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use super::*;
+use super::{
+    groups::{GROUPS_OF_A_BREAK, TRIALS, TRIED_WITHIN},
+    *,
+};
 use crate::api::codes::Effect;
 
 const PROBE_FIRST: Duration = Duration::from_secs(5);

@@ -52,10 +52,10 @@ pub(super) struct Gate {
     pub condition: watch::Sender<Condition>,
     /// The driver has to look sooner than it planned.
     pub look_again: Notify,
-    state: Mutex<State>,
+    state: Mutex<GateState>,
 }
 
-pub(super) struct State {
+pub(super) struct GateState {
     pub breaker: Breaker,
     pub idle: IdleTimes,
     /// A job that is not done by then is parked, whatever it waits for.
@@ -124,7 +124,7 @@ impl Gate {
         condition: watch::Sender<Condition>,
     ) -> Self {
         let waits = Waits::of(&config.borrow());
-        let state = State {
+        let state = GateState {
             breaker: Breaker::new(waits, settings.supervision, Instant::now()),
             idle: IdleTimes::new(),
             held_at_most: patience::HELD_AT_MOST,
@@ -138,7 +138,7 @@ impl Gate {
     }
 
     /// No code panics while it holds the lock.
-    pub fn lock(&self) -> MutexGuard<'_, State> {
+    pub fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,7 +171,7 @@ impl Gate {
     }
 
     /// Grants the calls that may leave now, and has the driver look when the next one may.
-    fn admit(self: &Arc<Self>, state: &mut State) {
+    fn admit(self: &Arc<Self>, state: &mut GateState) {
         let now = Instant::now();
         let next = match self.grant_calls(state, now) {
             Next::AtAnEvent => return,
@@ -184,7 +184,7 @@ impl Gate {
         }
     }
 
-    pub fn grant_calls(self: &Arc<Self>, state: &mut State, now: Instant) -> Next {
+    pub fn grant_calls(self: &Arc<Self>, state: &mut GateState, now: Instant) -> Next {
         let most_in_flight = self.config.borrow().max_in_flight;
         let most_in_flight = match state.breaker.allowed(most_in_flight, now) {
             Allowed::Calls { in_flight } => in_flight,
@@ -220,7 +220,7 @@ impl Gate {
         Next::AtAnEvent
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, slot: SendSlot, granted_at: Instant) {
+    fn grant(self: &Arc<Self>, state: &mut GateState, slot: SendSlot, granted_at: Instant) {
         let Some((key, batch)) = state.choose() else { return slot.unused() };
         let Some(member) = state.jobs.get_mut(&key) else { return slot.unused() };
         state.in_flight += 1;
@@ -245,7 +245,7 @@ impl Gate {
     }
 }
 
-impl State {
+impl GateState {
     /// A paused app has given its jobs back. In an outage this process has them, or another one.
     fn may_probe(&self) -> bool {
         self.breaker.condition().is_paused() || self.jobs.values().any(|member| member.is_sending)

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use super::{
     breaker::Waits,
     condition::Condition,
-    gate::{Gate, LOOK_AGAIN_AFTER, Next, State},
+    gate::{Gate, GateState, LOOK_AGAIN_AFTER, Next},
 };
 use crate::{
     api::{
@@ -67,7 +67,7 @@ impl Gate {
     }
 
     /// A probe. `None` if it is not made, because another replica consumes.
-    fn probe(&self, state: &mut State, slot: SendSlot) -> BoxFuture<'static, Option<Answer>> {
+    fn probe(&self, state: &mut GateState, slot: SendSlot) -> BoxFuture<'static, Option<Answer>> {
         let is_paused = state.breaker.condition().is_paused();
         if is_paused {
             self.settings.api.renew_user_sig();
@@ -106,7 +106,7 @@ impl Gate {
     }
 
     /// Says once what has changed for the whole app.
-    pub fn announce_condition(&self, state: &mut State, now: Instant) {
+    pub fn announce_condition(&self, state: &mut GateState, now: Instant) {
         let before = self.condition.borrow().clone();
         let present = state.breaker.condition().clone();
         if before == present {

@@ -7,7 +7,7 @@ use lapin::{BasicProperties, types::AMQPValue};
 use super::result::{ErrorEntry, ErrorKind, JobResult};
 use crate::{
     broker::{
-        Outgoing, Target,
+        Destination, Outgoing,
         kept::{kept_headers, kept_properties},
         queues,
     },
@@ -71,7 +71,7 @@ fn letter(
     put("groupcast-died-at", text(&format!("{:.3}", clock::now())));
     put(ATTEMPT_HEADER, AMQPValue::LongLongInt(i64::from(envelope.earlier_deaths) + 1));
     Outgoing {
-        target: Target::Own(queues::dead(&result.app)),
+        target: Destination::Own(queues::dead(&result.app)),
         body,
         properties: kept_properties(properties).with_headers(headers).with_delivery_mode(2),
         suspect: false,

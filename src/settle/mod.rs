@@ -20,16 +20,16 @@ use std::{sync::Arc, time::Duration};
 use self::result::JobResult;
 use crate::{
     broker::{
-        Outgoing, Target,
+        Destination, Outgoing,
         publisher::{Published, Publisher},
-        troubles::Trouble,
+        troubles::QueueTrouble,
     },
     job::{Envelope, Job, outcome::Report},
     progress::{
         Entry,
         store::{Completion, StoreLost},
     },
-    telemetry::metrics::{self, Unrouted},
+    telemetry::metrics::{self, UnroutedReason},
 };
 
 /// What is still to be done when the work on a delivery has ended.
@@ -53,7 +53,7 @@ pub enum Owed {
 
 /// A job that has ended, and whose dead letter, result or record is still owed.
 pub struct Owing {
-    pub content: Content,
+    pub content: JobContent,
     pub envelope: Arc<Envelope>,
     /// Whether its dead letter is confirmed.
     pub letter_is_confirmed: bool,
@@ -62,7 +62,7 @@ pub struct Owing {
 }
 
 /// The body of a job's message.
-pub enum Content {
+pub enum JobContent {
     Job(Arc<Job>),
     Original(Vec<u8>),
     /// The same body as that of its dead letter.
@@ -109,7 +109,7 @@ impl Owed {
 pub enum Settled {
     All,
     /// A queue takes no messages; the rest is still owed.
-    Withheld(Trouble),
+    Withheld(QueueTrouble),
 }
 
 /// Does what is owed. It waits as long as the broker is away, but only for seconds if a queue takes
@@ -154,18 +154,18 @@ async fn publish_result(
     publisher: &Publisher,
     app: &str,
     result: &Outgoing,
-) -> Result<(), Trouble> {
-    if let Target::Own(_) = result.target {
+) -> Result<(), QueueTrouble> {
+    if let Destination::Own(_) = result.target {
         publisher.publish_to_own(app, result).await?;
-        metrics::count_unrouted(app, Unrouted::Refused);
-        publisher.tell_unrouted(app, &reply::meant_for(result), Unrouted::Refused.as_str());
+        metrics::count_unrouted(app, UnroutedReason::Refused);
+        publisher.tell_unrouted(app, &reply::meant_for(result), UnroutedReason::Refused.as_str());
         return Ok(());
     }
     let (why, suspect) = match publisher.publish(app, result).await {
         Published::Routed => return Ok(()),
-        Published::NoSuchQueue => (Unrouted::Missing, false),
-        Published::Refused => (Unrouted::Refused, true),
-        Published::NotTaken(Trouble::Full) => (Unrouted::Full, false),
+        Published::NoSuchQueue => (UnroutedReason::Missing, false),
+        Published::Refused => (UnroutedReason::Refused, true),
+        Published::NotTaken(QueueTrouble::Full) => (UnroutedReason::Full, false),
         Published::NotTaken(trouble) => return Err(trouble),
     };
     publisher.publish_to_own(app, &reply::unrouted(app, result, suspect)).await?;

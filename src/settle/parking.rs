@@ -8,11 +8,11 @@ use lapin::{BasicProperties, types::AMQPValue};
 
 use crate::{
     broker::{
-        Outgoing, Target,
+        Destination, Outgoing,
         kept::{kept_headers, kept_properties},
         publisher::Publisher,
         queues,
-        troubles::Trouble,
+        troubles::QueueTrouble,
     },
     clock,
     job::{ATTEMPT_HEADER, Envelope, GIVEN_UP_HEADER, OWED_HEADER, PARKED_HEADER},
@@ -63,7 +63,7 @@ pub fn compose(
         .with_message_id(envelope.job_id.as_str().into())
         .with_headers(headers)
         .with_delivery_mode(2);
-    Outgoing { target: Target::Own(queues::wait(app, wait)), body, properties, suspect: false }
+    Outgoing { target: Destination::Own(queues::wait(app, wait)), body, properties, suspect: false }
 }
 
 /// Publishes a parked job to its wait queue. If that queue takes no messages, tries the others, the
@@ -73,7 +73,7 @@ pub async fn publish(
     app: &str,
     job: &Outgoing,
     park: &[Duration],
-) -> Result<(), Trouble> {
+) -> Result<(), QueueTrouble> {
     let Err(mut trouble) = publisher.publish_to_own(app, job).await else { return Ok(()) };
     let mut waits = park.to_vec();
     waits.sort();
@@ -82,7 +82,7 @@ pub async fn publish(
         .map(|wait| queues::wait(app, wait))
         .filter(|queue| queue != job.target.queue())
     {
-        let elsewhere = Outgoing { target: Target::Own(queue), ..job.clone() };
+        let elsewhere = Outgoing { target: Destination::Own(queue), ..job.clone() };
         match publisher.publish_to_own(app, &elsewhere).await {
             Ok(()) => return Ok(()),
             Err(also) => trouble = also,

@@ -7,7 +7,7 @@ use lapin::{
 
 use super::result::JobResult;
 use crate::{
-    broker::{Outgoing, Target, queues},
+    broker::{Destination, Outgoing, queues},
     job::{Envelope, REPLY_TO_HEADER, ReplyTo},
 };
 
@@ -18,9 +18,9 @@ const RESULT_SUFFIX: &str = ".result";
 pub fn compose(result: &JobResult, json: &str, envelope: &Envelope) -> Option<Outgoing> {
     let target = match &envelope.reply_to {
         ReplyTo::Nowhere => return None,
-        ReplyTo::Configured(queue) | ReplyTo::Named(queue) => Target::Producer(queue.clone()),
-        ReplyTo::Direct(address) => Target::Direct(address.clone()),
-        ReplyTo::Refused(_) => Target::Own(queues::unrouted(&result.app)),
+        ReplyTo::Configured(queue) | ReplyTo::Named(queue) => Destination::Producer(queue.clone()),
+        ReplyTo::Direct(address) => Destination::Direct(address.clone()),
+        ReplyTo::Refused(_) => Destination::Own(queues::unrouted(&result.app)),
     };
     let mut headers = FieldTable::default();
     if let ReplyTo::Refused(queue) = &envelope.reply_to {
@@ -57,7 +57,7 @@ pub fn unrouted(app: &str, reply: &Outgoing, suspect: bool) -> Outgoing {
     headers.insert(REPLY_TO_HEADER.into(), AMQPValue::LongString(reply.target.queue().into()));
     let properties = reply.properties.clone().with_headers(headers);
     Outgoing {
-        target: Target::Own(queues::unrouted(app)),
+        target: Destination::Own(queues::unrouted(app)),
         body: reply.body.clone(),
         properties,
         suspect,

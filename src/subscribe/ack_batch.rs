@@ -30,7 +30,7 @@ impl AckBatch {
     /// Returns when it is time to acknowledge.
     pub async fn wait(&self) {
         let leaves = self.leaves.notified();
-        let waiting = Waiting::one_more(&self.waiting);
+        let waiting = WaitingAck::one_more(&self.waiting);
         let is_large_enough = waiting.count * ONE_IN >= self.in_hand.load(Ordering::Relaxed);
         if is_large_enough || timeout(LONGEST_WAIT, leaves).await.is_err() {
             self.leaves.notify_waiters();
@@ -39,18 +39,18 @@ impl AckBatch {
 }
 
 /// One that waits, or is on its way.
-struct Waiting<'a> {
+struct WaitingAck<'a> {
     waiting: &'a AtomicUsize,
     count: usize,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingAck<'a> {
     fn one_more(waiting: &'a AtomicUsize) -> Self {
         Self { waiting, count: waiting.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingAck<'_> {
     fn drop(&mut self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
     }

@@ -15,21 +15,21 @@ const SORTED_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Metric {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub labels: &'static [&'static str],
     pub unit: &'static str,
     pub meaning: &'static str,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     /// With the upper bounds of its buckets.
     Histogram(&'static [f64]),
 }
 
-impl Kind {
+impl MetricKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -49,7 +49,7 @@ const JOB_SECONDS_BUCKETS: &[f64] = &[
 
 pub static JOBS: Metric = Metric {
     name: "groupcast_jobs_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app", "status"],
     unit: "jobs",
     meaning: "jobs that ended, by the status of their result; copies that were answered from the \
@@ -57,35 +57,35 @@ pub static JOBS: Metric = Metric {
 };
 pub static JOB_SECONDS: Metric = Metric {
     name: "groupcast_job_seconds",
-    kind: Kind::Histogram(JOB_SECONDS_BUCKETS),
+    kind: MetricKind::Histogram(JOB_SECONDS_BUCKETS),
     labels: &["app"],
     unit: "seconds",
     meaning: "from the first receipt of a job to its end, waits included",
 };
 pub static RECIPIENTS: Metric = Metric {
     name: "groupcast_recipients_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app", "outcome"],
     unit: "recipients",
     meaning: "recipients of jobs that ended; an audience of all is not counted",
 };
 pub static JOBS_PARKED: Metric = Metric {
     name: "groupcast_jobs_parked_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app"],
     unit: "jobs",
     meaning: "times that a job was put into a wait queue",
 };
 pub static RESULTS_UNROUTED: Metric = Metric {
     name: "groupcast_results_unrouted_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app", "reason"],
     unit: "results",
     meaning: "results put into .unrouted because their reply queue was missing, full or refused",
 };
 pub static QUEUE_MESSAGES: Metric = Metric {
     name: "groupcast_queue_messages",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app", "queue"],
     unit: "messages",
     meaning: "messages that wait in a queue of the app, as the broker counted them in the last 15 \
@@ -93,77 +93,77 @@ pub static QUEUE_MESSAGES: Metric = Metric {
 };
 pub static QUEUES_VANISHED: Metric = Metric {
     name: "groupcast_queues_vanished_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app"],
     unit: "queues",
     meaning: "times that a queue of the app was gone, and with it what was in it",
 };
 pub static JOBS_HELD: Metric = Metric {
     name: "groupcast_jobs_held",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app"],
     unit: "jobs",
     meaning: "jobs delivered and not yet acknowledged",
 };
 pub static CALLS: Metric = Metric {
     name: "groupcast_calls_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &["app", "outcome", "code"],
     unit: "calls",
     meaning: "calls of the API; unknown are those that failed and may have notified all the same",
 };
 pub static CALL_SECONDS: Metric = Metric {
     name: "groupcast_call_seconds",
-    kind: Kind::Histogram(CALL_SECONDS_BUCKETS),
+    kind: MetricKind::Histogram(CALL_SECONDS_BUCKETS),
     labels: &["app"],
     unit: "seconds",
     meaning: "from the start of a call to its answer or failure, connecting included",
 };
 pub static CALLS_IN_FLIGHT: Metric = Metric {
     name: "groupcast_calls_in_flight",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app"],
     unit: "calls",
     meaning: "calls started and not yet answered, connecting included",
 };
 pub static CALLS_PER_SECOND_LIMIT: Metric = Metric {
     name: "groupcast_calls_per_second_limit",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app"],
     unit: "calls per second",
     meaning: "the present pace; below calls_per_second while the API says that calls come too fast",
 };
 pub static CALLS_MAX_1S: Metric = Metric {
     name: "groupcast_calls_max_1s",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app"],
     unit: "calls",
     meaning: "the most calls that left in any one second since the start",
 };
 pub static APP_PAUSED: Metric = Metric {
     name: "groupcast_app_paused",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["app", "reason"],
     unit: "0 or 1",
     meaning: "1 while the app is paused for this reason; the reason none is always there, and 0",
 };
 pub static BROKER_CONNECTED: Metric = Metric {
     name: "groupcast_broker_connected",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &[],
     unit: "0 or 1",
     meaning: "1 while results can be published",
 };
 pub static LOG_LINES_DROPPED: Metric = Metric {
     name: "groupcast_log_lines_dropped_total",
-    kind: Kind::Counter,
+    kind: MetricKind::Counter,
     labels: &[],
     unit: "lines",
     meaning: "lines of the log that were dropped because nothing read standard error fast enough",
 };
 pub static BUILD_INFO: Metric = Metric {
     name: "groupcast_build_info",
-    kind: Kind::Gauge,
+    kind: MetricKind::Gauge,
     labels: &["version"],
     unit: "1",
     meaning: "always 1; tells the version",
@@ -214,9 +214,9 @@ impl Metric {
     fn describe(&self) {
         let text = format!("{}. Unit: {}.", self.meaning, self.unit);
         match self.kind {
-            Kind::Counter => metrics::describe_counter!(self.name, text),
-            Kind::Gauge => metrics::describe_gauge!(self.name, text),
-            Kind::Histogram(_) => metrics::describe_histogram!(self.name, text),
+            MetricKind::Counter => metrics::describe_counter!(self.name, text),
+            MetricKind::Gauge => metrics::describe_gauge!(self.name, text),
+            MetricKind::Histogram(_) => metrics::describe_histogram!(self.name, text),
         }
     }
 }
@@ -248,14 +248,14 @@ pub fn start_counting_vanished_queues(app: &str) {
 
 /// Why a result did not go to its reply queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unrouted {
+pub enum UnroutedReason {
     Missing,
     Full,
     /// The job may not name that queue, or the broker refuses the message for it.
     Refused,
 }
 
-impl Unrouted {
+impl UnroutedReason {
     pub const ALL: [Self; 3] = [Self::Missing, Self::Full, Self::Refused];
 
     pub fn as_str(self) -> &'static str {
@@ -268,13 +268,13 @@ impl Unrouted {
 }
 
 /// Counts a result that was put into `.unrouted`.
-pub fn count_unrouted(app: &str, why: Unrouted) {
+pub fn count_unrouted(app: &str, why: UnroutedReason) {
     RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(1);
 }
 
 /// Creates the series, so that they are there before the first such result.
 pub fn start_counting_unrouted(app: &str) {
-    Unrouted::ALL
+    UnroutedReason::ALL
         .iter()
         .for_each(|why| RESULTS_UNROUTED.counter(&[app, why.as_str()]).increment(0));
 }
@@ -311,9 +311,9 @@ impl Exposition {
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
     ALL.iter().try_fold(PrometheusBuilder::new(), |builder, metric| match metric.kind {
-        Kind::Histogram(buckets) => {
+        MetricKind::Histogram(buckets) => {
             builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
         }
-        Kind::Counter | Kind::Gauge => Ok(builder),
+        MetricKind::Counter | MetricKind::Gauge => Ok(builder),
     })
 }

@@ -25,9 +25,9 @@ use self::standard_error::StandardError;
 use crate::config::{Log, LogFormat};
 
 /// The filter of the running log.
-pub struct Filter(reload::Handle<EnvFilter, Registry>);
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
 
-impl Filter {
+impl LogFilter {
     pub fn replace(&self, directives: &str) -> Result<(), String> {
         self.0.reload(parse(directives)?).map_err(|error| error.to_string())
     }
@@ -38,7 +38,7 @@ pub fn start(
     log: &Log,
     spans: &spans::Exporter,
     standard_error: &StandardError,
-) -> Result<Filter, String> {
+) -> Result<LogFilter, String> {
     let (filter, handle) = reload::Layer::new(parse(&log.filter)?);
     let ours_or_important = filter_fn(|event| {
         let target = event.target();
@@ -68,7 +68,7 @@ pub fn start(
             (backtrace.status() == BacktraceStatus::Captured).then(|| field::display(backtrace));
         error!(backtrace, "{panicked}");
     }));
-    Ok(Filter(handle))
+    Ok(LogFilter(handle))
 }
 
 fn parse(directives: &str) -> Result<EnvFilter, String> {

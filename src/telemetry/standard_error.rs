@@ -31,12 +31,12 @@ pub struct Handle(Arc<Lines>);
 
 #[derive(Default)]
 struct Lines {
-    state: Mutex<State>,
+    state: Mutex<WriterState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WriterState {
     waiting: Vec<u8>,
     /// Whether the thread is writing lines at the moment.
     is_writing: bool,
@@ -71,14 +71,14 @@ impl StandardError {
 
 impl Drop for StandardError {
     fn drop(&mut self) {
-        let unwritten = |state: &mut State| state.is_writing || !state.waiting.is_empty();
+        let unwritten = |state: &mut WriterState| state.is_writing || !state.waiting.is_empty();
         let state = self.0.state();
         let _ = self.0.changed.wait_timeout_while(state, LAST_LINES, unwritten);
     }
 }
 
 impl Lines {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WriterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -98,7 +98,7 @@ impl Lines {
         let mut lines = Vec::new();
         loop {
             {
-                let nothing = |state: &mut State| state.waiting.is_empty();
+                let nothing = |state: &mut WriterState| state.waiting.is_empty();
                 let state = self.state();
                 let mut state =
                     self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);

@@ -32,8 +32,8 @@ use super::{
 };
 use crate::{
     broker::{
-        BrokerLost, Outgoing, Routing, Target, frame,
-        publisher::{Lane, Link, Linked, Mandatory, Seen, Unconfirmed, attempt_on},
+        BrokerLost, Destination, Outgoing, Routing, frame,
+        publisher::{Link, Linked, Mandatory, PublishLane, Seen, Unconfirmed, attempt_on},
         wire,
     },
     job::REPLY_TO_HEADER,
@@ -780,7 +780,7 @@ impl SimulatedLink {
 impl Link for SimulatedLink {
     fn publish<'a>(
         &'a self,
-        _: Lane,
+        _: PublishLane,
         queue: &'a str,
         mandatory: Mandatory,
         message: &'a Outgoing,
@@ -805,7 +805,8 @@ impl Link for SimulatedLink {
         message: &'a Outgoing,
     ) -> BoxFuture<'a, Result<Routing, Unconfirmed>> {
         Box::pin(async {
-            if self.world.has(Defect::BlameAllUnderWay) && !matches!(message.target, Target::Own(_))
+            if self.world.has(Defect::BlameAllUnderWay)
+                && !matches!(message.target, Destination::Own(_))
             {
                 return Err(Unconfirmed::Fatal(BrokerLost::new(
                     "publish",

@@ -1,7 +1,7 @@
 //! A broker, a sandbox, a daemon with its own app, and a producer.
 
 use groupcast::{
-    sandbox::{PUBLIC_KEY, Sandbox, Settings, SettingsPatch},
+    sandbox::{PUBLIC_KEY, Sandbox, SandboxSettings, SettingsPatch},
     settle::result::JobResult,
 };
 use lapin::message::Delivery;
@@ -105,10 +105,10 @@ pub fn unique_app() -> String {
 
 /// A sandbox with the API's own limits and no latency.
 pub async fn sandbox() -> Sandbox {
-    let settings = Settings {
+    let settings = SandboxSettings {
         listen: "127.0.0.1:0".parse().expect("an address"),
         latency: std::time::Duration::ZERO,
-        ..Settings::default()
+        ..SandboxSettings::default()
     };
     Sandbox::start(settings).await.expect("a free port")
 }

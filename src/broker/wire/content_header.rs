@@ -23,7 +23,7 @@ const BROKERS_HEADERS: [&[u8]; 4] =
 /// Class, weight and body size come before the property flags.
 const FIXED_BYTES: usize = 12;
 
-enum Kind {
+enum FieldType {
     ShortString,
     Table,
     Octet,
@@ -31,28 +31,28 @@ enum Kind {
 }
 
 /// The properties of class `basic` in the order of their flags, from the highest bit.
-const PROPERTIES: [(&str, Kind); 14] = [
-    ("content_type", Kind::ShortString),
-    ("content_encoding", Kind::ShortString),
-    ("headers", Kind::Table),
-    ("delivery_mode", Kind::Octet),
-    ("priority", Kind::Octet),
-    ("correlation_id", Kind::ShortString),
-    ("reply_to", Kind::ShortString),
-    ("expiration", Kind::ShortString),
-    ("message_id", Kind::ShortString),
-    ("timestamp", Kind::Timestamp),
-    ("type", Kind::ShortString),
-    ("user_id", Kind::ShortString),
-    ("app_id", Kind::ShortString),
-    ("cluster_id", Kind::ShortString),
+const PROPERTIES: [(&str, FieldType); 14] = [
+    ("content_type", FieldType::ShortString),
+    ("content_encoding", FieldType::ShortString),
+    ("headers", FieldType::Table),
+    ("delivery_mode", FieldType::Octet),
+    ("priority", FieldType::Octet),
+    ("correlation_id", FieldType::ShortString),
+    ("reply_to", FieldType::ShortString),
+    ("expiration", FieldType::ShortString),
+    ("message_id", FieldType::ShortString),
+    ("timestamp", FieldType::Timestamp),
+    ("type", FieldType::ShortString),
+    ("user_id", FieldType::ShortString),
+    ("app_id", FieldType::ShortString),
+    ("cluster_id", FieldType::ShortString),
 ];
 const HEADERS: usize = 2;
 
 /// Returns the payload of a content header frame with only what the library can read, in at most
 /// `max_bytes`. `None` if the payload can stay as it is.
 pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
-    let mut message = Message::read(payload)?;
+    let mut message = MessageHeader::read(payload)?;
     if payload.len() <= max_bytes && message.problems.is_empty() {
         return None;
     }
@@ -78,7 +78,7 @@ pub fn readable(payload: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
 /// A header's name, and its bytes with name, type and value.
 type Header<'a> = (&'a [u8], &'a [u8]);
 
-struct Message<'a> {
+struct MessageHeader<'a> {
     fixed: &'a [u8],
     /// The encoded properties without the headers. `None` for a property that is absent or
     /// unreadable.
@@ -87,7 +87,7 @@ struct Message<'a> {
     problems: Vec<String>,
 }
 
-impl<'a> Message<'a> {
+impl<'a> MessageHeader<'a> {
     /// `None` if the payload is too short to be a content header. The library then judges it.
     fn read(payload: &'a [u8]) -> Option<Self> {
         let mut input = Input(payload);
@@ -123,24 +123,24 @@ impl<'a> Message<'a> {
         input: &mut Input<'a>,
         index: usize,
         name: &str,
-        kind: &Kind,
+        kind: &FieldType,
     ) -> Option<()> {
         let start = input.0;
         match kind {
-            Kind::ShortString => {
+            FieldType::ShortString => {
                 let text = input.short_string()?;
                 if std::str::from_utf8(text).is_err() {
                     self.problems.push(format!("{name}: is not UTF-8 (bytes {})", hex(text)));
                     return Some(());
                 }
             }
-            Kind::Table => {
+            FieldType::Table => {
                 let table = input.long_string()?;
                 self.read_headers(table);
                 return Some(());
             }
-            Kind::Octet => drop(input.take(1)?),
-            Kind::Timestamp => drop(input.take(8)?),
+            FieldType::Octet => drop(input.take(1)?),
+            FieldType::Timestamp => drop(input.take(8)?),
         }
         self.properties[index] = Some(&start[..start.len() - input.0.len()]);
         Some(())

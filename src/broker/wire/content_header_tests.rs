@@ -106,7 +106,7 @@ fn a_property_that_cannot_be_read_is_left_out_and_named_and_the_others_stay() {
         );
     }
     for (name, kind) in &PROPERTIES {
-        if let Kind::ShortString = kind {
+        if let FieldType::ShortString = kind {
             let properties =
                 parsed(&readable(&header(&[(name, short(b"\x00\xff\x10"))]), FRAME).unwrap());
             assert_eq!(problem(&properties), format!("{name}: is not UTF-8 (bytes 00ff10)"));

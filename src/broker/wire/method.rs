@@ -6,17 +6,17 @@ const RETURN: [u8; 4] = [0, 60, 0, 50];
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 const GET_OK: [u8; 4] = [0, 60, 0, 71];
 
-enum Part {
+enum MethodPart {
     Fixed(usize),
     ShortString,
 }
-use Part::{Fixed, ShortString};
+use MethodPart::{Fixed, ShortString};
 
 /// Replaces bytes that are not UTF-8 in the exchange and the routing key of a delivery with
 /// question marks. The daemon does not use these names.
 pub fn make_readable(payload: &mut [u8]) {
     let Some((method, mut rest)) = payload.split_first_chunk_mut::<4>() else { return };
-    let parts: &[Part] = match *method {
+    let parts: &[MethodPart] = match *method {
         DELIVER => &[ShortString, Fixed(9), ShortString, ShortString],
         GET_OK => &[Fixed(9), ShortString, ShortString],
         RETURN => &[Fixed(2), ShortString, ShortString, ShortString],

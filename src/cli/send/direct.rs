@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Failure, Message, Verdict, print};
+use super::{Conclusion, Failure, JobMessage, print};
 use crate::{
     accept::{decode::decode, envelope},
     cli::say,
@@ -18,8 +18,8 @@ pub async fn run(
     name: &str,
     app: &App,
     config: &Config,
-    message: Message,
-) -> Result<Verdict, Failure> {
+    message: JobMessage,
+) -> Result<Conclusion, Failure> {
     let rules = journey::rules(app, config.broker.max_job_bytes);
     let (progress, mut advances) = watch::channel(Advance::default());
     let bar = bar();
@@ -43,8 +43,8 @@ pub fn count(
     name: &str,
     app: &App,
     config: &Config,
-    message: &Message,
-) -> Result<Verdict, Failure> {
+    message: &JobMessage,
+) -> Result<Conclusion, Failure> {
     let (_, checked) =
         envelope::read(&message.properties, name, None, &app.replies, Timestamp::now());
     let decoded = decode(&message.body, &journey::rules(app, config.broker.max_job_bytes));

@@ -9,7 +9,7 @@ use lapin::{
 };
 use serde_json::json;
 
-use super::{Failure, Message};
+use super::{Failure, JobMessage};
 use crate::job::DEADLINE_HEADER;
 
 #[derive(clap::Args)]
@@ -50,8 +50,8 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    pub fn message(&self) -> Result<Message, Failure> {
-        Ok(Message { body: self.body()?, properties: self.properties()? })
+    pub fn message(&self) -> Result<JobMessage, Failure> {
+        Ok(JobMessage { body: self.body()?, properties: self.properties()? })
     }
 
     fn body(&self) -> Result<Vec<u8>, Failure> {

@@ -5,7 +5,7 @@ mod direct;
 mod job;
 mod publish;
 
-use super::{Failure, Verdict, choose_app, say};
+use super::{Conclusion, Failure, choose_app, say};
 use crate::{
     config::Config,
     settle::result::{JobResult, Status},
@@ -37,7 +37,7 @@ pub struct Args {
     dry_run: bool,
 }
 
-pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
     let (name, app) = choose_app(&config, args.app.as_deref())?;
     let message = args.job.message()?;
     if args.dry_run {
@@ -52,12 +52,12 @@ pub async fn run(args: Args, config: Config) -> Result<Verdict, Failure> {
 }
 
 /// A job's body and properties, as a producer publishes them.
-struct Message {
+struct JobMessage {
     body: Vec<u8>,
     properties: lapin::BasicProperties,
 }
 
-fn print(result: &JobResult) -> Result<Verdict, Failure> {
+fn print(result: &JobResult) -> Result<Conclusion, Failure> {
     say(serde_json::to_string_pretty(result)?)?;
-    Ok(if result.status == Status::Sent { Verdict::Good } else { Verdict::Bad })
+    Ok(if result.status == Status::Sent { Conclusion::Good } else { Conclusion::Bad })
 }

@@ -10,7 +10,7 @@ use lapin::{
 
 use tokio::time::timeout;
 
-use super::{Failure, Message, Verdict, print};
+use super::{Conclusion, Failure, JobMessage, print};
 use crate::{
     broker::{
         bounded,
@@ -24,19 +24,19 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// After this time the command explains why no result may come.
 const QUIET_WAIT: Duration = Duration::from_secs(10);
 
-pub async fn only(app: &str, config: &Config, message: Message) -> Result<Verdict, Failure> {
+pub async fn only(app: &str, config: &Config, message: JobMessage) -> Result<Conclusion, Failure> {
     let (connection, channel) = connect(config).await?;
     publish(&channel, app, message).await?;
     eprintln!("published to {}", queues::jobs(app));
     connection::close(&connection).await;
-    Ok(Verdict::Good)
+    Ok(Conclusion::Good)
 }
 
 pub async fn and_wait(
     app: &str,
     config: &Config,
-    mut message: Message,
-) -> Result<Verdict, Failure> {
+    mut message: JobMessage,
+) -> Result<Conclusion, Failure> {
     let (connection, channel) = connect(config).await?;
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
     let replies =
@@ -60,7 +60,7 @@ async fn connect(config: &Config) -> Result<(Connection, Channel), Failure> {
     Ok((connection, channel))
 }
 
-async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), Failure> {
+async fn publish(channel: &Channel, app: &str, message: JobMessage) -> Result<(), Failure> {
     let queue = queues::jobs(app);
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     #[expect(
@@ -87,7 +87,7 @@ async fn publish(channel: &Channel, app: &str, message: Message) -> Result<(), F
     }
 }
 
-async fn print_result(mut replies: Consumer) -> Result<Verdict, Failure> {
+async fn print_result(mut replies: Consumer) -> Result<Conclusion, Failure> {
     let mut reply = replies.next();
     let first = match timeout(QUIET_WAIT, &mut reply).await {
         Ok(first) => first,

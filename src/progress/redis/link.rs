@@ -23,7 +23,7 @@ use redis::{
 use tokio::time::timeout;
 
 use super::{super::store::StoreLost, fault, scripts::Script};
-use crate::diagnosis::{Cause, Diagnosis, Kind, Server, look_up};
+use crate::diagnosis::{Cause, Diagnosis, Server, ServerKind, look_up};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,14 +49,14 @@ pub struct Certificates {
     pub client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-pub struct Link {
+pub struct RedisLink {
     client: Client,
     /// Host and port only: the URL contains the password.
     address: String,
     current: Mutex<Option<Connecting>>,
 }
 
-impl Link {
+impl RedisLink {
     pub fn new(url: &str, Certificates { ca, client }: Certificates) -> Result<Self, StoreLost> {
         // The library's error may quote the URL, so it is dropped.
         let open = || {
@@ -138,7 +138,7 @@ impl Link {
     fn why_not_connected(&self, error: &RedisError) -> Option<Diagnosis> {
         let (host, port) = place_of(self.client.get_connection_info().addr())?;
         let cause = Cause::of(error).filter(|_| !error.is_timeout())?;
-        Some(cause.explain(&Server { kind: Kind::Redis, host, port }).with_words(error))
+        Some(cause.explain(&Server { kind: ServerKind::Redis, host, port }).with_words(error))
     }
 
     fn connecting(&self) -> Connecting {

@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 pub use self::link::Certificates;
 use self::{
     birth::{BORN, Birth},
-    link::Link,
+    link::RedisLink,
     records::{Fields, deaths_key, record_key},
     scripts::Script,
 };
@@ -28,7 +28,7 @@ use super::store::{
 use crate::job::outcome::{BatchProgress, BatchState};
 
 pub struct RedisStore {
-    link: Link,
+    link: RedisLink,
     birth: Birth,
     retention: Retention,
 }
@@ -43,7 +43,7 @@ impl RedisStore {
         // A late write to a record that has ended must not shorten its retention.
         let under_way = retention.under_way.max(retention.ended);
         Ok(Self {
-            link: Link::new(url, certificates)?,
+            link: RedisLink::new(url, certificates)?,
             birth: Birth::default(),
             retention: Retention { under_way, ..retention },
         })

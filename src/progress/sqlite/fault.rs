@@ -7,7 +7,7 @@ use rusqlite::ErrorCode;
 use crate::diagnosis::Diagnosis;
 
 #[derive(Debug)]
-pub enum Failure {
+pub enum SqliteFailure {
     Sqlite(rusqlite::Error),
     /// The file system refused it before SQLite saw it.
     File(io::Error),
@@ -15,19 +15,19 @@ pub enum Failure {
     NotOurs(String),
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for SqliteFailure {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for SqliteFailure {
     fn from(error: io::Error) -> Self {
         Self::File(error)
     }
 }
 
-impl Failure {
+impl SqliteFailure {
     /// The message of SQLite or the file system, and the advice.
     pub fn diagnosis(&self) -> Diagnosis {
         let (what, advice) = match self {
@@ -41,7 +41,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for SqliteFailure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.diagnosis().fmt(formatter)
     }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use tracing::warn;
 
 use super::{
-    fault::Failure,
+    fault::SqliteFailure,
     place::{self, Identity},
     schema,
 };
@@ -16,7 +16,7 @@ use super::{
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum FileAccess {
     Full,
     /// The file must exist.
     ReadOnly,
@@ -31,18 +31,18 @@ pub enum Durability {
 
 pub struct StateFile {
     path: PathBuf,
-    access: Access,
+    access: FileAccess,
     connection: Option<(Connection, Durability)>,
     /// The file that was opened last, and its `-wal`.
     opened: Option<(Identity, Option<Identity>)>,
 }
 
 impl StateFile {
-    pub fn new(path: PathBuf, access: Access) -> Self {
+    pub fn new(path: PathBuf, access: FileAccess) -> Self {
         Self { path, access, connection: None, opened: None }
     }
 
-    pub fn access(&self) -> Access {
+    pub fn access(&self) -> FileAccess {
         self.access
     }
 
@@ -56,7 +56,7 @@ impl StateFile {
 
     /// Returns a connection to the file that is at the path now. Its next commit has this
     /// durability.
-    pub fn connection(&mut self, durability: Durability) -> Result<&mut Connection, Failure> {
+    pub fn connection(&mut self, durability: Durability) -> Result<&mut Connection, SqliteFailure> {
         let removed = self.forget_removed()?;
         let (connection, usual) = match self.connection.take() {
             Some(open) => open,
@@ -73,7 +73,7 @@ impl StateFile {
     }
 
     /// Closes a file that is no longer at the path. Returns the identity of its `-wal`.
-    fn forget_removed(&mut self) -> Result<Option<Identity>, Failure> {
+    fn forget_removed(&mut self) -> Result<Option<Identity>, SqliteFailure> {
         let Some((file, wal)) = self.opened else { return Ok(None) };
         if place::identity(&self.path)? == Some(file) {
             return Ok(None);
@@ -85,13 +85,13 @@ impl StateFile {
         Ok(wal)
     }
 
-    fn open(&mut self, removed_wal: Option<Identity>) -> Result<Connection, Failure> {
+    fn open(&mut self, removed_wal: Option<Identity>) -> Result<Connection, SqliteFailure> {
         let access = match self.access {
-            Access::Full => {
+            FileAccess::Full => {
                 place::make(&self.path, removed_wal)?;
                 OpenFlags::SQLITE_OPEN_READ_WRITE
             }
-            Access::ReadOnly => {
+            FileAccess::ReadOnly => {
                 fs::metadata(&self.path)?;
                 OpenFlags::SQLITE_OPEN_READ_ONLY
             }
@@ -101,12 +101,12 @@ impl StateFile {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(32);
         match self.access {
-            Access::Full => {
+            FileAccess::Full => {
                 connection.pragma_update(None, "journal_mode", "WAL")?;
                 connection.pragma_update(None, "synchronous", "NORMAL")?;
                 schema::make(&mut connection)?;
             }
-            Access::ReadOnly => schema::check(&connection)?,
+            FileAccess::ReadOnly => schema::check(&connection)?,
         }
         let wal = place::identity(&place::beside(&self.path, "-wal"))?;
         self.opened = place::identity(&self.path)?.map(|file| (file, wal));

@@ -30,9 +30,9 @@ use tokio::{
 use tracing::{error, warn};
 
 use self::{
-    file::{Access, StateFile},
+    file::{FileAccess, StateFile},
     stored::StoredRecord,
-    writer::{Batch, Command, Done, Work, Writer},
+    writer::{Batch, WriteCommand, WriteOperation, WriteResult, Writer},
 };
 use super::store::{
     Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken,
@@ -49,7 +49,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// The handle to the writer. The writer ends when this is dropped and all commands are done.
 pub struct SqliteStore {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<WriteCommand>,
     path: PathBuf,
 }
 
@@ -79,19 +79,19 @@ pub fn claim(path: &Path) -> Result<Option<fs::File>, StoreLost> {
 impl SqliteStore {
     /// Opens the file with the first operation, and creates it if it is missing.
     pub fn new(path: PathBuf, retention: Retention) -> Self {
-        Self::start(path, Access::Full, retention)
+        Self::start(path, FileAccess::Full, retention)
     }
 
     /// Only reads, and never creates the file.
     pub fn existing(path: PathBuf) -> Self {
         Self::start(
             path,
-            Access::ReadOnly,
+            FileAccess::ReadOnly,
             Retention { ended: Duration::ZERO, under_way: Duration::ZERO },
         )
     }
 
-    fn start(path: PathBuf, access: Access, retention: Retention) -> Self {
+    fn start(path: PathBuf, access: FileAccess, retention: Retention) -> Self {
         let (commands, receiver) = mpsc::channel(MAX_WAITING);
         let writer = Writer::new(StateFile::new(path.clone(), access), retention);
         // Without the thread the channel is closed, and every operation fails.
@@ -103,7 +103,11 @@ impl SqliteStore {
         Self { commands, path }
     }
 
-    async fn ask(&self, operation: &'static str, work: Work) -> Result<Done, StoreLost> {
+    async fn ask(
+        &self,
+        operation: &'static str,
+        work: WriteOperation,
+    ) -> Result<WriteResult, StoreLost> {
         let at_this_path = |reason: Diagnosis| Diagnosis {
             what: format!("{}: {}", self.path.display(), reason.what),
             ..reason
@@ -114,7 +118,7 @@ impl SqliteStore {
         let asked = async {
             let (answer, answered) = oneshot::channel();
             let gone = || lost("the thread that writes it has ended", "restart the process");
-            self.commands.send(Command { work, answer }).await.map_err(|_| gone())?;
+            self.commands.send(WriteCommand { work, answer }).await.map_err(|_| gone())?;
             answered
                 .await
                 .map_err(|_| gone())?
@@ -122,15 +126,21 @@ impl SqliteStore {
         };
         let late = || lost(&format!("no answer within {ANSWER_TIMEOUT:?}"), "check its disk");
         match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| late())?? {
-            Done::Displaced => Err(StoreLost::displaced(operation)),
+            WriteResult::Displaced => Err(StoreLost::displaced(operation)),
             done => Ok(done),
         }
     }
 
-    async fn look(&self, operation: &'static str, work: Work) -> Result<Option<Record>, StoreLost> {
+    async fn look(
+        &self,
+        operation: &'static str,
+        work: WriteOperation,
+    ) -> Result<Option<Record>, StoreLost> {
         match self.ask(operation, work).await? {
-            Done::Found(stored) => stored.map(|stored| self.decode(operation, stored)).transpose(),
-            Done::Changed | Done::Taken(_) | Done::Displaced => Ok(None),
+            WriteResult::Found(stored) => {
+                stored.map(|stored| self.decode(operation, stored)).transpose()
+            }
+            WriteResult::Changed | WriteResult::Taken(_) | WriteResult::Displaced => Ok(None),
         }
     }
 
@@ -149,13 +159,13 @@ impl Store for SqliteStore {
     fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
         let operation = "open a job's record";
         Box::pin(async move {
-            let record = self.look(operation, Work::Open(opening)).await?;
+            let record = self.look(operation, WriteOperation::Open(opening)).await?;
             record.ok_or_else(|| StoreLost::new(operation, "there is none"))
         })
     }
 
     fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
-        let work = Work::Note { opening, batch: Batch::new(batch, progress) };
+        let work = WriteOperation::Note { opening, batch: Batch::new(batch, progress) };
         Box::pin(async { self.ask("record how a batch stands", work).await.map(drop) })
     }
 
@@ -166,28 +176,28 @@ impl Store for SqliteStore {
     ) -> Answer<'_, ()> {
         let batches =
             batches.into_iter().map(|(batch, progress)| Batch::new(batch, progress)).collect();
-        let work = Work::SplitAgain { opening, batches };
+        let work = WriteOperation::SplitAgain { opening, batches };
         Box::pin(async { self.ask("record that a job is split again", work).await.map(drop) })
     }
 
     fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
         Box::pin(async {
-            self.ask("record a job's result", Work::Complete { opening, completion })
+            self.ask("record a job's result", WriteOperation::Complete { opening, completion })
                 .await
                 .map(drop)
         })
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
-        Box::pin(self.look("look a job up", Work::Find { app, job_id }))
+        Box::pin(self.look("look a job up", WriteOperation::Find { app, job_id }))
     }
 
     fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
         let operation = "take an app's jobs over";
         Box::pin(async move {
-            match self.ask(operation, Work::TakeOver(take_over)).await? {
-                Done::Taken(taken) => Ok(taken),
-                Done::Changed | Done::Found(_) | Done::Displaced => {
+            match self.ask(operation, WriteOperation::TakeOver(take_over)).await? {
+                WriteResult::Taken(taken) => Ok(taken),
+                WriteResult::Changed | WriteResult::Found(_) | WriteResult::Displaced => {
                     Err(StoreLost::new(operation, "there is no answer"))
                 }
             }
@@ -196,14 +206,14 @@ impl Store for SqliteStore {
 
     fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
         Box::pin(async move {
-            self.ask("confirm that the app's jobs are here", Work::Confirm { app, epoch })
+            self.ask("confirm that the app's jobs are here", WriteOperation::Confirm { app, epoch })
                 .await
                 .map(drop)
         })
     }
 
     fn probe(&self) -> Answer<'_, ()> {
-        Box::pin(async { self.ask("try the state file", Work::Probe).await.map(drop) })
+        Box::pin(async { self.ask("try the state file", WriteOperation::Probe).await.map(drop) })
     }
 
     fn sharing(&self) -> Sharing {
@@ -211,7 +221,7 @@ impl Store for SqliteStore {
     }
 }
 
-impl Work {
+impl WriteOperation {
     /// An intent must survive a crash of the machine. If other records are lost, the daemon calls
     /// the API again.
     fn outlives_the_machine(&self) -> bool {

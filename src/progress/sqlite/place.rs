@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::fault::Failure;
+use super::fault::SqliteFailure;
 
 /// Other processes hold the folder's lock only while they create a file.
 const FOLDER_LOCK_ATTEMPTS: u32 = 50;
@@ -32,7 +32,7 @@ pub fn identity(path: &Path) -> io::Result<Option<Identity>> {
 
 /// Creates the file if it is missing, readable only by its owner. Removes what another file left
 /// beside it.
-pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
+pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), SqliteFailure> {
     // Without this lock, two processes that create the file at once would remove each other's
     // `-wal`.
     let _lock = lock_folder(path)?;
@@ -53,7 +53,7 @@ pub fn make(path: &Path, removed_wal: Option<Identity>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn lock_folder(path: &Path) -> Result<Option<File>, Failure> {
+fn lock_folder(path: &Path) -> Result<Option<File>, SqliteFailure> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = File::open(parent.unwrap_or(Path::new(".")))?;
     for _ in 0..FOLDER_LOCK_ATTEMPTS {
@@ -64,7 +64,7 @@ fn lock_folder(path: &Path) -> Result<Option<File>, Failure> {
             Err(TryLockError::WouldBlock) => pause(),
         }
     }
-    Err(Failure::NotOurs(
+    Err(SqliteFailure::NotOurs(
         "another process has been making it for too long; end that process".to_owned(),
     ))
 }

@@ -10,7 +10,7 @@ use super::{
     super::store::{ACTIVE_FOR, Completion, Key, Opening, Retention, TakeOver, Taken},
     schema,
     stored::StoredRecord,
-    writer::{Batch, Done, Work},
+    writer::{Batch, WriteOperation, WriteResult},
 };
 use crate::job::outcome::BatchState;
 
@@ -35,7 +35,7 @@ pub struct Records<'a> {
 }
 
 /// A job's row, for writes.
-struct Job {
+struct JobRow {
     id: i64,
     head: String,
     result: Option<String>,
@@ -51,25 +51,33 @@ impl<'a> Records<'a> {
 
     /// Carries an operation out. From a displaced process, it writes only facts: the outcomes of
     /// calls, and results.
-    pub fn carry_out(&self, work: &Work) -> rusqlite::Result<Done> {
+    pub fn carry_out(&self, work: &WriteOperation) -> rusqlite::Result<WriteResult> {
         match work {
-            Work::Open(opening) if self.is_displaced(opening)? => Ok(Done::Displaced),
-            Work::Open(opening) => self.open(opening).map(|record| Done::Found(Some(record))),
-            Work::Note { opening, batch } => {
+            WriteOperation::Open(opening) if self.is_displaced(opening)? => {
+                Ok(WriteResult::Displaced)
+            }
+            WriteOperation::Open(opening) => {
+                self.open(opening).map(|record| WriteResult::Found(Some(record)))
+            }
+            WriteOperation::Note { opening, batch } => {
                 self.fenced(opening, batch.state != BatchState::Intended, || {
                     self.note(opening, batch)
                 })
             }
-            Work::SplitAgain { opening, batches } => {
+            WriteOperation::SplitAgain { opening, batches } => {
                 self.fenced(opening, false, || self.split_again(opening, batches))
             }
-            Work::Complete { opening, completion } => {
+            WriteOperation::Complete { opening, completion } => {
                 self.fenced(opening, true, || self.complete(opening, completion))
             }
-            Work::Find { app, job_id } => self.find(app, job_id).map(Done::Found),
-            Work::TakeOver(take_over) => self.take_over(take_over).map(Done::Taken),
-            Work::Confirm { app, epoch } => self.confirm(app, *epoch),
-            Work::Probe => schema::write_version(self.connection).map(|()| Done::Changed),
+            WriteOperation::Find { app, job_id } => self.find(app, job_id).map(WriteResult::Found),
+            WriteOperation::TakeOver(take_over) => {
+                self.take_over(take_over).map(WriteResult::Taken)
+            }
+            WriteOperation::Confirm { app, epoch } => self.confirm(app, *epoch),
+            WriteOperation::Probe => {
+                schema::write_version(self.connection).map(|()| WriteResult::Changed)
+            }
         }
     }
 
@@ -79,12 +87,12 @@ impl<'a> Records<'a> {
         opening: &Opening,
         is_certain: bool,
         write: impl FnOnce() -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<Done> {
+    ) -> rusqlite::Result<WriteResult> {
         let is_displaced = self.is_displaced(opening)?;
         if is_certain || !is_displaced {
             write()?;
         }
-        Ok(if is_displaced { Done::Displaced } else { Done::Changed })
+        Ok(if is_displaced { WriteResult::Displaced } else { WriteResult::Changed })
     }
 
     fn is_displaced(&self, opening: &Opening) -> rusqlite::Result<bool> {
@@ -110,12 +118,12 @@ impl<'a> Records<'a> {
         Ok(Taken::Epoch(epoch))
     }
 
-    fn confirm(&self, app: &str, epoch: i64) -> rusqlite::Result<Done> {
+    fn confirm(&self, app: &str, epoch: i64) -> rusqlite::Result<WriteResult> {
         if self.newest_epoch(app)? > epoch {
-            return Ok(Done::Displaced);
+            return Ok(WriteResult::Displaced);
         }
         self.hold(app, epoch)?;
-        Ok(Done::Changed)
+        Ok(WriteResult::Changed)
     }
 
     fn hold(&self, app: &str, epoch: i64) -> rusqlite::Result<()> {
@@ -221,7 +229,7 @@ impl<'a> Records<'a> {
 
     fn split_again(&self, opening: &Opening, batches: &[Batch]) -> rusqlite::Result<()> {
         let job = match self.present(opening)? {
-            Some(Job { result: Some(_), .. }) => return Ok(()),
+            Some(JobRow { result: Some(_), .. }) => return Ok(()),
             Some(job) => job,
             None => self.make(opening)?,
         };
@@ -280,7 +288,7 @@ impl<'a> Records<'a> {
                  WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3 ORDER BY earlier_deaths DESC \
                  LIMIT 1",
             )?
-            .query_row(params![app, job_id, self.now], |row| Ok((Job::read(row)?, row.get(5)?)))
+            .query_row(params![app, job_id, self.now], |row| Ok((JobRow::read(row)?, row.get(5)?)))
             .optional()?;
         let Some((job, earlier_deaths)) = latest else {
             return Ok(None);
@@ -324,14 +332,14 @@ impl<'a> Records<'a> {
     }
 
     /// The job's row, unless it is missing or expired.
-    fn present(&self, opening: &Opening) -> rusqlite::Result<Option<Job>> {
+    fn present(&self, opening: &Opening) -> rusqlite::Result<Option<JobRow>> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let found = self
             .prepare(
                 "SELECT id, head, result, expires_at, progress FROM jobs
                  WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3",
             )?
-            .query_row(params![app, job_id, earlier_deaths], Job::read)
+            .query_row(params![app, job_id, earlier_deaths], JobRow::read)
             .optional()?;
         match found {
             Some(job) if job.expires_at <= self.now => self.remove(job.id).map(|()| None),
@@ -339,7 +347,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    fn make(&self, opening: &Opening) -> rusqlite::Result<Job> {
+    fn make(&self, opening: &Opening) -> rusqlite::Result<JobRow> {
         let Key { app, job_id, earlier_deaths } = &opening.key;
         let head = head_of(opening);
         let expires_at = self.in_future(self.retention.under_way);
@@ -348,7 +356,7 @@ impl<'a> Records<'a> {
                 ?4, ?5)",
         )?
         .execute(params![app, job_id, earlier_deaths, head, expires_at])?;
-        Ok(Job {
+        Ok(JobRow {
             id: self.connection.last_insert_rowid(),
             head,
             result: None,
@@ -357,7 +365,7 @@ impl<'a> Records<'a> {
         })
     }
 
-    fn keep_under_way(&self, job: &Job) -> rusqlite::Result<()> {
+    fn keep_under_way(&self, job: &JobRow) -> rusqlite::Result<()> {
         let coarse = COARSE.min(self.retention.under_way / 24);
         let expires_at = self.in_future(self.retention.under_way);
         if expires_at - job.expires_at > in_ms(coarse) {
@@ -367,7 +375,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    fn batches(&self, job: &Job) -> rusqlite::Result<Vec<(u32, String)>> {
+    fn batches(&self, job: &JobRow) -> rusqlite::Result<Vec<(u32, String)>> {
         if let Some(progress) = &job.progress {
             return Ok(vec![(0, progress.clone())]);
         }
@@ -393,7 +401,7 @@ impl Batch {
     }
 }
 
-impl Job {
+impl JobRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: row.get(0)?,

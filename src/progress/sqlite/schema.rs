@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::fault::Failure;
+use super::fault::SqliteFailure;
 
 const VERSION: i64 = 3;
 
@@ -60,7 +60,7 @@ enum Form {
 }
 
 /// Creates the tables in an empty file, and upgrades older ones.
-pub fn make(connection: &mut Connection) -> Result<(), Failure> {
+pub fn make(connection: &mut Connection) -> Result<(), SqliteFailure> {
     if form(connection)? == Form::Ours {
         return Ok(());
     }
@@ -81,14 +81,14 @@ pub fn make(connection: &mut Connection) -> Result<(), Failure> {
 }
 
 /// Fails unless the file has the current tables.
-pub fn check(connection: &Connection) -> Result<(), Failure> {
+pub fn check(connection: &Connection) -> Result<(), SqliteFailure> {
     match form(connection)? {
         Form::Ours => Ok(()),
-        Form::First | Form::Second => Err(Failure::NotOurs(
+        Form::First | Form::Second => Err(SqliteFailure::NotOurs(
             "was written by an older version; `groupcast run` brings it up to date".to_owned(),
         )),
         Form::Empty => {
-            Err(Failure::NotOurs("is empty; has `groupcast run` written to it?".to_owned()))
+            Err(SqliteFailure::NotOurs("is empty; has `groupcast run` written to it?".to_owned()))
         }
     }
 }
@@ -99,7 +99,7 @@ pub fn write_version(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", VERSION)
 }
 
-fn form(connection: &Connection) -> Result<Form, Failure> {
+fn form(connection: &Connection) -> Result<Form, SqliteFailure> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -108,11 +108,11 @@ fn form(connection: &Connection) -> Result<Form, Failure> {
         2 => Ok(Form::Second),
         1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),
-        newer if newer > VERSION => Err(Failure::NotOurs(format!(
+        newer if newer > VERSION => Err(SqliteFailure::NotOurs(format!(
             "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or \
                 set state.url to another file"
         ))),
-        _ => Err(Failure::NotOurs(
+        _ => Err(SqliteFailure::NotOurs(
             "is the database of something else; set state.url to another file".to_owned(),
         )),
     }

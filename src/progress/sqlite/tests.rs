@@ -41,8 +41,11 @@ fn opening(job_id: &str) -> Arc<Opening> {
     })
 }
 
-fn note(job_id: &str) -> Work {
-    Work::Note { opening: opening(job_id), batch: Batch::new(0, BatchProgress::default()) }
+fn note(job_id: &str) -> WriteOperation {
+    WriteOperation::Note {
+        opening: opening(job_id),
+        batch: Batch::new(0, BatchProgress::default()),
+    }
 }
 
 fn answered(result: &str) -> Completion {
@@ -50,16 +53,16 @@ fn answered(result: &str) -> Completion {
 }
 
 fn writer(path: &Path, retention: Retention) -> Writer {
-    Writer::new(StateFile::new(path.to_owned(), Access::Full), retention)
+    Writer::new(StateFile::new(path.to_owned(), FileAccess::Full), retention)
 }
 
 /// Makes the writer carry these out as one group, on this thread.
-fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
+fn group(writer: &mut Writer, works: Vec<WriteOperation>) -> Result<Vec<WriteResult>, String> {
     let (commands, mut answers): (Vec<_>, Vec<_>) = works
         .into_iter()
         .map(|work| {
             let (answer, answered) = oneshot::channel();
-            (Command { work, answer }, answered)
+            (WriteCommand { work, answer }, answered)
         })
         .unzip();
     writer.carry_out(commands);
@@ -70,13 +73,13 @@ fn group(writer: &mut Writer, works: Vec<Work>) -> Result<Vec<Done>, String> {
 }
 
 fn batches(writer: &mut Writer, job_id: &str) -> usize {
-    let found = group(writer, vec![Work::Open(opening(job_id))]).unwrap();
-    let Done::Found(Some(record)) = &found[0] else { panic!("a record is made") };
+    let found = group(writer, vec![WriteOperation::Open(opening(job_id))]).unwrap();
+    let WriteResult::Found(Some(record)) = &found[0] else { panic!("a record is made") };
     record.batches.len()
 }
 
 fn refusal(path: &Path) -> String {
-    group(&mut writer(path, LONG), vec![Work::Probe]).unwrap_err()
+    group(&mut writer(path, LONG), vec![WriteOperation::Probe]).unwrap_err()
 }
 
 fn count(path: &Path, table: &str) -> i64 {
@@ -89,7 +92,7 @@ fn the_file_is_made_when_it_is_first_used_for_nobody_else_to_read() {
     let (_folder, path) = scratch();
     let mut writer = writer(&path, LONG);
     assert!(!path.exists());
-    group(&mut writer, vec![Work::Probe]).unwrap();
+    group(&mut writer, vec![WriteOperation::Probe]).unwrap();
     for file in ["state.db", "state.db-wal"] {
         let mode = fs::metadata(path.with_file_name(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
@@ -133,11 +136,11 @@ fn a_damaged_file_says_what_to_do_and_works_once_that_is_done() {
     fs::write(&path, "not a database, and longer than a header of a hundred bytes: ".repeat(20))
         .unwrap();
     let mut writer = writer(&path, LONG);
-    let told = group(&mut writer, vec![Work::Probe]).unwrap_err();
+    let told = group(&mut writer, vec![WriteOperation::Probe]).unwrap_err();
     assert!(told.contains("not a database; move the file away"), "{told}");
 
     fs::rename(&path, path.with_extension("damaged")).unwrap();
-    group(&mut writer, vec![Work::Probe]).unwrap();
+    group(&mut writer, vec![WriteOperation::Probe]).unwrap();
 }
 
 #[test]
@@ -236,7 +239,7 @@ async fn what_waits_together_is_committed_together() {
 #[test]
 fn only_an_intent_is_on_the_disk_before_its_answer() {
     let (_folder, path) = scratch();
-    let mut file = StateFile::new(path, Access::Full);
+    let mut file = StateFile::new(path, FileAccess::Full);
     for (durability, synchronous) in
         [(Durability::Process, 1), (Durability::Machine, 2), (Durability::Process, 1)]
     {
@@ -246,7 +249,7 @@ fn only_an_intent_is_on_the_disk_before_its_answer() {
     }
     assert!(!note("job").outlives_the_machine());
     let intended = BatchProgress { state: BatchState::Intended, ..BatchProgress::default() };
-    let intent = Work::Note { opening: opening("job"), batch: Batch::new(0, intended) };
+    let intent = WriteOperation::Note { opening: opening("job"), batch: Batch::new(0, intended) };
     assert!(intent.outlives_the_machine());
 }
 
@@ -369,8 +372,8 @@ fn a_file_of_the_first_form_is_brought_up_to_date() {
         .unwrap();
     drop(connection);
     let told = group(
-        &mut Writer::new(StateFile::new(path.clone(), Access::ReadOnly), LONG),
-        vec![Work::Probe],
+        &mut Writer::new(StateFile::new(path.clone(), FileAccess::ReadOnly), LONG),
+        vec![WriteOperation::Probe],
     )
     .unwrap_err();
     assert!(told.contains("`groupcast run` brings it up to date"), "{told}");
@@ -378,7 +381,10 @@ fn a_file_of_the_first_form_is_brought_up_to_date() {
     assert_eq!(batches(&mut writer, "job"), 1);
     group(
         &mut writer,
-        vec![Work::Note { opening: opening_of_one_batch("other"), batch: Batch::new(0, ended(1)) }],
+        vec![WriteOperation::Note {
+            opening: opening_of_one_batch("other"),
+            batch: Batch::new(0, ended(1)),
+        }],
     )
     .unwrap();
     assert_eq!(count(&path, "jobs"), 2);

@@ -14,8 +14,8 @@ use tracing::warn;
 
 use super::{
     super::store::{Completion, Opening, Retention, TakeOver, Taken},
-    fault::Failure,
-    file::{Access, Durability, StateFile},
+    fault::SqliteFailure,
+    file::{Durability, FileAccess, StateFile},
     records::{Records, Removed},
     stored::StoredRecord,
 };
@@ -34,14 +34,14 @@ const REMOVAL_PAUSE_MS: i64 = 60_000;
 const BUSY_REMOVAL_PAUSE_MS: i64 = 1_000;
 
 /// An operation, and the channel for its answer.
-pub struct Command {
-    pub work: Work,
-    pub answer: oneshot::Sender<Result<Done, Diagnosis>>,
+pub struct WriteCommand {
+    pub work: WriteOperation,
+    pub answer: oneshot::Sender<Result<WriteResult, Diagnosis>>,
 }
 
 /// The answer to an operation.
 #[derive(Debug)]
-pub enum Done {
+pub enum WriteResult {
     Changed,
     /// The answer to `Open` and `Find`.
     Found(Option<StoredRecord>),
@@ -51,7 +51,7 @@ pub enum Done {
     Displaced,
 }
 
-pub enum Work {
+pub enum WriteOperation {
     Open(Arc<Opening>),
     Note { opening: Arc<Opening>, batch: Batch },
     SplitAgain { opening: Arc<Opening>, batches: Vec<Batch> },
@@ -96,7 +96,7 @@ impl Writer {
     }
 
     /// Works until the channel is closed.
-    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub fn run(mut self, mut commands: mpsc::Receiver<WriteCommand>) {
         loop {
             let first = match commands.try_recv() {
                 Err(TryRecvError::Empty) if self.more_to_remove => None,
@@ -115,7 +115,7 @@ impl Writer {
         }
     }
 
-    pub(super) fn carry_out(&mut self, mut group: Vec<Command>) {
+    pub(super) fn carry_out(&mut self, mut group: Vec<WriteCommand>) {
         // Drops commands whose caller has stopped waiting. The caller got no answer, and asks again
         // if needed.
         group.retain(|command| !command.answer.is_closed());
@@ -135,13 +135,13 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, group: &[Command]) -> Result<Vec<Done>, Failure> {
+    fn transact(&mut self, group: &[WriteCommand]) -> Result<Vec<WriteResult>, SqliteFailure> {
         let outlives_the_machine = group.iter().any(|command| command.work.outlives_the_machine());
         let durability =
             if outlives_the_machine { Durability::Machine } else { Durability::Process };
         let behavior = match self.file.access() {
-            Access::Full => TransactionBehavior::Immediate,
-            Access::ReadOnly => TransactionBehavior::Deferred,
+            FileAccess::Full => TransactionBehavior::Immediate,
+            FileAccess::ReadOnly => TransactionBehavior::Deferred,
         };
         let transaction = self.file.connection(durability)?.transaction_with_behavior(behavior)?;
         let records = Records::new(&transaction, now(), self.retention);
@@ -157,7 +157,7 @@ impl Writer {
     pub(super) fn remove_expired(&mut self, idle: bool) {
         let now = now();
         let due = now >= self.next_removal || (idle && self.more_to_remove);
-        if !due || self.file.access() == Access::ReadOnly || !self.file.is_open() {
+        if !due || self.file.access() == FileAccess::ReadOnly || !self.file.is_open() {
             self.more_to_remove = false;
             return;
         }
@@ -183,7 +183,7 @@ impl Writer {
             now + if self.more_to_remove { BUSY_REMOVAL_PAUSE_MS } else { REMOVAL_PAUSE_MS };
     }
 
-    fn remove_some(&mut self, now: i64) -> Result<Removed, Failure> {
+    fn remove_some(&mut self, now: i64) -> Result<Removed, SqliteFailure> {
         let after = self.removed_up_to;
         let connection = self.file.connection(Durability::Process)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;

@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// If this many groups in a row get the same refusal, the app may be at fault.
-const GROUPS_OF_A_BREAK: usize = 5;
+pub(super) const GROUPS_OF_A_BREAK: usize = 5;
 /// Jobs of other groups that are tried one by one before five groups pause the app. The number
 /// doubles with each probe that passes, or each run of bad jobs would cost a pause.
-const TRIALS: u32 = 2;
+pub(super) const TRIALS: u32 = 2;
 const MOST_TRIALS: u32 = 64;
 /// How long the daemon waits for a job of another group.
-const TRIED_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
 /// How many groups with a fault of the account are remembered.
 const REMEMBERED_GROUPS: usize = 200;
 
