@@ -148,7 +148,7 @@ pub async fn redrive(
     let mut redriven = Redriven::default();
     while let Some(letter) = letters.next().await? {
         each();
-        if filter.means_to_redrive(&letter.summary, deadline) {
+        if filter.should_redrive(&letter.summary, deadline) {
             letters.redrive(letter, deadline).await?;
             redriven.sent_again += 1;
         } else {
@@ -204,7 +204,7 @@ impl Summary {
 }
 
 impl LetterFilter {
-    pub fn means(&self, letter: &Summary) -> bool {
+    pub fn matches(&self, letter: &Summary) -> bool {
         let age = letter
             .died_at
             .map(|at| clock::now().duration_since(at).try_into().unwrap_or(Duration::ZERO));
@@ -219,15 +219,15 @@ impl LetterFilter {
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
     }
 
-    /// Like `means`, but without letters that would fail again. These are invalid jobs, unless the
+    /// Like `matches`, but without letters that would fail again. These are invalid jobs, unless the
     /// filter asks for them, and expired jobs that keep their deadline.
-    pub fn means_to_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
+    pub fn should_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
         let has_a_chance = match letter.kind.as_str() {
             INVALID => self.kind.as_deref() == Some(INVALID),
             EXPIRED => deadline == Deadline::Dropped,
             _ => true,
         };
-        has_a_chance && self.means(letter)
+        has_a_chance && self.matches(letter)
     }
 }
 

@@ -98,7 +98,7 @@ pub enum Cause {
     /// Another fault of the server's certificate.
     BadCertificate,
     /// The server requires a client certificate, or refuses the one that it got.
-    OurCertificate,
+    ClientCertificate,
     NotTls,
     /// Both sides speak TLS but have no version or cipher in common.
     NoCommonTls,
@@ -154,7 +154,7 @@ impl Cause {
                 | AlertDescription::CertificateUnknown
                 | AlertDescription::CertificateExpired
                 | AlertDescription::UnsupportedCertificate
-                | AlertDescription::AccessDenied => Some(Self::OurCertificate),
+                | AlertDescription::AccessDenied => Some(Self::ClientCertificate),
                 AlertDescription::HandshakeFailure
                 | AlertDescription::ProtocolVersion
                 | AlertDescription::InsufficientSecurity => Some(Self::NoCommonTls),
@@ -178,7 +178,7 @@ impl Cause {
             | Self::Expired
             | Self::NotYetValid
             | Self::BadCertificate
-            | Self::OurCertificate
+            | Self::ClientCertificate
             | Self::NotTls
             | Self::NoCommonTls => true,
         }
@@ -287,7 +287,7 @@ impl Cause {
                 format!("the certificate of {address} is not one for a TLS server, or is damaged"),
                 format!("give {what} a certificate for TLS servers"),
             ),
-            Self::OurCertificate => Diagnosis::new(
+            Self::ClientCertificate => Diagnosis::new(
                 format!(
                     "{address} wants a certificate from its clients and does not accept this one, \
                         or none was given"
@@ -438,7 +438,7 @@ mod tests {
             (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), Cause::NotTls),
             (
                 rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
-                Cause::OurCertificate,
+                Cause::ClientCertificate,
             ),
             (rustls::Error::AlertReceived(AlertDescription::ProtocolVersion), Cause::NoCommonTls),
         ] {
@@ -468,7 +468,7 @@ mod tests {
             Cause::Expired,
             Cause::NotYetValid,
             Cause::BadCertificate,
-            Cause::OurCertificate,
+            Cause::ClientCertificate,
             Cause::NotTls,
             Cause::NoCommonTls,
         ];

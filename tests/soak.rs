@@ -27,7 +27,7 @@ use crate::support::{
 const CALLS_PER_SECOND: usize = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Blow {
+enum Disruption {
     KillDaemon,
     KillBroker,
     CutNetwork,
@@ -40,14 +40,13 @@ fn number(name: &str, gate: usize) -> usize {
     std::env::var(name).map_or(gate, |value| value.parse().expect("a number"))
 }
 
-fn blows() -> Vec<Blow> {
+fn blows() -> Vec<Disruption> {
     let cuts = number("SOAK_CUTS", 2);
-    let mut blows = vec![Blow::KillDaemon; number("SOAK_DAEMON_KILLS", 3)];
-    blows.extend(vec![Blow::KillBroker; number("SOAK_BROKER_KILLS", 1)]);
-    blows.extend(
-        (0..cuts)
-            .map(|number| if number % 3 == 2 { Blow::FreezeNetwork } else { Blow::CutNetwork }),
-    );
+    let mut blows = vec![Disruption::KillDaemon; number("SOAK_DAEMON_KILLS", 3)];
+    blows.extend(vec![Disruption::KillBroker; number("SOAK_BROKER_KILLS", 1)]);
+    blows.extend((0..cuts).map(|number| {
+        if number % 3 == 2 { Disruption::FreezeNetwork } else { Disruption::CutNetwork }
+    }));
     blows.shuffle(&mut rand::rng());
     blows
 }
@@ -113,23 +112,23 @@ async fn whatever_fails_every_job_is_answered_and_nothing_that_was_answered_is_s
     check(&scene, &results, blows.len());
 }
 
-async fn strike(blow: Blow, scene: &mut Scene, broker: &Broker, proxy: &Proxy) {
+async fn strike(blow: Disruption, scene: &mut Scene, broker: &Broker, proxy: &Proxy) {
     match blow {
-        Blow::KillDaemon => {
+        Disruption::KillDaemon => {
             scene.daemon.kill().await;
             scene.daemon.start_again().await;
         }
-        Blow::KillBroker => {
+        Disruption::KillBroker => {
             broker.kill().await;
             broker.restart().await;
             proxy.heal();
         }
-        Blow::CutNetwork => {
+        Disruption::CutNetwork => {
             proxy.cut();
             sleep(Duration::from_millis(500)).await;
             proxy.heal();
         }
-        Blow::FreezeNetwork => {
+        Disruption::FreezeNetwork => {
             proxy.freeze();
             sleep(Duration::from_secs(3)).await;
             proxy.heal();
@@ -163,7 +162,7 @@ fn repeated(scene: &Scene) -> usize {
 
 fn tell(
     scene: &Scene,
-    blows: &[Blow],
+    blows: &[Disruption],
     results: &BTreeMap<String, Vec<JobResult>>,
     jobs: usize,
     took: Duration,
@@ -175,10 +174,10 @@ fn tell(
         "{jobs} jobs, {} daemon kills, {} broker kills, {} cuts, {} freezes in {:.0} s: {} \
             answered, 0 lost, {} answers more than once, {} calls, {} batches sent again, \
             {unknown} unknown, {} calls at most in a second",
-        count(Blow::KillDaemon),
-        count(Blow::KillBroker),
-        count(Blow::CutNetwork),
-        count(Blow::FreezeNetwork),
+        count(Disruption::KillDaemon),
+        count(Disruption::KillBroker),
+        count(Disruption::CutNetwork),
+        count(Disruption::FreezeNetwork),
         took.as_secs_f64(),
         results.len(),
         results.values().filter(|results| results.len() > 1).count(),

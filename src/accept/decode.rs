@@ -63,7 +63,7 @@ impl Reading {
                 rules.max_job_bytes
             ));
         }
-        if let Some(reason) = what_else_it_is(body) {
+        if let Some(reason) = recognise_wrong_format(body) {
             return Err(reason.into());
         }
         let text = std::str::from_utf8(body).map_err(|error| format!("is not UTF-8: {error}"))?;
@@ -129,7 +129,7 @@ impl Reading {
 }
 
 /// Recognises common mistakes in a body that is not UTF-8 JSON.
-fn what_else_it_is(body: &[u8]) -> Option<&'static str> {
+fn recognise_wrong_format(body: &[u8]) -> Option<&'static str> {
     Some(match body {
         [0xef, 0xbb, 0xbf, ..] => "begins with a byte-order mark; send UTF-8 without one",
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, b'{', ..] | [b'{', 0, ..] => {

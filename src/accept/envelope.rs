@@ -90,7 +90,7 @@ pub fn read(
 /// They go with the job's result, its dead letter or its parked copy.
 pub fn check_headers_fit(properties: &BasicProperties, frame_max: usize) -> Result<(), Rejection> {
     let going_out_again =
-        |(name, value)| kept::goes_along(name).then(|| (frame::header_bytes(name, value), name));
+        |(name, value)| kept::is_kept(name).then(|| (frame::header_bytes(name, value), name));
     let headers =
         || properties.headers().iter().flat_map(FieldTable::inner).filter_map(going_out_again);
     let (total, room) =
@@ -244,11 +244,11 @@ impl Envelope {
 
     fn read_header(&mut self, name: &str, value: &AMQPValue) -> Result<(), String> {
         match name {
-            DEADLINE_HEADER => self.deadline = Some(moment(value)?),
-            "groupcast-not-before" => self.not_before = Some(moment(value)?),
+            DEADLINE_HEADER => self.deadline = Some(read_timestamp(value)?),
+            "groupcast-not-before" => self.not_before = Some(read_timestamp(value)?),
             "groupcast-delivery" => self.delivery = delivery_promise(value)?,
-            ATTEMPT_HEADER => self.earlier_deaths = times(value, "dead-lettered")?,
-            PARKED_HEADER => self.parkings = times(value, "parked")?,
+            ATTEMPT_HEADER => self.earlier_deaths = read_count(value, "dead-lettered")?,
+            PARKED_HEADER => self.parkings = read_count(value, "parked")?,
             GIVEN_UP_HEADER => self.given_up = Some(text(value)?.to_owned()),
             OWED_HEADER if text(value)? == "result" => self.owes_result = true,
             OWED_HEADER => return Err("must be `result`".into()),
@@ -269,7 +269,7 @@ impl Envelope {
             // `check_readable` has already reported this header.
             UNREADABLE_HEADER => {}
             _ if DEAD_LETTER_HEADERS.contains(&name) => {}
-            _ => return check_is_anothers(name),
+            _ => return check_unknown_header(name),
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Envelope {
 
 /// Accepts a header that belongs to the producer. A name that looks like one of ours is refused,
 /// because a misspelt deadline would be ignored.
-fn check_is_anothers(name: &str) -> Result<(), String> {
+fn check_unknown_header(name: &str) -> Result<(), String> {
     let letters: String = name
         .chars()
         .filter(|letter| letter.is_alphanumeric())
@@ -290,8 +290,8 @@ fn check_is_anothers(name: &str) -> Result<(), String> {
         .strip_prefix("groupcast")
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(char::is_alphanumeric));
     let nearest = CONTROL_HEADERS.into_iter().min_by_key(|known| distance(known));
-    let spelt_anew = name.trim().to_lowercase().replace('_', "");
-    let trace_header = ["traceparent", "tracestate"].into_iter().find(|known| *known == spelt_anew);
+    let normalized = name.trim().to_lowercase().replace('_', "");
+    let trace_header = ["traceparent", "tracestate"].into_iter().find(|known| *known == normalized);
     match nearest.filter(|known| distance(known) <= 1).or(trace_header) {
         Some(known) => Err(format!("unknown header; did you mean `{known}`?")),
         None if name.starts_with("groupcast-") || has_our_prefix => {
@@ -341,7 +341,7 @@ fn integer(value: &AMQPValue) -> Option<i64> {
     }
 }
 
-fn moment(value: &AMQPValue) -> Result<Timestamp, String> {
+fn read_timestamp(value: &AMQPValue) -> Result<Timestamp, String> {
     const FORMS: &str =
         "give an RFC 3339 time such as 2026-11-22T10:00:00Z, or Unix seconds as an integer";
     if let Some(seconds) = integer(value) {
@@ -363,7 +363,7 @@ fn delivery_promise(value: &AMQPValue) -> Result<DeliveryPromise, String> {
 
 /// Reads a count above `u32::MAX` as `u32::MAX`. The daemon itself can write such a count, because
 /// it adds one to the count that it has read.
-fn times(value: &AMQPValue, what: &str) -> Result<u32, String> {
+fn read_count(value: &AMQPValue, what: &str) -> Result<u32, String> {
     let count = integer(value)
         .filter(|count| *count >= 1)
         .map(|count| u32::try_from(count).unwrap_or(u32::MAX));

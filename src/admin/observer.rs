@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     broker::{
-        publisher::{NotSeen, Seen},
+        publisher::{QueueStateError, Seen},
         queues,
     },
     telemetry::metrics,
@@ -131,12 +131,12 @@ impl Observer {
                 publisher.note_present(&queue);
                 Some(messages)
             }
-            Ok(Err(NotSeen::Missing)) => {
+            Ok(Err(QueueStateError::Missing)) => {
                 publisher.note_missing(app, &queue);
                 *missing = true;
                 None
             }
-            Ok(Err(NotSeen::NotKnown)) | Err(_) => None,
+            Ok(Err(QueueStateError::NotKnown)) | Err(_) => None,
         }
     }
 }

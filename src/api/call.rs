@@ -58,7 +58,7 @@ impl Caller {
     }
 
     /// Sets the target from the next call on. Calls in flight keep the old one.
-    pub fn aim_at(&self, target: Target) {
+    pub fn set_target(&self, target: Target) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
     }
 
@@ -70,13 +70,13 @@ impl Caller {
 impl Api for Caller {
     fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
-            let fate = Arc::new(Fate::default());
-            let fate_of_body = fate.clone();
-            let on_write = move || match fate_of_body.settle(AT_WRITE) {
+            let write_state = Arc::new(WriteState::default());
+            let state_of_body = write_state.clone();
+            let on_write = move || match state_of_body.settle(AT_WRITE) {
                 Ok(()) => {
                     let decision = on_write();
                     if decision == AtWrite::Withdraw {
-                        fate_of_body.0.store(WITHDRAWN, Ordering::Release);
+                        state_of_body.0.store(WITHDRAWN, Ordering::Release);
                     }
                     decision
                 }
@@ -88,19 +88,19 @@ impl Api for Caller {
             let (address, request) = target.request(&user_sig);
             let answer = match request.body(reqwest::Body::wrap(body)).send().await {
                 Ok(response) => read(response, &user_sig).await,
-                Err(error) => match fate.settle(GIVEN_UP) {
+                Err(error) => match write_state.settle(GIVEN_UP) {
                     Ok(()) => Answer::NotSent { why: target.why_not_reached(address, error) },
                     Err(WITHDRAWN) => Answer::Withdrawn,
                     Err(_) => Answer::NoAnswer { info: describe(error) },
                 },
             };
-            target.learn(address, &answer);
+            target.record(address, &answer);
             answer
         })
     }
 
     fn renew_user_sig(&self) {
-        self.target().doubt_user_sig();
+        self.target().invalidate_user_sig();
     }
 }
 
@@ -149,12 +149,14 @@ const GIVEN_UP: u8 = 3;
 /// What became of a request. The first of two events decides it: the body is written, or the call
 /// gives up.
 #[derive(Default)]
-struct Fate(AtomicU8);
+struct WriteState(AtomicU8);
 
-impl Fate {
+impl WriteState {
     /// Returns the present value as the error if it is already settled.
-    fn settle(&self, fate: u8) -> Result<(), u8> {
-        self.0.compare_exchange(UNDECIDED, fate, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+    fn settle(&self, write_state: u8) -> Result<(), u8> {
+        self.0
+            .compare_exchange(UNDECIDED, write_state, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 const FIRST_TRIED_EVERY: Duration = Duration::from_secs(60);
 /// After this many connections in a row without an answer of the API, the address counts as wrong.
 /// A hijacked DNS name leads to such a server.
-const FAILURES_OF_A_WRONG_PLACE: u32 = 5;
+const MAX_UNANSWERED_CONNECTIONS: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
@@ -55,7 +55,7 @@ impl Endpoints {
 
     /// Records the outcome of a call to `address`. Returns the new address if calls move to another
     /// one.
-    pub fn learn(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Address> {
+    pub fn record(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Address> {
         match (reached, address == self.present) {
             (Reached::Yes, true) => {
                 self.failures = 0;
@@ -65,7 +65,7 @@ impl Endpoints {
                 Some(self.move_to(Address::First, now))
             }
             (Reached::Yes | Reached::Perhaps | Reached::No, false) => None,
-            (Reached::Perhaps, true) if self.failures + 1 < FAILURES_OF_A_WRONG_PLACE => {
+            (Reached::Perhaps, true) if self.failures + 1 < MAX_UNANSWERED_CONNECTIONS => {
                 self.failures += 1;
                 None
             }
@@ -93,9 +93,9 @@ mod tests {
         let start = Instant::now();
         let mut endpoints = Endpoints::new(start);
         assert_eq!(endpoints.choose(start), Address::First);
-        assert_eq!(endpoints.learn(Address::First, Reached::No, start), Some(Address::Backup));
+        assert_eq!(endpoints.record(Address::First, Reached::No, start), Some(Address::Backup));
         // This call left before the move.
-        assert_eq!(endpoints.learn(Address::First, Reached::No, start), None);
+        assert_eq!(endpoints.record(Address::First, Reached::No, start), None);
         assert_eq!(endpoints.choose(start), Address::Backup);
         let later = start + FIRST_TRIED_EVERY;
         assert_eq!(
@@ -103,9 +103,9 @@ mod tests {
             [Address::First, Address::Backup],
             "one call tries"
         );
-        assert_eq!(endpoints.learn(Address::First, Reached::No, later), None);
+        assert_eq!(endpoints.record(Address::First, Reached::No, later), None);
         assert_eq!(endpoints.choose(later + FIRST_TRIED_EVERY), Address::First);
-        assert_eq!(endpoints.learn(Address::First, Reached::Yes, later), Some(Address::First));
+        assert_eq!(endpoints.record(Address::First, Reached::Yes, later), Some(Address::First));
         assert_eq!(endpoints.choose(later), Address::First);
     }
 
@@ -113,10 +113,10 @@ mod tests {
     async fn a_place_that_takes_connections_and_never_answers_is_left_too() {
         let now = Instant::now();
         let mut endpoints = Endpoints::new(now);
-        for _ in 1..FAILURES_OF_A_WRONG_PLACE {
-            assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), None);
+        for _ in 1..MAX_UNANSWERED_CONNECTIONS {
+            assert_eq!(endpoints.record(Address::First, Reached::Perhaps, now), None);
         }
-        assert_eq!(endpoints.learn(Address::First, Reached::Perhaps, now), Some(Address::Backup));
+        assert_eq!(endpoints.record(Address::First, Reached::Perhaps, now), Some(Address::Backup));
     }
 
     #[tokio::test(start_paused = true)]
@@ -125,7 +125,7 @@ mod tests {
         let mut endpoints = Endpoints::new(now);
         for moved in [Address::Backup, Address::First, Address::Backup] {
             let address = endpoints.choose(now);
-            assert_eq!(endpoints.learn(address, Reached::No, now), Some(moved));
+            assert_eq!(endpoints.record(address, Reached::No, now), Some(moved));
         }
     }
 }

@@ -49,7 +49,7 @@ pub struct Target {
     signer: Arc<UserSigner>,
     secret_key_file: Option<PathBuf>,
     /// Whether to read `secret_key_file` before the next call.
-    key_is_doubted: AtomicBool,
+    reread_key: AtomicBool,
 }
 
 /// Where calls go when the first address cannot be reached.
@@ -107,22 +107,22 @@ impl Target {
             query: query_of(app),
             signer,
             secret_key_file: app.secret_key_file.clone(),
-            key_is_doubted: AtomicBool::new(false),
+            reread_key: AtomicBool::new(false),
         }
     }
 
     /// A UserSig for the next call.
     pub async fn user_sig(&self) -> Arc<str> {
-        if self.key_is_doubted.swap(false, Ordering::Relaxed) {
+        if self.reread_key.swap(false, Ordering::Relaxed) {
             self.read_key_again().await;
         }
         self.signer.user_sig(SystemTime::now())
     }
 
     /// Call this when the API has refused the UserSig.
-    pub fn doubt_user_sig(&self) {
+    pub fn invalidate_user_sig(&self) {
         self.signer.renew(None);
-        self.key_is_doubted.store(true, Ordering::Relaxed);
+        self.reread_key.store(true, Ordering::Relaxed);
     }
 
     async fn read_key_again(&self) {
@@ -187,7 +187,7 @@ impl Target {
     }
 
     /// Records whether a call to `address` reached the API.
-    pub fn learn(&self, address: Address, answer: &Answer) {
+    pub fn record(&self, address: Address, answer: &Answer) {
         let Some(backup) = &self.backup else { return };
         let reached = match answer {
             Answer::Api { .. } => Reached::Yes,
@@ -195,7 +195,7 @@ impl Target {
             Answer::NotSent { .. } => Reached::No,
             Answer::Withdrawn => return,
         };
-        match lock(&backup.endpoints).learn(address, reached, Instant::now()) {
+        match lock(&backup.endpoints).record(address, reached, Instant::now()) {
             Some(Address::Backup) => {
                 warn!(
                     host = backup.url.host_str(),

@@ -24,7 +24,7 @@ use super::queues::GIVE_RIGHTS;
 use super::{
     BrokerLost, Refusal,
     dial::dial,
-    greeting::{self, Spoken},
+    greeting::{self, SpokenProtocol},
     nodes::{Node, Nodes},
     wire::{self, Wire},
 };
@@ -188,23 +188,23 @@ async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
     let Server { host, port, .. } = server(uri);
     let asked_for_tls = uri.scheme == AMQPScheme::AMQPS;
     let diagnosis = match (greeting::ask(host, port).await, asked_for_tls) {
-        (Spoken::Amqp, true) => Cause::NotTls.explain(&server(uri)),
-        (Spoken::Tls, false) => Diagnosis::new(
+        (SpokenProtocol::Amqp, true) => Cause::NotTls.explain(&server(uri)),
+        (SpokenProtocol::Tls, false) => Diagnosis::new(
             format!("{host}:{port} speaks TLS, and broker.url asks for a connection without it"),
             "write amqps:// in place of amqp:// in broker.url. To connect without TLS, write the \
                 broker's port without TLS (5672 by default)",
         ),
-        (Spoken::Http, _) => Diagnosis::new(
+        (SpokenProtocol::Http, _) => Diagnosis::new(
             format!("{host}:{port} speaks HTTP, not AMQP"),
             "write the broker's AMQP port in broker.url: by default 5672 for amqp:// and 5671 for \
                 amqps://. 15672 is the management page",
         ),
-        (Spoken::Amqp, false) | (Spoken::Tls, true) => Diagnosis::new(
+        (SpokenProtocol::Amqp, false) | (SpokenProtocol::Tls, true) => Diagnosis::new(
             format!("the broker at {host}:{port} ended the connection before it was ready"),
             "look at the broker's log; if it wants certificates of its clients, set \
                 broker.cert_file and broker.key_file",
         ),
-        (Spoken::Unknown, _) => Diagnosis::new(
+        (SpokenProtocol::Unknown, _) => Diagnosis::new(
             format!("{host}:{port} takes connections and does not speak AMQP"),
             "check that broker.url names the broker's AMQP port (by default 5672 for amqp:// and \
                 5671 for amqps://) and that no proxy is in between. If both are right, look at the \

@@ -19,7 +19,7 @@ const TLS_ALERT: u8 = 0x15;
 const METHOD_FRAME: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoken {
+pub enum SpokenProtocol {
     Amqp,
     Tls,
     Http,
@@ -28,18 +28,18 @@ pub enum Spoken {
 }
 
 /// Greets the server as a client without TLS does.
-pub async fn ask(host: &str, port: u16) -> Spoken {
-    let Ok(mut stream) = dial(host, port).await else { return Spoken::Unknown };
+pub async fn ask(host: &str, port: u16) -> SpokenProtocol {
+    let Ok(mut stream) = dial(host, port).await else { return SpokenProtocol::Unknown };
     // The second greeting is for a server that waits for the end of a line.
     for greeting in [AMQP, b"\r\n\r\n"] {
         let mut answer = [0; 5];
         match timeout(ANSWER_WITHIN, greet(&mut stream, greeting, &mut answer)).await {
-            Ok(Ok(())) => return Spoken::of(&answer),
-            Ok(Err(_)) => return Spoken::Unknown,
+            Ok(Ok(())) => return SpokenProtocol::of(&answer),
+            Ok(Err(_)) => return SpokenProtocol::Unknown,
             Err(_) => {}
         }
     }
-    Spoken::Unknown
+    SpokenProtocol::Unknown
 }
 
 async fn greet(
@@ -51,7 +51,7 @@ async fn greet(
     stream.read_exact(answer).await.map(drop)
 }
 
-impl Spoken {
+impl SpokenProtocol {
     fn of(answer: &[u8; 5]) -> Self {
         match answer {
             [b'A', b'M', b'Q', b'P', ..] | [METHOD_FRAME, 0, 0, ..] => Self::Amqp,
@@ -69,13 +69,13 @@ mod tests {
     #[test]
     fn the_first_bytes_say_what_is_spoken() {
         for (answer, spoken) in [
-            (b"AMQP\x00", Spoken::Amqp),
-            (b"\x01\x00\x00\x00\x00", Spoken::Amqp),
-            (b"\x15\x03\x03\x00\x02", Spoken::Tls),
-            (b"HTTP/", Spoken::Http),
-            (b"SSH-2", Spoken::Unknown),
+            (b"AMQP\x00", SpokenProtocol::Amqp),
+            (b"\x01\x00\x00\x00\x00", SpokenProtocol::Amqp),
+            (b"\x15\x03\x03\x00\x02", SpokenProtocol::Tls),
+            (b"HTTP/", SpokenProtocol::Http),
+            (b"SSH-2", SpokenProtocol::Unknown),
         ] {
-            assert_eq!(Spoken::of(answer), spoken);
+            assert_eq!(SpokenProtocol::of(answer), spoken);
         }
     }
 }

@@ -21,7 +21,7 @@ const BROKERS_PREFIXES: [&str; 5] =
 pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
-        if goes_along(name) {
+        if is_kept(name) {
             kept.insert(name.clone(), value.clone());
         }
     }
@@ -29,7 +29,7 @@ pub fn kept_headers(properties: &BasicProperties) -> FieldTable {
 }
 
 /// Whether a header is kept.
-pub fn goes_along(name: &ShortString) -> bool {
+pub fn is_kept(name: &ShortString) -> bool {
     let name = name.as_str();
     let copies = ["CC", "BCC"].contains(&name);
     let stale = DEAD_LETTER_HEADERS.contains(&name)

@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     BrokerLost, Destination, Outgoing, Refusal, Routing, frame, session,
-    troubles::{PublishTurn, QueueTrouble, Told, Troubles, UnroutedResults},
+    troubles::{LogAction, PublishTurn, QueueTrouble, Troubles, UnroutedResults},
 };
 use crate::{delay, telemetry::metrics, watch};
 
@@ -48,7 +48,7 @@ const LOST_AT_MOST: u32 = 3;
 const SUSPECTS: usize = 4;
 /// How many messages may be in flight for one queue that a producer named. A queue that confirms
 /// nothing then leaves room for others.
-const UNDER_WAY_FOR_A_QUEUE: usize = 16;
+const MAX_IN_FLIGHT_PER_QUEUE: usize = 16;
 
 /// A live connection to publish on: the broker's, or one in memory for tests.
 pub trait Link: Send + Sync + 'static {
@@ -70,7 +70,7 @@ pub trait Link: Send + Sync + 'static {
     /// connection works.
     fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
-    fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
+    fn has_requester<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
     fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
     /// Declares the daemon's own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
@@ -84,7 +84,7 @@ pub trait Link: Send + Sync + 'static {
 
 /// Whether there is a connection to publish on.
 #[derive(Clone)]
-pub enum Linked {
+pub enum LinkState {
     Yes(Arc<dyn Link>),
     No {
         reason: String,
@@ -97,7 +97,7 @@ pub enum Linked {
 
 /// Why the state of a queue is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotSeen {
+pub enum QueueStateError {
     /// The broker says that there is no such queue.
     Missing,
     NotKnown,
@@ -155,7 +155,7 @@ pub enum Published {
 
 #[derive(Clone)]
 pub struct Publisher {
-    link: watch::Receiver<Linked>,
+    link: watch::Receiver<LinkState>,
     shared: Arc<PublisherState>,
 }
 
@@ -176,7 +176,7 @@ struct FailedAttempts {
     blamed: u32,
     lost: u32,
     /// Whether this message tests if a queue in trouble works again.
-    finds_out: bool,
+    tests_queue: bool,
     /// The trouble of the last attempts, when it began, and how many attempts met it.
     in_trouble: Option<(QueueTrouble, Instant, u32)>,
 }
@@ -198,7 +198,7 @@ impl FailedAttempts {
 
 impl Publisher {
     /// Publishes on the current link. The holder of the sender keeps the link alive.
-    pub fn over(link: watch::Receiver<Linked>) -> Self {
+    pub fn over(link: watch::Receiver<LinkState>) -> Self {
         let shared = PublisherState {
             troubles: Mutex::default(),
             unrouted: Mutex::default(),
@@ -247,11 +247,11 @@ impl Publisher {
         let _permit = if is_own { None } else { Some(self.permit_for(queue).await) };
         for attempt in 1.. {
             let link = self.link().await;
-            if !tried.finds_out {
+            if !tried.tests_queue {
                 let turn = self.troubles().turn(app, queue, Instant::now());
                 match turn {
                     PublishTurn::Publish => {}
-                    PublishTurn::TryOnce => tried.finds_out = true,
+                    PublishTurn::TryOnce => tried.tests_queue = true,
                     PublishTurn::NotNow(trouble) => {
                         return self.not_taken(app, queue, trouble, false);
                     }
@@ -343,7 +343,7 @@ impl Publisher {
                 }
             };
             if let Some(trouble) = trouble
-                && (tried.is_enough(trouble, began) || tried.finds_out)
+                && (tried.is_enough(trouble, began) || tried.tests_queue)
             {
                 return self.not_taken(app, queue, trouble, true);
             }
@@ -357,7 +357,7 @@ impl Publisher {
                 );
                 // This failure says nothing about the queue. Another message, or this one without
                 // the producer's additions, may test it.
-                self.troubles().not_found_out(app, queue, Instant::now());
+                self.troubles().test_inconclusive(app, queue, Instant::now());
                 return Published::Refused;
             }
             sleep(delay::after_attempt(attempt, FIRST_RETRY, MAX_RETRY, delay::jitter())).await;
@@ -374,12 +374,12 @@ impl Publisher {
     /// Whether the broker would confirm a publish soon. Otherwise no call may start, because its
     /// result could not be published.
     pub fn is_open(&self) -> bool {
-        matches!(&*self.link.borrow(), Linked::Yes(link) if link.is_alive() && !link.is_blocked())
+        matches!(&*self.link.borrow(), LinkState::Yes(link) if link.is_alive() && !link.is_blocked())
     }
 
     /// Whether the broker's user lacks the right to publish.
     pub fn is_forbidden(&self) -> bool {
-        matches!(&*self.link.borrow(), Linked::Forbidden { .. })
+        matches!(&*self.link.borrow(), LinkState::Forbidden { .. })
     }
 
     /// Returns when messages can be published.
@@ -409,10 +409,10 @@ impl Publisher {
     /// Why nothing can be published at present.
     pub fn why_closed(&self) -> Option<String> {
         match &*self.link.borrow() {
-            Linked::No { reason } | Linked::Forbidden { reason } => Some(reason.clone()),
-            Linked::Yes(link) if !link.is_alive() => Some("the connection was lost".into()),
-            Linked::Yes(link) if link.is_blocked() => Some(session::blocked(None).to_string()),
-            Linked::Yes(_) => None,
+            LinkState::No { reason } | LinkState::Forbidden { reason } => Some(reason.clone()),
+            LinkState::Yes(link) if !link.is_alive() => Some("the connection was lost".into()),
+            LinkState::Yes(link) if link.is_blocked() => Some(session::blocked(None).to_string()),
+            LinkState::Yes(_) => None,
         }
     }
 
@@ -430,7 +430,7 @@ impl Publisher {
         let in_trouble = self.troubles().own(Instant::now());
         for (app, queue, _) in in_trouble {
             if let Ok(seen) = self.look_at(&queue).await {
-                self.troubles().counted(&app, &queue, seen.messages);
+                self.troubles().record_length(&app, &queue, seen.messages);
             }
         }
     }
@@ -447,14 +447,16 @@ impl Publisher {
     }
 
     /// The state of a queue now, if the broker answers.
-    pub async fn look_at(&self, queue: &str) -> Result<Seen, NotSeen> {
+    pub async fn look_at(&self, queue: &str) -> Result<Seen, QueueStateError> {
         let link = match &*self.link.borrow() {
-            Linked::Yes(link) => link.clone(),
-            Linked::No { .. } | Linked::Forbidden { .. } => return Err(NotSeen::NotKnown),
+            LinkState::Yes(link) => link.clone(),
+            LinkState::No { .. } | LinkState::Forbidden { .. } => {
+                return Err(QueueStateError::NotKnown);
+            }
         };
         link.look_at(queue).await.map_err(|unconfirmed| match unconfirmed {
-            Unconfirmed::Refused(Refusal::NoSuchQueue, _) => NotSeen::Missing,
-            _ => NotSeen::NotKnown,
+            Unconfirmed::Refused(Refusal::NoSuchQueue, _) => QueueStateError::Missing,
+            _ => QueueStateError::NotKnown,
         })
     }
 
@@ -484,8 +486,8 @@ impl Publisher {
     /// Declares the daemon's own queues again. With `broker.declare = false` it only checks them.
     pub async fn restore_queues(&self) {
         let link = match &*self.link.borrow() {
-            Linked::Yes(link) => link.clone(),
-            Linked::No { .. } | Linked::Forbidden { .. } => return,
+            LinkState::Yes(link) => link.clone(),
+            LinkState::No { .. } | LinkState::Forbidden { .. } => return,
         };
         restore_queues(&*link).await;
     }
@@ -493,7 +495,7 @@ impl Publisher {
     async fn link(&self) -> Arc<dyn Link> {
         let mut receiver = self.link.clone();
         loop {
-            if let Linked::Yes(link) = &*receiver.borrow_and_update()
+            if let LinkState::Yes(link) = &*receiver.borrow_and_update()
                 && link.is_alive()
             {
                 self.shared.frame_max.store(link.frame_max(), Ordering::Relaxed);
@@ -507,7 +509,7 @@ impl Publisher {
     }
 
     /// Logs that a result of this app went to `.unrouted` instead of this queue.
-    pub fn tell_unrouted(&self, app: &str, queue: &str, reason: &str) {
+    pub fn log_unrouted(&self, app: &str, queue: &str, reason: &str) {
         let told = self
             .shared
             .unrouted
@@ -538,7 +540,7 @@ impl Publisher {
         was_tried: bool,
     ) -> Published {
         let told = self.troubles().not_taken(app, queue, trouble, was_tried, Instant::now());
-        if let Told::Refused(messages) = told {
+        if let LogAction::Refused(messages) = told {
             warn!(app, queue, messages, reason = %trouble, "a queue takes no messages at present");
         }
         Published::NotTaken(trouble)
@@ -571,7 +573,7 @@ impl Publisher {
             if under_way.len() >= MOST_SEMAPHORES {
                 under_way.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
             }
-            let new = || Arc::new(Semaphore::new(UNDER_WAY_FOR_A_QUEUE));
+            let new = || Arc::new(Semaphore::new(MAX_IN_FLIGHT_PER_QUEUE));
             under_way.entry(queue.to_owned()).or_insert_with(new).clone()
         };
         semaphore.acquire_owned().await.expect("never closed")
@@ -592,7 +594,7 @@ pub async fn attempt_on(link: &dyn Link, message: &Outgoing) -> Result<Routing, 
         Destination::Producer(queue) => {
             link.publish(PublishLane::Producers, queue, Mandatory::Yes, message).await
         }
-        Destination::Direct(address) if link.somebody_is_at(address).await? => {
+        Destination::Direct(address) if link.has_requester(address).await? => {
             link.publish(PublishLane::Producers, address, Mandatory::No, message).await
         }
         Destination::Direct(_) => Ok(Routing::NoSuchQueue),

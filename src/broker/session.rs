@@ -29,7 +29,9 @@ use super::{
     BrokerLost, Outgoing, Refusal, Routing,
     connection::{self, Connector},
     frame,
-    publisher::{Link, Linked, Mandatory, PublishLane, Publisher, Seen, Unconfirmed, attempt_on},
+    publisher::{
+        Link, LinkState, Mandatory, PublishLane, Publisher, Seen, Unconfirmed, attempt_on,
+    },
     topology::{self, QueueSpec},
 };
 use crate::{delay, diagnosis::Diagnosis, watch};
@@ -80,7 +82,7 @@ pub fn publisher(
     stop: CancellationToken,
 ) -> Publisher {
     let (sender, link) =
-        watch::channel(Linked::No { reason: "not connected to the broker yet".into() });
+        watch::channel(LinkState::No { reason: "not connected to the broker yet".into() });
     let queues = Arc::new(queues);
     let publisher = Publisher::over(link);
     let looking = publisher.clone();
@@ -105,11 +107,11 @@ async fn keep_looking(publisher: &Publisher) {
 async fn keep_connected(
     connector: &Arc<Connector>,
     queues: &Arc<OwnQueues>,
-    sender: &watch::Sender<Linked>,
+    sender: &watch::Sender<LinkState>,
 ) {
     let mut failures = 0;
     let away = |reason: &str| {
-        sender.send_replace(Linked::No { reason: reason.to_owned() });
+        sender.send_replace(LinkState::No { reason: reason.to_owned() });
     };
     loop {
         match connector.connect("publisher").await {
@@ -118,7 +120,7 @@ async fn keep_connected(
                 let session = Arc::new(Session::new(connection, queues.clone(), connector.clone()));
                 if session.until_allowed(sender).await {
                     info!("connected to publish");
-                    sender.send_replace(Linked::Yes(session.clone()));
+                    sender.send_replace(LinkState::Yes(session.clone()));
                     let reason = session.until_lost().await;
                     away(&format!("not connected to the broker: {reason}"));
                     warn!(reason, "the publishing connection is gone");
@@ -150,17 +152,17 @@ impl Session {
     /// Waits until the user has the right to publish. Returns `false` if the connection is lost
     /// before that. Without the right the daemon could publish no result, and each refusal would
     /// look like a missing reply queue.
-    async fn until_allowed(&self, sender: &watch::Sender<Linked>) -> bool {
+    async fn until_allowed(&self, sender: &watch::Sender<LinkState>) -> bool {
         let mut told = false;
         while self.connection.status().connected() {
-            let mut asking = pin!(self.ask_for_the_right());
+            let mut asking = pin!(self.check_publish_permission());
             let asked = loop {
                 tokio::select! {
                     asked = &mut asking => break asked,
                     // The broker reports that it blocks publishing at the first publish, and this
                     // is the first.
                     () = sleep(Duration::from_secs(1)) => if self.connection.status().blocked() {
-                        sender.send_replace(Linked::No { reason: blocked(None).to_string() });
+                        sender.send_replace(LinkState::No { reason: blocked(None).to_string() });
                     },
                 }
             };
@@ -171,7 +173,7 @@ impl Session {
                     if !std::mem::replace(&mut told, true) {
                         warn!(reason, "results cannot be published; no call starts");
                     }
-                    sender.send_replace(Linked::Forbidden { reason });
+                    sender.send_replace(LinkState::Forbidden { reason });
                 }
                 Err(_) => return false,
             }
@@ -182,8 +184,8 @@ impl Session {
 
     /// Publishes a message that no queue takes. Before the broker returns it, the broker checks the
     /// right to publish.
-    async fn ask_for_the_right(&self) -> Result<bool, Unconfirmed> {
-        match self.while_blocked_or_soon(publish_to_nobody(&self.connection)).await {
+    async fn check_publish_permission(&self) -> Result<bool, Unconfirmed> {
+        match self.confirmed_in_time(publish_unroutable(&self.connection)).await {
             Ok(_) => Ok(true),
             Err(Unconfirmed::Refused(Refusal::Forbidden, _)) => Ok(false),
             Err(unconfirmed) => Err(unconfirmed),
@@ -229,7 +231,7 @@ impl Session {
         let mut was_silent = false;
         loop {
             sleep(ASKED_EVERY).await;
-            match self.ask_for_the_right().await {
+            match self.check_publish_permission().await {
                 Ok(true) => was_silent = false,
                 Ok(false) => return may_not_publish().to_string(),
                 // A single timeout may only mean that the broker is slow.
@@ -277,7 +279,7 @@ impl Session {
                 .await?;
             written.await
         };
-        let confirmation = self.while_blocked_or_soon(confirmed).await?;
+        let confirmation = self.confirmed_in_time(confirmed).await?;
         let routing = match confirmation {
             Confirmation::Ack(None) => Routing::Routed,
             Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
@@ -295,7 +297,7 @@ impl Session {
         if let Some(channel) = pool.take() {
             return Ok(channel);
         }
-        self.while_blocked_or_soon(async {
+        self.confirmed_in_time(async {
             let channel = self.connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             Ok(channel)
@@ -309,7 +311,7 @@ impl Session {
         let channel = self.channel(&self.producers).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let queue = self
-            .while_blocked_or_soon(channel.queue_declare(queue.into(), options, Default::default()))
+            .confirmed_in_time(channel.queue_declare(queue.into(), options, Default::default()))
             .await?;
         self.producers.put_back(channel);
         Ok(queue)
@@ -328,7 +330,7 @@ impl Session {
     }
 
     /// Waits for a confirm in bounded time. While the broker blocks publishers, there is no bound.
-    async fn while_blocked_or_soon<T>(
+    async fn confirmed_in_time<T>(
         &self,
         answer: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, Unconfirmed> {
@@ -373,10 +375,10 @@ impl Link for Session {
     }
 
     fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>> {
-        Box::pin(self.ask_for_the_right())
+        Box::pin(self.check_publish_permission())
     }
 
-    fn somebody_is_at<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
+    fn has_requester<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
         Box::pin(self.ask_for(address))
     }
 
@@ -413,7 +415,7 @@ impl Link for Session {
 
 /// Publishes a message that no queue takes, and waits until the broker returns it. The broker
 /// checks the right to publish first.
-pub async fn publish_to_nobody(connection: &Connection) -> lapin::Result<()> {
+pub async fn publish_unroutable(connection: &Connection) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());

@@ -78,7 +78,7 @@ pub enum PublishTurn {
 
 /// What to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum LogAction {
     Nothing,
     /// The number of messages not taken since the last log line about this queue.
     Refused(u64),
@@ -164,9 +164,9 @@ impl Troubles {
         trouble: QueueTrouble,
         was_tried: bool,
         now: Instant,
-    ) -> Told {
+    ) -> LogAction {
         if self.known.len() >= MOST_QUEUES && !self.known.contains_key(&key(app, queue)) {
-            return Told::Refused(1);
+            return LogAction::Refused(1);
         }
         let known = self.known.entry(key(app, queue)).or_insert(KnownTrouble {
             trouble,
@@ -183,14 +183,14 @@ impl Troubles {
             known.next_try = now + TRIED_EVERY;
         }
         if known.told_at.is_some_and(|told_at| now < told_at + TOLD_EVERY) {
-            return Told::Nothing;
+            return LogAction::Nothing;
         }
         known.told_at = Some(now);
-        Told::Refused(std::mem::take(&mut known.untold))
+        LogAction::Refused(std::mem::take(&mut known.untold))
     }
 
     /// The message that was to test the queue did not. Another message may test it at once.
-    pub fn not_found_out(&mut self, app: &str, queue: &str, now: Instant) {
+    pub fn test_inconclusive(&mut self, app: &str, queue: &str, now: Instant) {
         if let Some(known) = self.known.get_mut(&key(app, queue)) {
             known.next_try = now;
         }
@@ -203,7 +203,7 @@ impl Troubles {
 
     /// Records how many messages are in a queue. If there are fewer than at the first check, the
     /// queue has room again, and the trouble ends.
-    pub fn counted(&mut self, app: &str, queue: &str, messages: u32) {
+    pub fn record_length(&mut self, app: &str, queue: &str, messages: u32) {
         let Some(known) = self.known.get_mut(&key(app, queue)) else { return };
         match known.messages {
             Some(before) if messages < before => {
@@ -282,7 +282,7 @@ mod tests {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
         troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
         assert_eq!(troubles.turn("a", "q", start + seconds(5)), PublishTurn::TryOnce);
-        troubles.not_found_out("a", "q", start + seconds(6));
+        troubles.test_inconclusive("a", "q", start + seconds(6));
         assert_eq!(troubles.turn("a", "q", start + seconds(6)), PublishTurn::TryOnce);
     }
 
@@ -309,7 +309,7 @@ mod tests {
         let mut told = Vec::new();
         for second in 0..130 {
             let was_tried = second % 5 == 0;
-            if let Told::Refused(messages) =
+            if let LogAction::Refused(messages) =
                 troubles.not_taken("a", "q", QueueTrouble::Full, was_tried, start + seconds(second))
             {
                 told.push((second, messages));
@@ -339,10 +339,10 @@ mod tests {
         let (start, mut troubles) = (Instant::now(), Troubles::default());
         troubles.not_taken("a", "q", QueueTrouble::Full, true, start);
         for messages in [7, 7, 8] {
-            troubles.counted("a", "q", messages);
+            troubles.record_length("a", "q", messages);
             assert_eq!(troubles.of("a", "q"), Some(QueueTrouble::Full));
         }
-        troubles.counted("a", "q", 6);
+        troubles.record_length("a", "q", 6);
         assert_eq!(troubles.of("a", "q"), None);
     }
 }

@@ -161,7 +161,7 @@ async fn show_daemon(config: &Config, findings: &mut Findings) {
                 to the address in its log";
             findings.noted(what, format!("no daemon answers at {listen}; {to_do}"));
         }
-        Answered::Otherwise { listen } => {
+        Answered::OtherProgram { listen } => {
             findings.noted(
                 what,
                 format!(

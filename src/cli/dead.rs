@@ -140,7 +140,7 @@ async fn list(
     };
     let (mut listed, total) = (0, letters.left());
     while let Some(letter) = letters.next().await? {
-        if filter.means(&letter.summary) {
+        if filter.matches(&letter.summary) {
             listed += 1;
             say(print(&letter.summary)?)?;
         }
@@ -156,7 +156,7 @@ async fn would_redrive(
     deadline: Deadline,
 ) -> Result<Conclusion, Failure> {
     let total = letters.left();
-    let count = print_those(letters, |summary| filter.means_to_redrive(summary, deadline)).await?;
+    let count = print_those(letters, |summary| filter.should_redrive(summary, deadline)).await?;
     eprintln!("{count} of {total} dead letters would be sent again");
     say_who_stays(filter, deadline, total - count);
     Ok(Conclusion::Good)
@@ -167,7 +167,7 @@ async fn would_purge(
     filter: &LetterFilter,
 ) -> Result<Conclusion, Failure> {
     let total = letters.left();
-    let count = print_those(letters, |summary| filter.means(summary)).await?;
+    let count = print_those(letters, |summary| filter.matches(summary)).await?;
     eprintln!("{count} of {total} dead letters would be removed; add --yes to remove them");
     Ok(Conclusion::Good)
 }
@@ -244,7 +244,7 @@ async fn purge(letters: &mut DeadLetters, filter: &LetterFilter) -> Result<Concl
     let (mut removed, mut left) = (0, 0);
     while let Some(letter) = letters.next().await? {
         bar.inc(1);
-        if filter.means(&letter.summary) {
+        if filter.matches(&letter.summary) {
             letters.remove(letter).await?;
             removed += 1;
         } else {

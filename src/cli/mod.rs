@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
         Ok(Conclusion::Good) => ExitCode::SUCCESS,
         Ok(Conclusion::Bad) => ExitCode::FAILURE,
         Err(Failure(reason)) => {
-            standard_error::say(format_args!("groupcast: {reason}"));
+            standard_error::write_last_message(format_args!("groupcast: {reason}"));
             ExitCode::FAILURE
         }
     }

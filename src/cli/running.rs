@@ -22,7 +22,7 @@ pub enum Answered {
         listen: SocketAddr,
     },
     /// Another program answers.
-    Otherwise {
+    OtherProgram {
         listen: SocketAddr,
     },
     Yes(ReadinessReport),
@@ -54,7 +54,7 @@ pub async fn ask(config: &Config) -> Answered {
                 .filter(|readiness| readiness["apps"].is_object())
             {
                 Some(readiness) => Answered::Yes(read(&readiness, config.apps.keys())),
-                None => Answered::Otherwise { listen },
+                None => Answered::OtherProgram { listen },
             }
         }
     }
@@ -99,8 +99,10 @@ fn read<'a>(readiness: &Value, apps: impl Iterator<Item = &'a String>) -> Readin
     }
     for name in apps {
         let app = &readiness["apps"][name];
-        match (standstill(app), app["state"].as_str()) {
-            (Some(standstill), _) => read.troubles.push(format!("app {name} {standstill}")),
+        match (why_not_sending(app), app["state"].as_str()) {
+            (Some(why_not_sending), _) => {
+                read.troubles.push(format!("app {name} {why_not_sending}"))
+            }
             (None, Some("consuming")) => read.works.push(format!("app {name} consumes")),
             (None, None) if app.is_null() => read.unknown_apps.push(name.clone()),
             (None, _) => {}
@@ -119,7 +121,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn standstill(app: &Value) -> Option<String> {
+fn why_not_sending(app: &Value) -> Option<String> {
     let words = match app["state"].as_str()?.to_ascii_lowercase().as_str() {
         "paused" => "is paused",
         "outage" => "cannot reach the API",
@@ -150,10 +152,10 @@ mod tests {
     fn an_app_that_stands_still_is_told_with_since_when_and_why() {
         let paused = json!({ "state": "paused", "since": "2026-11-22T10:00:00Z", "reason": "package expired", "advice": "renew it" });
         assert_eq!(
-            standstill(&paused).unwrap(),
+            why_not_sending(&paused).unwrap(),
             "is paused since 2026-11-22T10:00:00Z: package expired; renew it"
         );
-        assert_eq!(standstill(&json!({ "state": "Outage" })).unwrap(), "cannot reach the API");
+        assert_eq!(why_not_sending(&json!({ "state": "Outage" })).unwrap(), "cannot reach the API");
     }
 
     #[test]
@@ -179,7 +181,7 @@ mod tests {
     fn nothing_is_made_of_an_app_that_works_or_of_an_answer_of_another_form() {
         for other in [json!({ "state": "working" }), json!({ "state": 7 }), json!([]), Value::Null]
         {
-            assert_eq!(standstill(&other), None, "{other}");
+            assert_eq!(why_not_sending(&other), None, "{other}");
         }
     }
 

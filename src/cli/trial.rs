@@ -222,7 +222,7 @@ fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
 pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
     let mut events = connection.events_listener();
     let mut published = pin!(async {
-        session::publish_to_nobody(connection).await?;
+        session::publish_unroutable(connection).await?;
         // The broker blocks a connection after its first publish. Only a connection that is not
         // blocked answers again.
         connection.create_channel().await.map(drop)

@@ -27,18 +27,18 @@ impl Config {
     /// Decides what a daemon with this configuration takes over from the one in `read`.
     pub fn reread(&self, read: Config) -> Reread {
         let changed = changed_keys(self, &read);
-        let effective = self.with_what_applies_of(read);
+        let effective = self.apply_live_changes(read);
         let applied = changed_keys(self, &effective);
         let at_next_start = changed.difference(&applied).cloned().collect();
         Reread { effective, applied: applied.into_iter().collect(), at_next_start }
     }
 
-    fn with_what_applies_of(&self, mut read: Config) -> Config {
+    fn apply_live_changes(&self, mut read: Config) -> Config {
         let mut effective =
             Config { log: Log { filter: read.log.filter, ..self.log.clone() }, ..self.clone() };
         for (name, app) in &mut effective.apps {
             if let Some(read) = read.apps.remove(name) {
-                *app = app.with_what_applies_of(read, name);
+                *app = app.apply_live_changes(read, name);
             }
         }
         effective
@@ -47,7 +47,7 @@ impl Config {
 
 impl App {
     /// Takes over all settings except those that need other queues.
-    fn with_what_applies_of(&self, read: App, name: &str) -> App {
+    fn apply_live_changes(&self, read: App, name: &str) -> App {
         let retry = Retry { park: self.retry.park.clone(), ..read.retry };
         let needs_a_queue = read.results_queue.as_deref() == Some(own_results_queue(name).as_str());
         let results_queue =

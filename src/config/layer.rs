@@ -21,7 +21,7 @@ use super::written::Section;
 
 /// Keys of one section that set the same thing in two ways. If one is in the environment, it
 /// replaces the other in the file.
-const TWINS: [(&str, &str); 4] = [
+const ALTERNATIVE_KEYS: [(&str, &str); 4] = [
     ("url", "url_file"),
     ("secret_key", "secret_key_file"),
     ("region", "endpoint"),
@@ -138,7 +138,7 @@ impl Layers {
     }
 
     fn drop_replaced_in(&self, section: &str, keys: &mut Map<String, Value>) {
-        for (one, other) in TWINS {
+        for (one, other) in ALTERNATIVE_KEYS {
             let is_set = |key: &str| self.variables.sets(&format!("{section}.{key}"));
             match (is_set(one), is_set(other)) {
                 (true, false) => drop(keys.remove(other)),

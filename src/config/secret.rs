@@ -59,7 +59,7 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
         Ok(text) => {
             let line = text.strip_suffix('\n').unwrap_or(&text);
             let line = line.strip_suffix('\r').unwrap_or(line);
-            match added_to(line) {
+            match find_stray_characters(line) {
                 Some(says) => Err(SecretFileError::Unclean { path, says }),
                 None => Ok(line.into()),
             }
@@ -68,7 +68,7 @@ pub fn read_secret_file(path: &Path) -> Result<SecretString, SecretFileError> {
 }
 
 /// What an editor or a shell has added to the secret. No key and no URL contains it.
-fn added_to(secret: &str) -> Option<&'static str> {
+fn find_stray_characters(secret: &str) -> Option<&'static str> {
     let is_quoted =
         |quote: char| secret.len() > 1 && secret.starts_with(quote) && secret.ends_with(quote);
     if secret.starts_with('\u{feff}') {
@@ -103,7 +103,7 @@ impl Setting for SecretString {
             )),
             // `read_secret_file` has already checked the text of a file, with messages about the
             // file.
-            Written::Text(text) if added_to(&text).is_some() => {
+            Written::Text(text) if find_stray_characters(&text).is_some() => {
                 Err("must be the secret alone: without quotes in a variable's value, blanks or \
                     line breaks"
                     .to_owned())

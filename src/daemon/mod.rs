@@ -116,7 +116,7 @@ pub async fn run(
     let _showing = admin.show(shown);
     let mut running = Running::new(config, log_filter, apps);
     supervisor::works();
-    let mut lives = pin!(supervisor::tell_of_life());
+    let mut lives = pin!(supervisor::notify_watchdog());
     let mut reload = Reload::new(load);
     let name = loop {
         tokio::select! {

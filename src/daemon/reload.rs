@@ -80,7 +80,7 @@ impl Running {
             return refuse(&reason);
         }
         for (running, app, target) in targets {
-            running.caller.aim_at(target);
+            running.caller.set_target(target);
             running.pipeline.reconfigure(app);
         }
         tell(&reread);

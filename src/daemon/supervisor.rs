@@ -18,7 +18,7 @@ pub fn stops() {
 
 /// Tells systemd that the process lives, as often as systemd requires. All work is done on the
 /// thread that does this, so a hung thread is noticed.
-pub async fn tell_of_life() -> Infallible {
+pub async fn notify_watchdog() -> Infallible {
     let Some(patience) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {
         tell(NotifyState::Watchdog);

@@ -12,7 +12,7 @@ use crate::{
     clock,
     job::{Envelope, GIVEN_UP_HEADER, Job, Rejection, outcome::Report},
     progress::Entry,
-    settle::{JobContent, Owed, Owing, Tally, dead_letter, parking, reply, result::JobResult},
+    settle::{EndedJob, JobContent, Owed, Tally, dead_letter, parking, reply, result::JobResult},
 };
 
 impl Pipeline {
@@ -29,7 +29,7 @@ impl Pipeline {
             &context.properties,
             envelope,
             &self.park,
-            parking::Left::Everything,
+            parking::Remaining::Everything,
         );
         info!(
             app = self.app,
@@ -49,7 +49,7 @@ impl Pipeline {
             &context.properties,
             envelope,
             &self.park,
-            parking::Left::Everything,
+            parking::Remaining::Everything,
         );
         let came_back = context
             .properties
@@ -85,7 +85,7 @@ impl Pipeline {
             )
             .map(Box::new),
             reply: reply::compose(&result, &json, envelope).map(Box::new),
-            job: Owing {
+            job: EndedJob {
                 content: JobContent::Job(job.clone()),
                 envelope: envelope.clone(),
                 letter_is_confirmed: false,
@@ -112,8 +112,8 @@ impl Pipeline {
             Some(Box::new(dead_letter::of_rejected(body, &context.properties, envelope, &result)));
         let envelope = Arc::new(envelope.clone());
         let tally = ended(result, &envelope, finished_at);
-        let job = Owing {
-            content: JobContent::OfLetter,
+        let job = EndedJob {
+            content: JobContent::SameAsDeadLetter,
             envelope,
             letter_is_confirmed,
             unrecorded: None,
@@ -152,7 +152,7 @@ impl Pipeline {
             Tally::Repeated
         };
         let envelope = Arc::new(envelope);
-        let job = Owing {
+        let job = EndedJob {
             content: JobContent::Original(body),
             envelope,
             letter_is_confirmed: true,

@@ -40,10 +40,10 @@ impl Pipeline {
         loop {
             match settle(&self.publisher, &self.app, &self.park, &mut owed).await? {
                 Settled::All => return Ok(owed.into_tally()),
-                Settled::Withheld(_) if self.park_with_debt(&mut owed, properties).await? => {
+                Settled::Blocked(_) if self.park_with_debt(&mut owed, properties).await? => {
                     return Ok(Tally::Parked);
                 }
-                Settled::Withheld(trouble) => {
+                Settled::Blocked(trouble) => {
                     if Instant::now() >= given_back_at && owed.may_go_back() {
                         warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; \
                             it goes back to the jobs queue");
@@ -69,8 +69,8 @@ impl Pipeline {
         let body = match (&job.content, &dead_letter) {
             (JobContent::Job(content), _) => content.body(),
             (JobContent::Original(body), _) => body.clone(),
-            (JobContent::OfLetter, Some(letter)) => letter.body.clone(),
-            (JobContent::OfLetter, None) => return Ok(false),
+            (JobContent::SameAsDeadLetter, Some(letter)) => letter.body.clone(),
+            (JobContent::SameAsDeadLetter, None) => return Ok(false),
         };
         if let (
             None,
@@ -94,7 +94,8 @@ impl Pipeline {
         }
         let only_result =
             (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);
-        let left = if only_result { parking::Left::Result } else { parking::Left::Everything };
+        let left =
+            if only_result { parking::Remaining::Result } else { parking::Remaining::Everything };
         let Envelope { job_id, .. } = &*job.envelope;
         let parked = parking::compose(&self.app, body, properties, &job.envelope, &self.park, left);
         if parking::publish(&self.publisher, &self.app, &parked, &self.park).await.is_err() {

@@ -14,7 +14,7 @@ pub const PRIORITIES: usize = 10;
 pub type JobKey = u64;
 
 /// Of so many turns, at least one goes to a job that has begun.
-const ONE_IN: u32 = 16;
+const TURNS_PER_BEGUN_JOB: u32 = 16;
 
 #[derive(Debug, Default)]
 pub struct FairQueue {
@@ -111,7 +111,8 @@ impl FairQueue {
 
 impl Lane {
     fn take_next(&mut self) -> Option<JobKey> {
-        let is_for_newcomers = self.begun.is_empty() || self.newcomers_in_a_row < ONE_IN - 1;
+        let is_for_newcomers =
+            self.begun.is_empty() || self.newcomers_in_a_row < TURNS_PER_BEGUN_JOB - 1;
         if is_for_newcomers && let Some(key) = self.newcomers.pop_front() {
             self.newcomers_in_a_row += 1;
             return Some(key);

@@ -103,7 +103,7 @@ impl Model {
     /// The jobs before it have a turn each. Fifteen newcomers may come between two jobs that have
     /// begun.
     fn turn_by(&self, priority: u8) -> usize {
-        self.turns[priority as usize] + ONE_IN as usize * (self.ready(priority) + 1)
+        self.turns[priority as usize] + TURNS_PER_BEGUN_JOB as usize * (self.ready(priority) + 1)
     }
 
     fn put_back(&mut self, key: JobKey, batch: u32) {

@@ -21,10 +21,10 @@ use super::{
 
 /// The pacer makes up for at most this much lateness of the caller, which happens when the machine
 /// stands still. A caller that is later had nothing to send.
-const MADE_UP_AT_MOST: Duration = Duration::from_millis(500);
+const MAX_CATCH_UP: Duration = Duration::from_millis(500);
 /// The bucket holds at least the tokens of this time, in seconds. A timer may fire this late, and
 /// the tokens of that time must not be lost.
-const LATENESS: f64 = 0.01;
+const MIN_BURST_SECONDS: f64 = 0.01;
 /// Each refusal multiplies the rate by this. A single refusal is an accident of timing. A hundred
 /// in a second mean that the API has another limit.
 const LEFT_AFTER_REFUSAL: f64 = 0.97;
@@ -33,13 +33,13 @@ const LEFT_AFTER_REFUSAL: f64 = 0.97;
 const ROUND: Duration = Duration::from_secs(1);
 /// The rate regained in a second at first, as a share of the rate after the last refusal. The limit
 /// has most likely not moved, and every call above it is refused.
-const RECOVERED_PER_SECOND_AT_FIRST: f64 = 0.02;
+const SLOW_RECOVERY_PER_SECOND: f64 = 0.02;
 /// A round of refusals that began below this share of the configured rate has found another limit.
-const CLOSE: f64 = 0.95;
+const NEAR_CONFIGURED_RATE: f64 = 0.95;
 /// After this time without a refusal the pacer assumes that the limit has moved.
-const AT_FIRST: Duration = Duration::from_secs(20);
+const SLOW_RECOVERY_FOR: Duration = Duration::from_secs(20);
 /// The rate regained in a second after that, as a share of the configured rate.
-const RECOVERED_PER_SECOND: f64 = 0.05;
+const RECOVERY_PER_SECOND: f64 = 0.05;
 
 /// Shared by the dispatcher, which asks for turns, and the calls in flight, which report their
 /// writes.
@@ -52,7 +52,7 @@ struct PacerState {
     window: SendWindow,
     quiet_until: Instant,
     /// Until when the caller was told to wait.
-    come_again_at: Option<Instant>,
+    wait_until: Option<Instant>,
     ceiling: f64,
     rate: f64,
     rate_set_at: Instant,
@@ -84,7 +84,7 @@ impl Pacer {
             bucket: TokenBucket::new(rate, held_at_most(burst, rate), now + SPAN),
             window: SendWindow::new(calls_per_second as usize),
             quiet_until: now + SPAN,
-            come_again_at: None,
+            wait_until: None,
             ceiling: rate,
             rate,
             rate_set_at: now,
@@ -100,17 +100,17 @@ impl Pacer {
             return Turn::At(state.quiet_until);
         }
         state.recover(now);
-        if let Some(told) = state.come_again_at.take() {
-            state.bucket.make_up(now.saturating_duration_since(told).min(MADE_UP_AT_MOST), now);
+        if let Some(told) = state.wait_until.take() {
+            state.bucket.catch_up(now.saturating_duration_since(told).min(MAX_CATCH_UP), now);
         }
-        let come_again_at = match (state.bucket.ready_at(now), state.window.room(now)) {
+        let wait_until = match (state.bucket.ready_at(now), state.window.room(now)) {
             (_, WindowRoom::AfterAWrite) => return Turn::AfterAWrite,
             (token_at, WindowRoom::At(room_at)) => token_at.max(room_at),
             (token_at, WindowRoom::Now) => token_at,
         };
-        if come_again_at > now {
-            state.come_again_at = Some(come_again_at);
-            return Turn::At(come_again_at);
+        if wait_until > now {
+            state.wait_until = Some(wait_until);
+            return Turn::At(wait_until);
         }
         state.bucket.take();
         state.window.reserve();
@@ -151,7 +151,7 @@ impl Pacer {
         let slower = (state.rate * LEFT_AFTER_REFUSAL).max(lowest);
         // Refusals close to the configured rate are accidents of timing, or the limit is so close
         // that trying it costs little.
-        let found_a_limit = lowest * 2.0 < CLOSE * state.ceiling;
+        let found_a_limit = lowest * 2.0 < NEAR_CONFIGURED_RATE * state.ceiling;
         state.refused = found_a_limit.then_some((now, slower));
         state.set_rate(slower, now);
     }
@@ -190,13 +190,13 @@ impl PacerState {
     fn recover(&mut self, now: Instant) {
         let in_round = self.round.is_some_and(|(began, _)| now < began + ROUND);
         if self.rate < self.ceiling && !in_round && now > self.rate_set_at {
-            let (limit_moved, left) =
-                self.refused.map_or((self.rate_set_at, 0.0), |(at, left)| (at + AT_FIRST, left));
+            let (limit_moved, left) = self
+                .refused
+                .map_or((self.rate_set_at, 0.0), |(at, left)| (at + SLOW_RECOVERY_FOR, left));
             let limit_moved = limit_moved.clamp(self.rate_set_at, now);
-            let at_first = (limit_moved - self.rate_set_at).as_secs_f64()
-                * RECOVERED_PER_SECOND_AT_FIRST
-                * left;
-            let then = (now - limit_moved).as_secs_f64() * RECOVERED_PER_SECOND * self.ceiling;
+            let at_first =
+                (limit_moved - self.rate_set_at).as_secs_f64() * SLOW_RECOVERY_PER_SECOND * left;
+            let then = (now - limit_moved).as_secs_f64() * RECOVERY_PER_SECOND * self.ceiling;
             self.set_rate((self.rate + at_first + then).min(self.ceiling), now);
         }
     }
@@ -209,7 +209,7 @@ impl PacerState {
 }
 
 fn held_at_most(burst: u32, rate: f64) -> f64 {
-    f64::from(burst).max(1.0 + rate * LATENESS)
+    f64::from(burst).max(1.0 + rate * MIN_BURST_SECONDS)
 }
 
 fn half_of(rate: f64) -> f64 {

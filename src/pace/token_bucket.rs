@@ -59,7 +59,7 @@ impl TokenBucket {
 
     /// Adds the tokens up to `now`. The bucket may exceed the burst by the tokens that came while
     /// the caller was late.
-    pub fn make_up(&mut self, late: Duration, now: Instant) {
+    pub fn catch_up(&mut self, late: Duration, now: Instant) {
         self.count_up_to(self.burst + late.as_secs_f64() * self.tokens_per_second, now);
     }
 

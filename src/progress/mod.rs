@@ -192,8 +192,9 @@ impl Progress {
         let Ok(claim) = timeout(patience, claiming).await else { return Ok(Opened::Busy) };
         let Record { key, head, batches, result } = {
             let opening = opening.clone();
-            let opened = self.0.insist(move |store| store.open(opening.clone())).await;
-            tenure.shared().heed(epoch, opened)?
+            let opened =
+                self.0.retry_until_answered(move |store| store.open(opening.clone())).await;
+            tenure.shared().apply_answer(epoch, opened)?
         };
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
@@ -245,7 +246,7 @@ impl Progress {
 
     /// Whether the store would soon record the outcome of a call that starts now.
     pub fn can_record(&self) -> bool {
-        self.0.health.works() && self.0.pending.is_short()
+        self.0.health.works() && self.0.pending.is_on_time()
     }
 
     pub fn sharing(&self) -> Sharing {
@@ -318,7 +319,7 @@ impl Entry {
     {
         let EntryState { inner, tenure, opening, .. } = &*self.0;
         let _unconfirmed = inner.pending.begin();
-        tenure.heed(opening.epoch, inner.insist(operation).await)
+        tenure.apply_answer(opening.epoch, inner.retry_until_answered(operation).await)
     }
 }
 
@@ -326,7 +327,7 @@ impl Inner {
     /// Runs the operation on the store, however long the store is away. Also returns when the store
     /// was asked. Fails only if a record cannot be read or written, or if the store has a newer
     /// epoch.
-    async fn insist<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
+    async fn retry_until_answered<T, O>(&self, operation: O) -> Result<(T, Moment), StoreLost>
     where
         O: for<'a> Fn(&'a dyn Store) -> Answer<'a, T> + Clone + Send + Sync + 'static,
         T: Send + 'static,

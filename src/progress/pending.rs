@@ -38,7 +38,7 @@ impl Pending {
     }
 
     /// Whether the store would soon record an outcome that is known now.
-    pub(super) fn is_short(&self) -> bool {
+    pub(super) fn is_on_time(&self) -> bool {
         self.lock()
             .began
             .first_key_value()
@@ -64,18 +64,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn calls_stop_while_the_oldest_write_has_waited_for_a_second() {
         let pending = Pending::default();
-        assert!(pending.is_short());
+        assert!(pending.is_on_time());
         let first = pending.begin();
         tokio::time::advance(RECORDED_WITHIN / 2).await;
         let second = pending.begin();
-        assert!(pending.is_short());
+        assert!(pending.is_on_time());
         tokio::time::advance(RECORDED_WITHIN / 2).await;
-        assert!(!pending.is_short());
+        assert!(!pending.is_on_time());
         drop(first);
-        assert!(pending.is_short(), "the second one has waited for half a second");
+        assert!(pending.is_on_time(), "the second one has waited for half a second");
         tokio::time::advance(RECORDED_WITHIN / 2).await;
-        assert!(!pending.is_short());
+        assert!(!pending.is_on_time());
         drop(second);
-        assert!(pending.is_short());
+        assert!(pending.is_on_time());
     }
 }

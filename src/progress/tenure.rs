@@ -126,10 +126,11 @@ impl Tenure {
             let asking = shared.clone();
             // Does not ask after the subscription has ended. That would take the jobs away from the
             // replica that has them then.
-            let asked = shared.inner.insist(move |store| match asking.is_taking(number) {
-                true => store.take_over(take_over.clone()),
-                false => Box::pin(ready(Err(StoreLost::displaced("take the app's jobs over")))),
-            });
+            let asked =
+                shared.inner.retry_until_answered(move |store| match asking.is_taking(number) {
+                    true => store.take_over(take_over.clone()),
+                    false => Box::pin(ready(Err(StoreLost::displaced("take the app's jobs over")))),
+                });
             let asked = asked.await;
             shared.took_over(number, asked, taken);
         });
@@ -264,7 +265,7 @@ impl TenureState {
 
     /// Processes the store's answer to an operation with this epoch. An answer for the epoch of an
     /// earlier subscription says nothing about the current one.
-    pub(super) fn heed<T>(
+    pub(super) fn apply_answer<T>(
         &self,
         epoch: i64,
         answered: Result<(T, Moment), StoreLost>,
@@ -331,11 +332,12 @@ async fn keep(shared: Arc<TenureState>) {
         shared.asked.notified().await;
         let Stage::Held(epoch) = *shared.stage.borrow() else { continue };
         let app = shared.app.clone();
-        let asked = shared.inner.insist(move |store| store.confirm(app.clone(), epoch)).await;
+        let asked =
+            shared.inner.retry_until_answered(move |store| store.confirm(app.clone(), epoch)).await;
         if let Ok((_, at)) = &asked {
             shared.lock().announced_at = *at;
         }
-        if let Err(error) = shared.heed(epoch, asked)
+        if let Err(error) = shared.apply_answer(epoch, asked)
             && error.scope != Scope::Displaced
         {
             info!(app = shared.app, %error, "cannot confirm the epoch");

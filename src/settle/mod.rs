@@ -42,7 +42,7 @@ pub enum Owed {
         record: Option<(Entry, String)>,
         tally: Tally,
         /// The job itself, in case it must be parked with what it still owes.
-        job: Owing,
+        job: EndedJob,
     },
     Parked {
         job: Box<Outgoing>,
@@ -52,7 +52,7 @@ pub enum Owed {
 }
 
 /// A job that has ended, and whose dead letter, result or record is still owed.
-pub struct Owing {
+pub struct EndedJob {
     pub content: JobContent,
     pub envelope: Arc<Envelope>,
     /// Whether its dead letter is confirmed.
@@ -66,7 +66,7 @@ pub enum JobContent {
     Job(Arc<Job>),
     Original(Vec<u8>),
     /// The same body as that of its dead letter.
-    OfLetter,
+    SameAsDeadLetter,
 }
 
 /// What to count in the metrics once everything is done.
@@ -109,7 +109,7 @@ impl Owed {
 pub enum Settled {
     All,
     /// A queue takes no messages; the rest is still owed.
-    Withheld(QueueTrouble),
+    Blocked(QueueTrouble),
 }
 
 /// Does what is owed. It waits as long as the broker is away, but only for seconds if a queue takes
@@ -127,13 +127,13 @@ pub async fn settle(
             {
                 match publisher.publish_to_own(app, letter).await {
                     Ok(()) => job.letter_is_confirmed = true,
-                    Err(trouble) => return Ok(Settled::Withheld(trouble)),
+                    Err(trouble) => return Ok(Settled::Blocked(trouble)),
                 }
             }
             if let Some(result) = reply {
                 match publish_result(publisher, app, result).await {
                     Ok(()) => *reply = None,
-                    Err(trouble) => return Ok(Settled::Withheld(trouble)),
+                    Err(trouble) => return Ok(Settled::Blocked(trouble)),
                 }
             }
             if let Some((entry, result)) = record {
@@ -143,7 +143,7 @@ pub async fn settle(
         }
         Owed::Parked { job, .. } => match parking::publish(publisher, app, job, park).await {
             Ok(()) => Ok(Settled::All),
-            Err(trouble) => Ok(Settled::Withheld(trouble)),
+            Err(trouble) => Ok(Settled::Blocked(trouble)),
         },
     }
 }
@@ -158,7 +158,7 @@ async fn publish_result(
     if let Destination::Own(_) = result.target {
         publisher.publish_to_own(app, result).await?;
         metrics::count_unrouted(app, UnroutedReason::Refused);
-        publisher.tell_unrouted(app, &reply::meant_for(result), UnroutedReason::Refused.as_str());
+        publisher.log_unrouted(app, &reply::meant_for(result), UnroutedReason::Refused.as_str());
         return Ok(());
     }
     let (why, suspect) = match publisher.publish(app, result).await {
@@ -170,6 +170,6 @@ async fn publish_result(
     };
     publisher.publish_to_own(app, &reply::unrouted(app, result, suspect)).await?;
     metrics::count_unrouted(app, why);
-    publisher.tell_unrouted(app, result.target.queue(), why.as_str());
+    publisher.log_unrouted(app, result.target.queue(), why.as_str());
     Ok(())
 }

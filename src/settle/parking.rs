@@ -20,7 +20,7 @@ use crate::{
 
 /// What is still to be done for a parked job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
+pub enum Remaining {
     Everything,
     /// Only its result: its dead letter is confirmed, or it needs none.
     Result,
@@ -33,7 +33,7 @@ pub fn compose(
     properties: &BasicProperties,
     envelope: &Envelope,
     park: &[Duration],
-    left: Left,
+    left: Remaining,
 ) -> Outgoing {
     let until =
         |moment: Option<Timestamp>| moment.and_then(|moment| time_left(moment, clock::now()));
@@ -54,7 +54,7 @@ pub fn compose(
     if let Some(reason) = &envelope.given_up {
         headers.insert(GIVEN_UP_HEADER.into(), AMQPValue::LongString(reason.as_str().into()));
     }
-    if left == Left::Result || envelope.owes_result {
+    if left == Remaining::Result || envelope.owes_result {
         headers.insert(OWED_HEADER.into(), AMQPValue::LongString("result".into()));
     }
     let properties = kept_properties(properties)
@@ -163,8 +163,14 @@ mod tests {
         let read = |properties: &BasicProperties| {
             envelope::read(properties, "a", None, &Replies::anywhere(), Timestamp::UNIX_EPOCH)
         };
-        let parked =
-            compose("a", Vec::new(), &properties, &read(&properties).0, &PARK, Left::Everything);
+        let parked = compose(
+            "a",
+            Vec::new(),
+            &properties,
+            &read(&properties).0,
+            &PARK,
+            Remaining::Everything,
+        );
         let (envelope, checked) = read(&parked.properties);
         assert_eq!(
             (checked, envelope.parkings, envelope.earlier_deaths),

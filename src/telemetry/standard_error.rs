@@ -45,7 +45,7 @@ struct WriterState {
 }
 
 /// Writes the last message of a process. Returns even if no process reads it.
-pub fn say(text: impl Display) {
+pub fn write_last_message(text: impl Display) {
     if let Ok(standard_error) = StandardError::open() {
         standard_error.0.add(format!("{text}\n").as_bytes());
     }

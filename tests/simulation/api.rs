@@ -109,7 +109,7 @@ impl crate::api::call::Api for SimulatedApi {
             if self.world.coin() {
                 sleep(self.world.up_to(Duration::from_millis(200))).await;
             }
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             self.world
                 .lock()
                 .api
@@ -139,7 +139,7 @@ impl crate::api::call::Api for SimulatedApi {
             };
             if request.group.starts_with("groupcast-probe") {
                 self.check_pace();
-                self.life.goes_on().await;
+                self.life.until_known_alive().await;
                 return match outcome {
                     Outcome::Accepted => self.answered(&request, &Outcome::Refused),
                     _ => self.answered(&request, &outcome),
@@ -156,7 +156,7 @@ impl crate::api::call::Api for SimulatedApi {
                 ),
             };
             sleep(answer_after).await;
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             self.answered(&request, &outcome)
         })
     }

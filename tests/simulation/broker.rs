@@ -33,7 +33,7 @@ use super::{
 use crate::{
     broker::{
         BrokerLost, Destination, Outgoing, Routing, frame,
-        publisher::{Link, Linked, Mandatory, PublishLane, Seen, Unconfirmed, attempt_on},
+        publisher::{Link, LinkState, Mandatory, PublishLane, Seen, Unconfirmed, attempt_on},
         wire,
     },
     job::REPLY_TO_HEADER,
@@ -416,7 +416,7 @@ impl Queue for SimulatedQueue {
 
     async fn subscribe(&self, prefetch: u16) -> Result<SimulatedSubscription, BrokerLost> {
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         let gone = Arc::new(AtomicBool::new(false));
         let mut world = self.world.lock();
         let id = world.broker.next_id;
@@ -497,7 +497,7 @@ impl Subscription for SimulatedSubscription {
         loop {
             let mut notified = std::pin::pin!(changed.notified());
             notified.as_mut().enable();
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             if let Some(delivery) = self.try_next() {
                 return delivery;
             }
@@ -507,7 +507,7 @@ impl Subscription for SimulatedSubscription {
 
     async fn confirm(&self) -> Result<(), BrokerLost> {
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         let gone = self.gone.load(Ordering::Relaxed);
         if gone { Err(BrokerLost::new("confirm", "disconnected")) } else { Ok(()) }
     }
@@ -602,7 +602,7 @@ impl Acknowledge for SimulatedDelivery {
     fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
         Box::pin(async {
             self.world.round_trip().await;
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             if self.world.happens(self.world.scenario().faults.ack_lost) {
                 // The acknowledgement was written, and then the connection broke.
                 self.world.disconnect(&self.life);
@@ -615,7 +615,7 @@ impl Acknowledge for SimulatedDelivery {
     fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
         Box::pin(async {
             self.world.round_trip().await;
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             let lost = || BrokerLost::new("give back", "disconnected");
             let broker = &mut self.world.lock().broker;
             let consumer = broker
@@ -648,13 +648,13 @@ pub struct SimulatedLink {
 }
 
 /// Keeps a link open for a process.
-pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<Linked>) {
+pub async fn keep_linked(world: Shared, life: Arc<Life>, sender: watch::Sender<LinkState>) {
     loop {
         world.round_trip().await;
         let link = Arc::new(SimulatedLink::new(world.clone(), life.clone()));
-        sender.send_replace(Linked::Yes(link.clone()));
+        sender.send_replace(LinkState::Yes(link.clone()));
         link.ended.notified().await;
-        sender.send_replace(Linked::No { reason: "lost".into() });
+        sender.send_replace(LinkState::No { reason: "lost".into() });
         sleep(world.up_to(Duration::from_secs(1))).await;
     }
 }
@@ -689,7 +689,7 @@ impl SimulatedLink {
         let number = number(&message.properties).expect("the daemon keeps correlation ids");
         self.until_unblocked().await;
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         if !self.is_alive() {
             return Err(self.lost());
         }
@@ -732,7 +732,7 @@ impl SimulatedLink {
             (false, _) => self.world.accept(queue, message),
         }
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         if self.world.happens(faults.publish_lost / 2.0) {
             self.give_up();
         }
@@ -745,7 +745,7 @@ impl SimulatedLink {
             self.world.accept(queue, message);
         }
         sleep(CONFIRM_TIMEOUT).await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         match self.is_alive() {
             true if self.world.has(Defect::SilenceIsMissing) => Ok(Routing::NoSuchQueue),
             true => Err(Unconfirmed::Silent(BrokerLost::new("publish", "no confirm"))),
@@ -821,7 +821,7 @@ impl Link for SimulatedLink {
     fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>> {
         Box::pin(async {
             self.world.round_trip().await;
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             if self.is_alive() { Ok(true) } else { Err(self.lost()) }
         })
     }
@@ -830,7 +830,7 @@ impl Link for SimulatedLink {
         frame::DEFAULT_FRAME_MAX
     }
 
-    fn somebody_is_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
+    fn has_requester<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>> {
         Box::pin(async { Ok(true) })
     }
 

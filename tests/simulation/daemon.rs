@@ -22,7 +22,7 @@ use super::{
     world::{Life, Shared},
 };
 use crate::{
-    broker::publisher::{Linked, Publisher},
+    broker::publisher::{LinkState, Publisher},
     clock,
     job::DeliveryPromise,
     journey::Pipeline,
@@ -111,7 +111,7 @@ impl Process {
     fn start(world: &Shared, replica: usize) -> Self {
         world.note(format_args!("replica {replica} starts"));
         let life = Life::new(replica);
-        let (sender, link) = watch::channel(Linked::No { reason: "not yet".into() });
+        let (sender, link) = watch::channel(LinkState::No { reason: "not yet".into() });
         let publishing = tokio::spawn(keep_linked(world.clone(), life.clone(), sender));
         let progress =
             Progress::start(Arc::new(SimulatedStore { world: world.clone(), life: life.clone() }));

@@ -94,9 +94,9 @@ pub struct Flawed {
 }
 
 /// A delivery that never seems to be taken away.
-struct Clung(Arc<dyn Acknowledge>);
+struct NeverTakenAway(Arc<dyn Acknowledge>);
 
-impl Acknowledge for Clung {
+impl Acknowledge for NeverTakenAway {
     fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
         self.0.acknowledge()
     }
@@ -135,7 +135,7 @@ impl Work for Flawed {
 
     async fn process(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let lease = if self.world.has(Defect::NoFencing) {
-            let clung = Arc::new(Clung(delivery.acknowledge.clone()));
+            let clung = Arc::new(NeverTakenAway(delivery.acknowledge.clone()));
             Lease::of_delivery(
                 clung,
                 CancellationToken::new(),

@@ -211,13 +211,13 @@ impl SimulatedStore {
     ) -> Result<T, StoreLost> {
         let likely = self.world.scenario().faults.store_fails;
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         let stalled_until =
             self.world.lock().records.stalled_until.filter(|end| Instant::now() < *end);
         if let Some(end) = stalled_until {
             self.world.store_failed();
             sleep_until(end.min(Instant::now() + GIVES_UP_AFTER)).await;
-            self.life.goes_on().await;
+            self.life.until_known_alive().await;
             if Instant::now() < end {
                 // A server that was frozen first processes the requests that it received meanwhile.
                 // A locked file receives nothing.
@@ -234,7 +234,7 @@ impl SimulatedStore {
         }
         let done = change(&mut self.world.lock().records);
         self.world.round_trip().await;
-        self.life.goes_on().await;
+        self.life.until_known_alive().await;
         if self.world.happens(likely / 2.0) {
             self.world.store_failed();
             return Err(StoreLost::new(what, "done, and nobody was told"));

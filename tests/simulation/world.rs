@@ -76,7 +76,7 @@ impl Life {
     }
 
     /// Never returns if the process is dead.
-    pub async fn goes_on(&self) {
+    pub async fn until_known_alive(&self) {
         if !self.alive.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }

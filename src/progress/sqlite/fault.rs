@@ -12,7 +12,7 @@ pub enum SqliteFailure {
     /// The file system refused it before SQLite saw it.
     File(io::Error),
     /// There is a file, but the daemon cannot work with it.
-    NotOurs(String),
+    UnusableFile(String),
 }
 
 impl From<rusqlite::Error> for SqliteFailure {
@@ -35,7 +35,7 @@ impl SqliteFailure {
                 (error.to_string(), error.sqlite_error_code().and_then(after_refusal_of_sqlite))
             }
             Self::File(error) => (error.to_string(), after_refusal_of_the_system(error.kind())),
-            Self::NotOurs(what) => (what.clone(), None),
+            Self::UnusableFile(what) => (what.clone(), None),
         };
         Diagnosis { what, said: None, advice: advice.map(Into::into) }
     }

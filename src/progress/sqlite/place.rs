@@ -64,7 +64,7 @@ fn lock_folder(path: &Path) -> Result<Option<File>, SqliteFailure> {
             Err(TryLockError::WouldBlock) => pause(),
         }
     }
-    Err(SqliteFailure::NotOurs(
+    Err(SqliteFailure::UnusableFile(
         "another process has been making it for too long; end that process".to_owned(),
     ))
 }

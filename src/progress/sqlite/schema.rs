@@ -84,12 +84,12 @@ pub fn make(connection: &mut Connection) -> Result<(), SqliteFailure> {
 pub fn check(connection: &Connection) -> Result<(), SqliteFailure> {
     match form(connection)? {
         Form::Ours => Ok(()),
-        Form::First | Form::Second => Err(SqliteFailure::NotOurs(
+        Form::First | Form::Second => Err(SqliteFailure::UnusableFile(
             "was written by an older version; `groupcast run` brings it up to date".to_owned(),
         )),
-        Form::Empty => {
-            Err(SqliteFailure::NotOurs("is empty; has `groupcast run` written to it?".to_owned()))
-        }
+        Form::Empty => Err(SqliteFailure::UnusableFile(
+            "is empty; has `groupcast run` written to it?".to_owned(),
+        )),
     }
 }
 
@@ -108,11 +108,11 @@ fn form(connection: &Connection) -> Result<Form, SqliteFailure> {
         2 => Ok(Form::Second),
         1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),
-        newer if newer > VERSION => Err(SqliteFailure::NotOurs(format!(
+        newer if newer > VERSION => Err(SqliteFailure::UnusableFile(format!(
             "was written by a newer version (its form is {newer}, ours {VERSION}); run that, or \
                 set state.url to another file"
         ))),
-        _ => Err(SqliteFailure::NotOurs(
+        _ => Err(SqliteFailure::UnusableFile(
             "is the database of something else; set state.url to another file".to_owned(),
         )),
     }
