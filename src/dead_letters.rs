@@ -16,7 +16,7 @@ use crate::{
     accept::envelope,
     amqp::{as_number, as_text},
     broker::{
-        BrokerLost, Routing,
+        BrokerError, Routing,
         browse::{Browsed, Browser, Refused},
         connection::Connector,
         kept::{kept_headers, kept_properties},
@@ -89,7 +89,7 @@ pub struct Redriven {
 }
 
 impl DeadLetters {
-    pub async fn open(connector: &Connector, app: &str) -> Result<Self, BrokerLost> {
+    pub async fn open(connector: &Connector, app: &str) -> Result<Self, BrokerError> {
         Ok(Self { app: app.to_owned(), queue: Browser::open(connector, queues::dead(app)).await? })
     }
 
@@ -99,7 +99,7 @@ impl DeadLetters {
     }
 
     /// Takes the next letter. Letters that arrive after `open` are not included.
-    pub async fn next(&mut self) -> Result<Option<Letter>, BrokerLost> {
+    pub async fn next(&mut self) -> Result<Option<Letter>, BrokerError> {
         let next = self.queue.next().await?;
         Ok(next.map(|message| Letter {
             summary: Summary::of(message.body(), message.properties()),
@@ -109,9 +109,9 @@ impl DeadLetters {
 
     /// Publishes a job to its jobs queue, so that it is sent at the app's pace, and removes its
     /// letter.
-    pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerLost> {
+    pub async fn redrive(&self, letter: Letter, deadline: Deadline) -> Result<(), BrokerError> {
         let jobs = queues::jobs(&self.app);
-        let refused = |why: String| Err(BrokerLost::new("send a dead letter again", why));
+        let refused = |why: String| Err(BrokerError::lost("send a dead letter again", why));
         match self
             .queue
             .publish(&jobs, letter.body(), redriven(letter.properties(), deadline))
@@ -124,11 +124,11 @@ impl DeadLetters {
     }
 
     /// Leaves a letter in the queue.
-    pub async fn leave(&self, letter: Letter) -> Result<(), BrokerLost> {
+    pub async fn leave(&self, letter: Letter) -> Result<(), BrokerError> {
         self.queue.leave(letter.message).await
     }
 
-    pub async fn remove(&self, letter: Letter) -> Result<(), BrokerLost> {
+    pub async fn remove(&self, letter: Letter) -> Result<(), BrokerError> {
         self.queue.remove(letter.message).await
     }
 
@@ -144,7 +144,7 @@ pub async fn redrive(
     filter: &LetterFilter,
     deadline: Deadline,
     mut each: impl FnMut(),
-) -> Result<Redriven, BrokerLost> {
+) -> Result<Redriven, BrokerError> {
     let mut redriven = Redriven::default();
     while let Some(letter) = letters.next().await? {
         each();

@@ -27,6 +27,7 @@ pub mod telemetry;
 
 mod amqp;
 pub mod clock;
+mod connections;
 pub mod dead_letters;
 pub mod delay;
 pub mod diagnosis;

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{Shown, ShownApp};
 use crate::{
-    broker::{BrokerLost, connection::Connector},
+    broker::{BrokerError, connection::Connector},
     dead_letters::{self, DeadLetters, Deadline, LetterFilter, Redriven},
 };
 
@@ -16,6 +16,16 @@ pub enum Action {
     Pause,
     Resume,
     Redrive,
+}
+
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Redrive => "redrive",
+        }
+    }
 }
 
 /// The result of an action.
@@ -43,8 +53,8 @@ pub async fn act(
     app: &ShownApp,
     action: Action,
     shown: &Shown,
-) -> Result<ActionResult, BrokerLost> {
-    info!(app = app.name, ?action, "asked for at admin.listen");
+) -> Result<ActionResult, BrokerError> {
+    info!(app = app.name, action = action.name(), "an action was requested at admin.listen");
     match action {
         Action::Pause => {
             app.pipeline.pause();
@@ -65,7 +75,7 @@ pub async fn act(
     }
 }
 
-async fn redrive(connector: Arc<Connector>, app: String) -> Result<Redriven, BrokerLost> {
+async fn redrive(connector: Arc<Connector>, app: String) -> Result<Redriven, BrokerError> {
     let mut letters = DeadLetters::open(&connector, &app).await?;
     let redriven =
         dead_letters::redrive(&mut letters, &LetterFilter::default(), Deadline::Kept, || {}).await;

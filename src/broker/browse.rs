@@ -19,7 +19,7 @@ use lapin::{
 };
 
 use super::{
-    BrokerLost, Routing, bounded,
+    BrokerError, Routing, bounded,
     connection::{self, Connector},
 };
 use crate::{amqp::as_number, broker::kept::kept_properties, job::ALTERED_HEADER};
@@ -81,7 +81,7 @@ impl Browsed {
 }
 
 impl Browser {
-    pub async fn open(connector: &Connector, queue: String) -> Result<Self, BrokerLost> {
+    pub async fn open(connector: &Connector, queue: String) -> Result<Self, BrokerError> {
         let connection = connector.connect("browser").await?;
         let held = bounded("open a channel", connection.create_channel()).await?;
         let copies = bounded("open a channel", connection.create_channel()).await?;
@@ -101,7 +101,7 @@ impl Browser {
     }
 
     /// Takes the next message. Messages that arrive after [`Browser::open`] are not among them.
-    pub async fn next(&mut self) -> Result<Option<Browsed>, BrokerLost> {
+    pub async fn next(&mut self) -> Result<Option<Browsed>, BrokerError> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
         match self.first.take() {
@@ -111,7 +111,7 @@ impl Browser {
     }
 
     /// Leaves a message in the queue.
-    pub async fn leave(&self, message: Browsed) -> Result<(), BrokerLost> {
+    pub async fn leave(&self, message: Browsed) -> Result<(), BrokerError> {
         // A copy would lack the properties that the daemon could not read.
         if message.is_altered() || !(self.replaces || message.has_gone_back()) {
             return Ok(());
@@ -123,7 +123,7 @@ impl Browser {
         }
     }
 
-    pub async fn remove(&self, message: Browsed) -> Result<(), BrokerLost> {
+    pub async fn remove(&self, message: Browsed) -> Result<(), BrokerError> {
         bounded("remove a message", message.0.delivery.acker.ack(BasicAckOptions::default()))
             .await
             .map(|_| ())
@@ -136,7 +136,7 @@ impl Browser {
         queue: &str,
         body: &[u8],
         properties: BasicProperties,
-    ) -> Result<Result<Routing, Refused>, BrokerLost> {
+    ) -> Result<Result<Routing, Refused>, BrokerError> {
         let Ok(queue) = ShortString::try_new(queue) else { return Ok(Ok(Routing::NoSuchQueue)) };
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
@@ -161,6 +161,6 @@ impl Browser {
 /// The queue exists and does not take the message, for example because it is full.
 pub struct Refused;
 
-async fn take(held: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, BrokerLost> {
+async fn take(held: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, BrokerError> {
     bounded("take a message", held.basic_get(queue.into(), BasicGetOptions::default())).await
 }

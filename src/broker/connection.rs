@@ -22,7 +22,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::queues::GIVE_RIGHTS;
 use super::{
-    BrokerLost, Refusal,
+    BrokerError, BrokerErrorKind,
     dial::dial,
     greeting::{self, SpokenProtocol},
     nodes::{Node, Nodes},
@@ -61,7 +61,7 @@ impl Connector {
 
     /// Opens a connection to one of the nodes. If none can be reached, the error gives the reason
     /// for each.
-    pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerLost> {
+    pub async fn connect(&self, role: &'static str) -> Result<Connection, BrokerError> {
         Ok(self.connect_with_socket(role).await?.0)
     }
 
@@ -69,7 +69,7 @@ impl Connector {
     pub async fn connect_with_socket(
         &self,
         role: &'static str,
-    ) -> Result<(Connection, Socket), BrokerLost> {
+    ) -> Result<(Connection, Socket), BrokerError> {
         let mut failures = Vec::new();
         for node in self.nodes.to_try() {
             match self.connect_to(node, role).await {
@@ -83,7 +83,7 @@ impl Connector {
                 }
             }
         }
-        Err(BrokerLost::diagnosed("connect to the broker", all_of(failures)))
+        Err(BrokerError::diagnosed("connect to the broker", all_of(failures)))
     }
 
     async fn connect_to(&self, node: &Node, role: &str) -> Result<(Connection, Socket), Diagnosis> {
@@ -145,14 +145,14 @@ fn server(uri: &AMQPUri) -> Server<'_> {
 async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
     let user = &uri.authority.userinfo.username;
     if let ErrorKind::ProtocolError(said) = error.kind() {
-        let diagnosis = match Refusal::of(error) {
-            Some(Refusal::Forbidden) => Diagnosis::new(
+        let diagnosis = match BrokerErrorKind::of(error) {
+            BrokerErrorKind::AccessRefused => Diagnosis::new(
                 format!("the broker refuses the user `{user}` with this password"),
                 "correct user and password in broker.url (special characters percent-encoded, such \
                     as %40 for @). By default RabbitMQ lets `guest` log in only from the broker's \
                     own machine: give the daemon a user of its own",
             ),
-            Some(Refusal::NoVhost) => Diagnosis::new(
+            BrokerErrorKind::NotAllowed => Diagnosis::new(
                 format!(
                     "the broker does not let the user `{user}` into the virtual host `{}`: it does \
                         not exist, or the user has no rights in it, or a limit on connections is \

@@ -74,58 +74,61 @@ pub enum Routing {
     NoSuchQueue,
 }
 
-/// The broker cannot be reached, or did not answer in time. The outcome of the operation is
-/// unknown.
+/// An operation on the broker failed. If the broker did not refuse it, its outcome is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation}: {diagnosis}")]
-pub struct BrokerLost {
+pub struct BrokerError {
     pub operation: &'static str,
+    pub kind: BrokerErrorKind,
     pub diagnosis: Diagnosis,
-    /// Set if the broker refused the operation.
-    pub refusal: Option<Refusal>,
 }
 
-impl BrokerLost {
-    pub fn new(operation: &'static str, reason: impl ToString) -> Self {
+impl BrokerError {
+    pub fn lost(operation: &'static str, reason: impl ToString) -> Self {
         Self::diagnosed(operation, Diagnosis::unknown(reason))
     }
 
     pub fn diagnosed(operation: &'static str, diagnosis: Diagnosis) -> Self {
-        Self { operation, diagnosis, refusal: None }
+        Self { operation, kind: BrokerErrorKind::Lost, diagnosis }
     }
 
     pub fn of(operation: &'static str, error: &lapin::Error) -> Self {
-        Self { refusal: Refusal::of(error), ..Self::new(operation, error) }
+        Self { kind: BrokerErrorKind::of(error), ..Self::lost(operation, error) }
     }
 }
 
-/// Why the broker closes a channel or a connection.
+/// Why an operation failed. The broker closes the channel or the connection with each refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum BrokerErrorKind {
     /// The user lacks a right, or the broker does not know the user with this password.
-    Forbidden,
-    NoSuchQueue,
+    AccessRefused,
+    /// There is no such queue.
+    NotFound,
     /// A queue with that name has another type or other arguments.
-    OtherArguments,
+    PreconditionFailed,
     /// The queue does not allow this operation: a queue with a single active consumer cannot be
     /// read message by message.
-    Locked,
-    /// There is no such virtual host, or it is closed to the user.
-    NoVhost,
-    Other,
+    ResourceLocked,
+    /// There is no such virtual host, or the user has no rights in it.
+    NotAllowed,
+    /// Refused for another reason.
+    Closed,
+    TimedOut,
+    /// The connection is gone.
+    Lost,
 }
 
-impl Refusal {
-    pub fn of(error: &lapin::Error) -> Option<Self> {
-        let ErrorKind::ProtocolError(error) = error.kind() else { return None };
-        Some(match error.kind() {
-            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::Forbidden,
-            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NoSuchQueue,
-            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::OtherArguments,
-            AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::Locked,
-            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Self::NoVhost,
-            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Self::Other,
-        })
+impl BrokerErrorKind {
+    pub fn of(error: &lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(error) = error.kind() else { return Self::Lost };
+        match error.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::AccessRefused,
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NotFound,
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::PreconditionFailed,
+            AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::ResourceLocked,
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Self::NotAllowed,
+            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Self::Closed,
+        }
     }
 }
 
@@ -136,10 +139,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn bounded<T>(
     operation: &'static str,
     answer: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, BrokerLost> {
+) -> Result<T, BrokerError> {
     match timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(BrokerLost::of(operation, &error)),
-        Err(_) => Err(BrokerLost::new(operation, format!("no answer within {ANSWER_TIMEOUT:?}"))),
+        Ok(Err(error)) => Err(BrokerError::of(operation, &error)),
+        Err(_) => Err(BrokerError {
+            kind: BrokerErrorKind::TimedOut,
+            ..BrokerError::lost(operation, format!("no answer within {ANSWER_TIMEOUT:?}"))
+        }),
     }
 }

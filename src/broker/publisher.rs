@@ -31,7 +31,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    BrokerLost, Destination, Outgoing, Refusal, Routing, frame, session,
+    BrokerError, BrokerErrorKind, Destination, Outgoing, Routing, frame, session,
     troubles::{LogAction, PublishTurn, QueueTrouble, Troubles, UnroutedResults},
 };
 use crate::{delay, telemetry::metrics, watch};
@@ -73,7 +73,7 @@ pub trait Link: Send + Sync + 'static {
     fn has_requester<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
     fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
     /// Declares the daemon's own queues again, or checks them.
-    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
     /// The largest frame that the broker and this connection have agreed on, in bytes.
     fn frame_max(&self) -> usize;
     fn is_alive(&self) -> bool;
@@ -132,12 +132,12 @@ pub enum Unconfirmed {
     /// The broker rejected the message with a nack, for example because the queue is full.
     Nacked,
     /// The broker refused the publish and closed the channel. The connection lives on.
-    Refused(Refusal, BrokerLost),
+    Refused(BrokerErrorKind, BrokerError),
     /// No confirm came, and the connection lives on.
-    Silent(BrokerLost),
+    Silent(BrokerError),
     /// The broker closed the connection because of a message on it.
-    Fatal(BrokerLost),
-    Lost(BrokerLost),
+    Fatal(BrokerError),
+    Lost(BrokerError),
 }
 
 /// The final result of a publish.
@@ -289,7 +289,7 @@ impl Publisher {
                     }
                     works.then_some(QueueTrouble::Silent)
                 }
-                Err(Unconfirmed::Refused(Refusal::Forbidden, error)) => {
+                Err(Unconfirmed::Refused(BrokerErrorKind::AccessRefused, error)) => {
                     match link.may_publish().await {
                         // A missing right is no fault of the message. The next link comes once the
                         // user has the right.
@@ -309,7 +309,7 @@ impl Publisher {
                         Err(_) => None,
                     }
                 }
-                Err(Unconfirmed::Refused(Refusal::NoSuchQueue, _)) if !is_own => {
+                Err(Unconfirmed::Refused(BrokerErrorKind::NotFound, _)) if !is_own => {
                     return Published::NoSuchQueue;
                 }
                 Err(Unconfirmed::Refused(_, error)) => {
@@ -455,7 +455,7 @@ impl Publisher {
             }
         };
         link.look_at(queue).await.map_err(|unconfirmed| match unconfirmed {
-            Unconfirmed::Refused(Refusal::NoSuchQueue, _) => QueueStateError::Missing,
+            Unconfirmed::Refused(BrokerErrorKind::NotFound, _) => QueueStateError::Missing,
             _ => QueueStateError::NotKnown,
         })
     }

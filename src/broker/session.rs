@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use super::queues::GIVE_RIGHTS;
 use super::{
-    BrokerLost, Outgoing, Refusal, Routing,
+    BrokerError, BrokerErrorKind, Outgoing, Routing,
     connection::{self, Connector},
     frame,
     publisher::{
@@ -187,7 +187,7 @@ impl Session {
     async fn check_publish_permission(&self) -> Result<bool, Unconfirmed> {
         match self.confirmed_in_time(publish_unroutable(&self.connection)).await {
             Ok(_) => Ok(true),
-            Err(Unconfirmed::Refused(Refusal::Forbidden, _)) => Ok(false),
+            Err(Unconfirmed::Refused(BrokerErrorKind::AccessRefused, _)) => Ok(false),
             Err(unconfirmed) => Err(unconfirmed),
         }
     }
@@ -324,7 +324,7 @@ impl Session {
             Ok(_) => Ok(true),
             // RabbitMQ 4.3.0 requires the configure permission for a passive declare. Without it
             // the daemon cannot know, and assumes that the requester is there.
-            Err(Unconfirmed::Refused(refusal, _)) => Ok(refusal == Refusal::Forbidden),
+            Err(Unconfirmed::Refused(refusal, _)) => Ok(refusal == BrokerErrorKind::AccessRefused),
             Err(unconfirmed) => Err(unconfirmed),
         }
     }
@@ -339,17 +339,19 @@ impl Session {
             match timeout(CONFIRM_TIMEOUT, answer.as_mut()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) if error.is_amqp_soft_error() => {
-                    let refusal = Refusal::of(&error).unwrap_or(Refusal::Other);
-                    return Err(Unconfirmed::Refused(refusal, BrokerLost::new("publish", error)));
+                    let refusal = BrokerErrorKind::of(&error);
+                    return Err(Unconfirmed::Refused(refusal, BrokerError::lost("publish", error)));
                 }
                 Ok(Err(error)) if closed_over_a_message(&error) => {
-                    return Err(Unconfirmed::Fatal(BrokerLost::new("publish", error)));
+                    return Err(Unconfirmed::Fatal(BrokerError::lost("publish", error)));
                 }
-                Ok(Err(error)) => return Err(Unconfirmed::Lost(BrokerLost::new("publish", error))),
+                Ok(Err(error)) => {
+                    return Err(Unconfirmed::Lost(BrokerError::lost("publish", error)));
+                }
                 Err(_) if self.connection.status().blocked() => {}
                 Err(_) => {
                     let reason = format!("no confirm within {CONFIRM_TIMEOUT:?}");
-                    return Err(Unconfirmed::Silent(BrokerLost::new("publish", reason)));
+                    return Err(Unconfirmed::Silent(BrokerError::lost("publish", reason)));
                 }
             }
         }
@@ -389,7 +391,7 @@ impl Link for Session {
         })
     }
 
-    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(topology::ensure(&self.connection, &self.queues.specs, self.queues.declare))
     }
 

@@ -14,7 +14,7 @@ use lapin::{
 use serde_json::{Value, json};
 
 use super::queues::{DECLARE, GIVE_RIGHTS};
-use super::{BrokerLost, Refusal, bounded, queues};
+use super::{BrokerError, BrokerErrorKind, bounded, queues};
 use crate::{
     config::{App, Config},
     diagnosis::Diagnosis,
@@ -114,17 +114,17 @@ pub async fn ensure(
     connection: &Connection,
     specs: &[QueueSpec],
     declare: bool,
-) -> Result<(), BrokerLost> {
+) -> Result<(), BrokerError> {
     for spec in specs {
         spec.ensure(connection, declare).await?;
     }
     Ok(())
 }
 
-fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
+fn explain(queue: &str, declare: bool, error: BrokerError) -> BrokerError {
     let said = error.diagnosis;
-    let diagnosis = match (error.refusal, declare) {
-        (Some(Refusal::OtherArguments), _) => Diagnosis::new(
+    let diagnosis = match (error.kind, declare) {
+        (BrokerErrorKind::PreconditionFailed, _) => Diagnosis::new(
             format!(
                 "the queue {queue} exists with another type or other arguments than the daemon \
                     declares"
@@ -137,14 +137,14 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
                     daemon, which declares the queue anew"
             ),
         ),
-        (Some(Refusal::Forbidden), true) => Diagnosis::new(
+        (BrokerErrorKind::AccessRefused, true) => Diagnosis::new(
             format!("the broker's user may not declare the queue {queue}"),
             format!(
                 "give the user its rights: {GIVE_RIGHTS}; or declare the queues with {DECLARE}, \
                     and set broker.declare = false"
             ),
         ),
-        (Some(Refusal::NoSuchQueue), _) => Diagnosis::new(
+        (BrokerErrorKind::NotFound, _) => Diagnosis::new(
             format!("there is no queue {queue}"),
             format!(
                 "declare all queues as an administrator of the broker: {DECLARE}. Or set \
@@ -152,13 +152,13 @@ fn explain(queue: &str, declare: bool, error: BrokerLost) -> BrokerLost {
             ),
         ),
         _ => {
-            return BrokerLost {
+            return BrokerError {
                 diagnosis: Diagnosis { what: format!("{queue}: {}", said.what), ..said },
                 ..error
             };
         }
     };
-    BrokerLost { diagnosis: diagnosis.with_words(said.what), ..error }
+    BrokerError { diagnosis: diagnosis.with_words(said.what), ..error }
 }
 
 /// The queues of all apps in the form that `rabbitmqctl import_definitions` takes.
@@ -184,7 +184,7 @@ impl QueueSpec {
         &self,
         connection: &Connection,
         declare: bool,
-    ) -> Result<Option<Queue>, BrokerLost> {
+    ) -> Result<Option<Queue>, BrokerError> {
         let channel = bounded("open a channel", connection.create_channel()).await?;
         let options =
             QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
@@ -196,7 +196,7 @@ impl QueueSpec {
                 Ok(Some(queue))
             }
             // RabbitMQ 4.3.0 requires the configure permission for a passive declare.
-            Err(error) if !declare && error.refusal == Some(Refusal::Forbidden) => Ok(None),
+            Err(error) if !declare && error.kind == BrokerErrorKind::AccessRefused => Ok(None),
             Err(error) => Err(explain(&self.name, declare, error)),
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::{
     broker::{
-        BrokerLost, Refusal, bounded, queues, session,
+        BrokerError, BrokerErrorKind, bounded, queues, session,
         topology::{self, QueueSpec},
     },
     config::App,
@@ -44,7 +44,7 @@ pub async fn queues(
     declare: bool,
 ) -> QueueFindings {
     let mut tried = QueueFindings::default();
-    let mut refusals: Vec<(Option<Refusal>, Vec<String>)> = Vec::new();
+    let mut refusals: Vec<(BrokerErrorKind, Vec<String>)> = Vec::new();
     let (mut jobs, mut undeliverable) = (KnownQueue::Unusable, KnownQueue::Unusable);
     for spec in topology::queues_of(name, app) {
         let known = match spec.ensure(connection, declare).await {
@@ -54,11 +54,11 @@ pub async fn queues(
                 // The same refusal usually applies to several queues.
                 match refusals
                     .iter_mut()
-                    .find(|(refusal, _)| *refusal == error.refusal && refusal.is_some())
+                    .find(|(kind, _)| *kind == error.kind && *kind != BrokerErrorKind::Lost)
                 {
                     Some((_, more)) => more.push(spec.name.clone()),
                     None => {
-                        refusals.push((error.refusal, Vec::new()));
+                        refusals.push((error.kind, Vec::new()));
                         tried.failures.push(error.diagnosis);
                     }
                 }
@@ -117,7 +117,7 @@ async fn compare(
     match spec.ensure(connection, true).await {
         Ok(seen) => KnownQueue::AsDeclared(seen),
         Err(error) => {
-            if error.refusal == Some(Refusal::OtherArguments) {
+            if error.kind == BrokerErrorKind::PreconditionFailed {
                 tried.doubts.push(Diagnosis::new(
                     format!(
                         "the queue {} exists with another type or other arguments than the daemon \
@@ -181,7 +181,7 @@ async fn consume_undeliverable(
     }
 }
 
-async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), BrokerLost> {
+async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), BrokerError> {
     let channel = bounded("open a channel", connection.create_channel()).await?;
     bounded("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
     let tag = format!("groupcast-check-{}", uuid::Uuid::new_v4());
@@ -201,9 +201,9 @@ async fn consume_and_cancel(connection: &Connection, queue: &str) -> Result<(), 
     bounded("close a channel", channel.close(200, "OK".into())).await
 }
 
-fn may_not_read(queue: &str, error: BrokerLost) -> Diagnosis {
-    match error.refusal {
-        Some(Refusal::Forbidden) => Diagnosis::new(
+fn may_not_read(queue: &str, error: BrokerError) -> Diagnosis {
+    match error.kind {
+        BrokerErrorKind::AccessRefused => Diagnosis::new(
             format!("the broker's user may not read the queue {queue}"),
             format!("give the user its rights: {}", queues::GIVE_RIGHTS),
         )
@@ -230,8 +230,8 @@ pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
     let mut late = pin!(sleep(PUBLISHED_WITHIN));
     loop {
         tokio::select! {
-            published = &mut published => return published.map_err(|error| match Refusal::of(&error) {
-                Some(Refusal::Forbidden) => session::may_not_publish(),
+            published = &mut published => return published.map_err(|error| match BrokerErrorKind::of(&error) {
+                BrokerErrorKind::AccessRefused => session::may_not_publish(),
                 _ => Diagnosis::unknown(format!("publish: {error}")),
             }),
             Some(event) = events.next() => if let Event::ConnectionBlocked(reason) = event {

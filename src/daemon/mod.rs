@@ -62,7 +62,8 @@ pub async fn run(
     let log_filter = telemetry::start(&config.log, &spans, &standard_error)?;
     // Comes before everything that follows: without a handler, SIGHUP would end the process.
     let mut signals = Signals::listen()?;
-    info!(version = env!("CARGO_PKG_VERSION"), apps = ?config.apps.keys().collect::<Vec<_>>(), "groupcast starts");
+    let apps = config.apps.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    info!(version = env!("CARGO_PKG_VERSION"), apps, "groupcast starts");
 
     // Metrics are recorded from here on.
     let admin = Admin::listen(&config.admin).await?;

@@ -11,7 +11,7 @@ use tracing::{Instrument, Span, warn};
 pub use self::{direct::deliver_directly, pipeline::Pipeline, reading::rules};
 use self::{earlier::Found, reading::ReadMessage};
 use crate::{
-    broker::BrokerLost,
+    broker::BrokerError,
     progress::store::{Scope, StoreLost},
     send::{Submission, Unfinished},
     settle::{Owed, Tally},
@@ -41,7 +41,7 @@ pub enum Interrupted {
     #[error("no queue takes what a job owes")]
     StillOwed,
     #[error(transparent)]
-    Broker(#[from] BrokerLost),
+    Broker(#[from] BrokerError),
     #[error(transparent)]
     Store(#[from] StoreLost),
 }

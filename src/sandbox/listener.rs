@@ -12,10 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use super::{
@@ -26,31 +23,16 @@ use super::{
     reply::{self, Reply, ResetConnection},
     verdict::SandboxVerdict,
 };
+use crate::connections::accept;
 
 /// More than any test or benchmark needs. Further connections wait.
 const MAX_CONNECTIONS: usize = 4096;
 /// Large enough for a call far over the recipient limit, so that the caller gets the limit's own
 /// code.
 const MAX_BODY_BYTES: usize = 4 << 20;
-/// Without a pause, a process that has run out of file descriptors would retry in a busy loop.
-const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
 pub async fn serve(listener: TcpListener, sandbox: Arc<SharedSandbox>) -> Infallible {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(converse(stream, sandbox.clone()));
-                }
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
+    accept(&listener, MAX_CONNECTIONS, |stream| converse(stream, sandbox.clone())).await
 }
 
 async fn converse(stream: TcpStream, sandbox: Arc<SharedSandbox>) {

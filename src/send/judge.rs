@@ -47,7 +47,7 @@ impl Gate {
                 self.settings.pacer.slow_down(now);
             }
             let (job_id, code, info) = (&envelope.job_id, fault.code, &fault.info);
-            debug!(job_id, batch, ?class, code, info, "a call failed");
+            debug!(job_id, batch, code, info, "a call failed");
         }
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();

@@ -28,7 +28,7 @@ use super::{
     lease::{Acknowledge, Lease},
     prefetch::Prefetch,
 };
-use crate::{broker::BrokerLost, clock::Moment, delay, subscribe::ack_batch::AckBatch};
+use crate::{broker::BrokerError, clock::Moment, delay, subscribe::ack_batch::AckBatch};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -94,18 +94,18 @@ pub trait Queue: Send + Sync + 'static {
     fn subscribe(
         &self,
         prefetch: u16,
-    ) -> impl Future<Output = Result<Self::Subscription, BrokerLost>> + Send;
+    ) -> impl Future<Output = Result<Self::Subscription, BrokerError>> + Send;
 }
 
 /// A subscription while it lives.
 pub trait Subscription: Send {
     /// The next delivery. An error is the end of the subscription.
-    fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerLost>> + Send;
+    fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerError>> + Send;
     /// Asks the broker whether the subscription is still there.
-    fn confirm(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
+    fn confirm(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
     /// Looks whether jobs wait that are not delivered: a subscription can be dead without another
     /// sign of it.
-    fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerLost>> + Send;
+    fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
     /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that
     /// is what ended it.
     fn acknowledgement_timeout(
@@ -187,7 +187,7 @@ enum Ended {
         jobs: usize,
         bytes: u64,
     },
-    Lost(BrokerLost),
+    Lost(BrokerError),
 }
 
 /// Consumes until `stop`, then finishes what is in flight and hands the rest back to the queue.
@@ -312,7 +312,7 @@ async fn hand_out<S: Subscription, W: Work>(
         tokio::select! {
             biased;
             () = &mut until_stopped => break Ended::Stopped,
-            () = &mut until_lost => break Ended::Lost(BrokerLost::new("settle a job", "one could \
+            () = &mut until_lost => break Ended::Lost(BrokerError::lost("settle a job", "one could \
                 not be settled")),
             why = &mut until_paused => break Ended::Paused(why),
             Some(done) = tasks.join_next() => {

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::{
     broker::{
-        BrokerLost, Refusal, bounded,
+        BrokerError, BrokerErrorKind, bounded,
         connection::{self, Connector, Socket},
         queues,
         topology::{self, QueueSpec},
@@ -47,7 +47,7 @@ pub struct JobsQueue {
     pub declare: bool,
     /// Why the queue cannot be used until the daemon starts anew. Looking again and again would
     /// cost its first job deliveries.
-    pub refusal: OnceLock<BrokerLost>,
+    pub refusal: OnceLock<BrokerError>,
 }
 
 /// The consumers of an app with their connection.
@@ -80,7 +80,7 @@ enum End {
 impl Queue for JobsQueue {
     type Subscription = Consuming;
 
-    async fn subscribe(&self, prefetch: u16) -> Result<Consuming, BrokerLost> {
+    async fn subscribe(&self, prefetch: u16) -> Result<Consuming, BrokerError> {
         if let Some(refusal) = self.refusal.get() {
             return Err(refusal.clone());
         }
@@ -113,7 +113,7 @@ impl JobsQueue {
         &self,
         connection: &Connection,
         prefetch: u16,
-    ) -> Result<(QueueConsumer, QueueConsumer), BrokerLost> {
+    ) -> Result<(QueueConsumer, QueueConsumer), BrokerError> {
         topology::ensure(connection, &self.topology, self.declare).await?;
         if !self.declare {
             self.check_single_consumer(connection).await?;
@@ -127,11 +127,11 @@ impl JobsQueue {
 
     /// With `declare = false` the operator has made the queues. A jobs queue that serves two
     /// consumers at once would let two replicas send the same batches, each at the full rate.
-    async fn check_single_consumer(&self, connection: &Connection) -> Result<(), BrokerLost> {
+    async fn check_single_consumer(&self, connection: &Connection) -> Result<(), BrokerError> {
         match serves_one_consumer(connection, &queues::jobs(&self.app)).await? {
             Ok(()) => Ok(()),
             Err(diagnosis) => {
-                let refusal = BrokerLost::diagnosed("consume", diagnosis);
+                let refusal = BrokerError::diagnosed("consume", diagnosis);
                 Err(self.refusal.get_or_init(|| refusal).clone())
             }
         }
@@ -144,12 +144,12 @@ impl JobsQueue {
 pub async fn serves_one_consumer(
     connection: &Connection,
     queue: &str,
-) -> Result<Result<(), Diagnosis>, BrokerLost> {
+) -> Result<Result<(), Diagnosis>, BrokerError> {
     let channel = bounded("open a channel", connection.create_channel()).await?;
     match bounded("look at the queue", channel.basic_get(queue.into(), BasicGetOptions::default()))
         .await
     {
-        Err(error) if error.refusal == Some(Refusal::Locked) => Ok(Ok(())),
+        Err(error) if error.kind == BrokerErrorKind::ResourceLocked => Ok(Ok(())),
         Err(error) => Err(error),
         Ok(_) => Ok(Err(Diagnosis::new(
             format!("{queue} serves several consumers at once"),
@@ -164,7 +164,7 @@ impl QueueConsumer {
         connection: &Connection,
         queue: &str,
         prefetch: u16,
-    ) -> Result<Self, BrokerLost> {
+    ) -> Result<Self, BrokerError> {
         let channel = bounded("open a channel", connection.create_channel()).await?;
         bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default()))
             .await?;
@@ -236,7 +236,7 @@ fn timeout_in(text: &str) -> Option<Duration> {
 }
 
 impl Subscription for Consuming {
-    async fn next(&mut self) -> Result<Delivery, BrokerLost> {
+    async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let (source, next) = tokio::select! {
             next = self.jobs.consumer.next() => (Source::Jobs, next),
             next = self.undeliverable.consumer.next() => (Source::Undeliverable, next),
@@ -254,17 +254,17 @@ impl Subscription for Consuming {
             Some(Err(error)) => {
                 self.end =
                     Some(acknowledgement_timeout(&error).map_or(End::Otherwise, End::TimedOut));
-                Err(BrokerLost::new("consume", error))
+                Err(BrokerError::lost("consume", error))
             }
             None => {
                 self.end.get_or_insert(End::Cancelled(source));
-                Err(BrokerLost::new("consume", "the broker ended the subscription"))
+                Err(BrokerError::lost("consume", "the broker ended the subscription"))
             }
         }
     }
 
     /// The channel answers only while it is open. The prefetch stays as it is.
-    async fn confirm(&self) -> Result<(), BrokerLost> {
+    async fn confirm(&self) -> Result<(), BrokerError> {
         bounded(
             "confirm the subscription",
             self.jobs.channel.basic_qos(self.prefetch, BasicQosOptions::default()),
@@ -287,11 +287,11 @@ impl Subscription for Consuming {
         }
     }
 
-    async fn look_for_jobs(&self) -> Result<(), BrokerLost> {
+    async fn look_for_jobs(&self) -> Result<(), BrokerError> {
         match look_at(&self.connection, &self.queue).await? {
             Some(queue) if queue.message_count() > 0 => {
                 let reason = format!("{} jobs wait and none is delivered", queue.message_count());
-                Err(BrokerLost::new("consume", reason))
+                Err(BrokerError::lost("consume", reason))
             }
             Some(_) | None => Ok(()),
         }
@@ -317,7 +317,10 @@ impl Subscription for Consuming {
 }
 
 /// What a queue shows of itself; `None` if the broker does not let itself be asked.
-async fn look_at(connection: &Connection, queue: &str) -> Result<Option<lapin::Queue>, BrokerLost> {
+async fn look_at(
+    connection: &Connection,
+    queue: &str,
+) -> Result<Option<lapin::Queue>, BrokerError> {
     let channel = bounded("open a channel", connection.create_channel()).await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     let queue = channel.queue_declare(queue.into(), options, FieldTable::default());
@@ -327,17 +330,17 @@ async fn look_at(connection: &Connection, queue: &str) -> Result<Option<lapin::Q
             Ok(Some(queue))
         }
         // RabbitMQ 4.3.0 asks for the configure permission even to look.
-        Err(error) if error.refusal == Some(Refusal::Forbidden) => Ok(None),
+        Err(error) if error.kind == BrokerErrorKind::AccessRefused => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 impl Acknowledge for Acker {
-    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(written("acknowledge", self.ack(BasicAckOptions::default())))
     }
 
-    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(written("give a delivery back", self.reject(BasicRejectOptions { requeue: true })))
     }
 
@@ -351,12 +354,12 @@ impl Acknowledge for Acker {
 async fn written(
     operation: &'static str,
     writing: impl Future<Output = lapin::Result<bool>>,
-) -> Result<(), BrokerLost> {
+) -> Result<(), BrokerError> {
     match timeout(ACK_TIMEOUT, writing).await {
         Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(BrokerLost::new(operation, "the channel is closed")),
-        Ok(Err(error)) => Err(BrokerLost::new(operation, error)),
-        Err(_) => Err(BrokerLost::new(operation, format!("not written within {ACK_TIMEOUT:?}"))),
+        Ok(Ok(false)) => Err(BrokerError::lost(operation, "the channel is closed")),
+        Ok(Err(error)) => Err(BrokerError::lost(operation, error)),
+        Err(_) => Err(BrokerError::lost(operation, format!("not written within {ACK_TIMEOUT:?}"))),
     }
 }
 

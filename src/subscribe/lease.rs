@@ -7,15 +7,15 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use crate::{broker::BrokerLost, subscribe::ack_batch::AckBatch};
+use crate::{broker::BrokerError, subscribe::ack_batch::AckBatch};
 
 /// How a delivery is settled with the broker that made it.
 pub trait Acknowledge: Send + Sync {
     /// Even success means only that the acknowledgement was written; if it is lost, the job comes
     /// again. Ends in bounded time.
-    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
     /// Hands the delivery back to the queue. Ends in bounded time.
-    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>>;
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
     /// Whether the broker has taken the delivery away.
     fn is_taken_away(&self) -> bool;
 }
@@ -68,11 +68,11 @@ impl Lease {
     }
 
     /// Runs `work` unless the lease is lost before it is done.
-    pub async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, BrokerLost> {
+    pub async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, BrokerError> {
         self.lost
             .run_until_cancelled(work)
             .await
-            .ok_or_else(|| BrokerLost::new("settle a job", "its delivery was lost"))
+            .ok_or_else(|| BrokerError::lost("settle a job", "its delivery was lost"))
     }
 
     /// Runs `work` unless calls may no longer start before it is done.
@@ -82,12 +82,12 @@ impl Lease {
 
     /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it
     /// must be known again.
-    pub async fn wait_for_others(&self) -> Result<(), BrokerLost> {
+    pub async fn wait_for_others(&self) -> Result<(), BrokerError> {
         self.unless_lost(self.ack_batch.wait()).await
     }
 
     /// Acknowledges the delivery.
-    pub async fn acknowledge(&self) -> Result<(), BrokerLost> {
+    pub async fn acknowledge(&self) -> Result<(), BrokerError> {
         match &self.delivery {
             Some(delivery) => delivery.acknowledge().await,
             None => Ok(()),
@@ -95,7 +95,7 @@ impl Lease {
     }
 
     /// Hands the delivery back to the queue, for the broker to count.
-    pub async fn give_back(&self) -> Result<(), BrokerLost> {
+    pub async fn give_back(&self) -> Result<(), BrokerError> {
         match &self.delivery {
             Some(delivery) => delivery.give_back().await,
             None => Ok(()),

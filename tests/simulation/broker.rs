@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     broker::{
-        BrokerLost, Destination, Outgoing, Routing, frame,
+        BrokerError, Destination, Outgoing, Routing, frame,
         publisher::{Link, LinkState, Mandatory, PublishLane, Seen, Unconfirmed, attempt_on},
         wire,
     },
@@ -414,7 +414,7 @@ pub struct SimulatedSubscription {
 impl Queue for SimulatedQueue {
     type Subscription = SimulatedSubscription;
 
-    async fn subscribe(&self, prefetch: u16) -> Result<SimulatedSubscription, BrokerLost> {
+    async fn subscribe(&self, prefetch: u16) -> Result<SimulatedSubscription, BrokerError> {
         self.world.round_trip().await;
         self.life.until_known_alive().await;
         let gone = Arc::new(AtomicBool::new(false));
@@ -441,9 +441,9 @@ impl Queue for SimulatedQueue {
 }
 
 impl SimulatedSubscription {
-    fn try_next(&self) -> Option<Result<Delivery, BrokerLost>> {
+    fn try_next(&self) -> Option<Result<Delivery, BrokerError>> {
         if self.gone.load(Ordering::Relaxed) {
-            return Some(Err(BrokerLost::new("consume", "disconnected")));
+            return Some(Err(BrokerError::lost("consume", "disconnected")));
         }
         let broker = &mut self.world.lock().broker;
         let id = broker.next_id;
@@ -481,7 +481,7 @@ impl SimulatedSubscription {
         let Some(properties) = message.read(!self.world.has(Defect::UnreadablePassed)) else {
             // The library closes the connection, and all its deliveries go back.
             broker.remove(|consumer| consumer.id == self.id);
-            return Some(Err(BrokerLost::new("consume", "failed to parse")));
+            return Some(Err(BrokerError::lost("consume", "failed to parse")));
         };
         let Message { body, returns, .. } = message;
         let mut headers = properties.headers().clone().unwrap_or_default();
@@ -492,7 +492,7 @@ impl SimulatedSubscription {
 }
 
 impl Subscription for SimulatedSubscription {
-    async fn next(&mut self) -> Result<Delivery, BrokerLost> {
+    async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let changed = self.world.lock().broker.changed.clone();
         loop {
             let mut notified = std::pin::pin!(changed.notified());
@@ -505,14 +505,14 @@ impl Subscription for SimulatedSubscription {
         }
     }
 
-    async fn confirm(&self) -> Result<(), BrokerLost> {
+    async fn confirm(&self) -> Result<(), BrokerError> {
         self.world.round_trip().await;
         self.life.until_known_alive().await;
         let gone = self.gone.load(Ordering::Relaxed);
-        if gone { Err(BrokerLost::new("confirm", "disconnected")) } else { Ok(()) }
+        if gone { Err(BrokerError::lost("confirm", "disconnected")) } else { Ok(()) }
     }
 
-    async fn look_for_jobs(&self) -> Result<(), BrokerLost> {
+    async fn look_for_jobs(&self) -> Result<(), BrokerError> {
         Ok(())
     }
 
@@ -561,8 +561,8 @@ struct SimulatedDelivery {
 }
 
 impl SimulatedDelivery {
-    fn settle(&self) -> Result<(), BrokerLost> {
-        let lost = || BrokerLost::new("acknowledge", "disconnected");
+    fn settle(&self) -> Result<(), BrokerError> {
+        let lost = || BrokerError::lost("acknowledge", "disconnected");
         let (number, held) = {
             let broker = &mut self.world.lock().broker;
             let consumer = broker
@@ -599,7 +599,7 @@ impl SimulatedDelivery {
 }
 
 impl Acknowledge for SimulatedDelivery {
-    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async {
             self.world.round_trip().await;
             self.life.until_known_alive().await;
@@ -612,11 +612,11 @@ impl Acknowledge for SimulatedDelivery {
         })
     }
 
-    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async {
             self.world.round_trip().await;
             self.life.until_known_alive().await;
-            let lost = || BrokerLost::new("give back", "disconnected");
+            let lost = || BrokerError::lost("give back", "disconnected");
             let broker = &mut self.world.lock().broker;
             let consumer = broker
                 .consumers
@@ -671,7 +671,7 @@ impl SimulatedLink {
     }
 
     fn lost(&self) -> Unconfirmed {
-        let error = BrokerLost::new("publish", "disconnected");
+        let error = BrokerError::lost("publish", "disconnected");
         if self.killed.load(Ordering::Relaxed) {
             Unconfirmed::Fatal(error)
         } else {
@@ -748,7 +748,7 @@ impl SimulatedLink {
         self.life.until_known_alive().await;
         match self.is_alive() {
             true if self.world.has(Defect::SilenceIsMissing) => Ok(Routing::NoSuchQueue),
-            true => Err(Unconfirmed::Silent(BrokerLost::new("publish", "no confirm"))),
+            true => Err(Unconfirmed::Silent(BrokerError::lost("publish", "no confirm"))),
             false => Err(self.lost()),
         }
     }
@@ -808,7 +808,7 @@ impl Link for SimulatedLink {
             if self.world.has(Defect::BlameAllUnderWay)
                 && !matches!(message.target, Destination::Own(_))
             {
-                return Err(Unconfirmed::Fatal(BrokerLost::new(
+                return Err(Unconfirmed::Fatal(BrokerError::lost(
                     "publish",
                     "it was under way then",
                 )));
@@ -844,7 +844,7 @@ impl Link for SimulatedLink {
         })
     }
 
-    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         Box::pin(async {
             self.world.round_trip().await;
             self.world.lock().broker.missing_queues.clear();

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::world::Shared;
 use crate::{
-    broker::BrokerLost,
+    broker::BrokerError,
     journey::{Interrupted, Pipeline},
     subscribe::{
         consume::{Delivery, Pause, Work},
@@ -97,11 +97,11 @@ pub struct Flawed {
 struct NeverTakenAway(Arc<dyn Acknowledge>);
 
 impl Acknowledge for NeverTakenAway {
-    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         self.0.acknowledge()
     }
 
-    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerLost>> {
+    fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
         self.0.give_back()
     }
 
