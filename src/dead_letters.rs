@@ -17,7 +17,8 @@ use crate::{
     amqp::{as_number, as_text},
     broker::{
         BrokerError, Routing,
-        browse::{Browsed, Browser, Refused},
+        browse::{Browsed, Browser},
+        confirmed::Nacked,
         connection::Connector,
         kept::{kept_headers, kept_properties},
         queues,
@@ -119,7 +120,7 @@ impl DeadLetters {
         {
             Ok(Routing::Routed) => self.remove(letter).await,
             Ok(Routing::NoSuchQueue) => refused(format!("there is no queue {jobs}")),
-            Err(Refused) => refused(format!("{jobs} takes no more; it may be full")),
+            Err(Nacked) => refused(format!("{jobs} takes no more; it may be full")),
         }
     }
 

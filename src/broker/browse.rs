@@ -9,18 +9,17 @@
 //! both.
 
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection,
+    BasicProperties, Channel, Connection,
     message::BasicGetMessage,
-    options::{
-        BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions,
-        ConfirmSelectOptions,
-    },
+    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, ConfirmSelectOptions},
     types::{FieldTable, ShortString},
 };
 
 use super::{
     BrokerError, Routing, bounded,
+    confirmed::{Nacked, publish_confirmed},
     connection::{self, Connector},
+    publisher::Mandatory,
 };
 use crate::{amqp::as_number, broker::kept::kept_properties, job::ALTERED_HEADER};
 
@@ -119,7 +118,7 @@ impl Browser {
         match self.publish(&self.queue, message.body(), message.properties_of_copy()).await? {
             Ok(Routing::Routed) => self.remove(message).await,
             // The queue is full: the original stays.
-            Ok(Routing::NoSuchQueue) | Err(Refused) => Ok(()),
+            Ok(Routing::NoSuchQueue) | Err(Nacked) => Ok(()),
         }
     }
 
@@ -129,23 +128,16 @@ impl Browser {
             .map(|_| ())
     }
 
-    /// Publishes a message, confirmed and mandatory. [`Refused`] in the answer means that the queue
-    /// does not take it.
+    /// Publishes a message, confirmed and mandatory.
     pub async fn publish(
         &self,
         queue: &str,
         body: &[u8],
         properties: BasicProperties,
-    ) -> Result<Result<Routing, Refused>, BrokerError> {
+    ) -> Result<Result<Routing, Nacked>, BrokerError> {
         let Ok(queue) = ShortString::try_new(queue) else { return Ok(Ok(Routing::NoSuchQueue)) };
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        #[expect(clippy::disallowed_methods, reason = "one at a time, confirmed and mandatory")]
-        let publishing = self.copies.basic_publish("".into(), queue, options, body, properties);
-        Ok(match bounded("publish a message again", async { publishing.await?.await }).await? {
-            Confirmation::Ack(None) => Ok(Routing::Routed),
-            Confirmation::Ack(Some(_)) => Ok(Routing::NoSuchQueue),
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(Refused),
-        })
+        let publishing = publish_confirmed(&self.copies, queue, body, properties, Mandatory::Yes);
+        bounded("publish a message again", publishing).await
     }
 
     /// Gives back the messages that were not removed. Since 4.3 the broker does not count messages
@@ -157,9 +149,6 @@ impl Browser {
         connection::close(&self.connection).await;
     }
 }
-
-/// The queue exists and does not take the message, for example because it is full.
-pub struct Refused;
 
 async fn take(held: &Channel, queue: &str) -> Result<Option<BasicGetMessage>, BrokerError> {
     bounded("take a message", held.basic_get(queue.into(), BasicGetOptions::default())).await

@@ -9,6 +9,7 @@
 //! consumer.
 
 pub mod browse;
+pub mod confirmed;
 pub mod connection;
 mod dial;
 pub mod frame;

@@ -13,8 +13,8 @@ use std::{
 
 use futures_util::{StreamExt, future::BoxFuture};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event, Queue,
-    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    BasicProperties, Channel, Connection, ErrorKind, Event, Queue,
+    options::{ConfirmSelectOptions, QueueDeclareOptions},
     protocol::{AMQPErrorKind, AMQPHardError},
 };
 use tokio::{
@@ -24,14 +24,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::queues::GIVE_RIGHTS;
 use super::{
     BrokerError, BrokerErrorKind, Outgoing, Routing,
+    confirmed::{Nacked, publish_confirmed},
     connection::{self, Connector},
     frame,
     publisher::{
         Link, LinkState, Mandatory, PublishLane, Publisher, Seen, Unconfirmed, attempt_on,
     },
+    queues::GIVE_RIGHTS,
     topology::{self, QueueSpec},
 };
 use crate::{delay, diagnosis::Diagnosis, watch};
@@ -264,29 +265,12 @@ impl Session {
         };
         let _permit = pool.permits.acquire().await.expect("never closed");
         let channel = self.channel(pool).await?;
-        let options =
-            BasicPublishOptions { mandatory: mandatory == Mandatory::Yes, ..Default::default() };
-        let confirmed = async {
-            #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-            let written = channel
-                .basic_publish(
-                    "".into(),
-                    queue.into(),
-                    options,
-                    &message.body,
-                    message.properties.clone(),
-                )
-                .await?;
-            written.await
-        };
-        let confirmation = self.confirmed_in_time(confirmed).await?;
-        let routing = match confirmation {
-            Confirmation::Ack(None) => Routing::Routed,
-            Confirmation::Ack(Some(_)) => Routing::NoSuchQueue,
-            // Does not return the channel to the pool. After the limit of a full queue is raised,
-            // an old channel still refuses messages (rabbitmq-server #12206).
-            Confirmation::Nack(_) | Confirmation::NotRequested => return Err(Unconfirmed::Nacked),
-        };
+        let (body, properties) = (&message.body, message.properties.clone());
+        let publishing = publish_confirmed(&channel, queue.into(), body, properties, mandatory);
+        // Without a confirm, the channel does not return to the pool. After the limit of a full
+        // queue is raised, an old channel still refuses messages (rabbitmq-server #12206).
+        let routing =
+            self.confirmed_in_time(publishing).await?.map_err(|Nacked| Unconfirmed::Nacked)?;
         // Only an idle channel returns to the pool. A publish that is dropped halfway drops its
         // channel too.
         pool.put_back(channel);
@@ -421,12 +405,8 @@ pub async fn publish_unroutable(connection: &Connection) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let queue = format!("groupcast-asks-for-the-right-to-publish-{}", uuid::Uuid::new_v4());
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    #[expect(clippy::disallowed_methods, reason = "this is the publisher")]
-    let written = channel
-        .basic_publish("".into(), queue.into(), options, &[], BasicProperties::default())
-        .await?;
-    written.await.map(drop)
+    let nothing = BasicProperties::default();
+    publish_confirmed(&channel, queue.into(), &[], nothing, Mandatory::Yes).await.map(drop)
 }
 
 pub fn may_not_publish() -> Diagnosis {

@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::{
-    Channel, Confirmation, Connection, Consumer,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions},
+    Channel, Connection, Consumer,
+    options::{BasicConsumeOptions, ConfirmSelectOptions},
 };
-
 use tokio::time::timeout;
 
 use super::{Conclusion, Failure, JobMessage, print};
 use crate::{
     broker::{
-        bounded,
+        Routing, bounded,
+        confirmed::{Nacked, publish_confirmed},
         connection::{self, Connector},
+        publisher::Mandatory,
         queues,
     },
     config::Config,
@@ -62,28 +63,17 @@ async fn connect(config: &Config) -> Result<(Connection, Channel), Failure> {
 
 async fn publish(channel: &Channel, app: &str, message: JobMessage) -> Result<(), Failure> {
     let queue = queues::jobs(app);
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a producer of one message, confirmed and mandatory"
-    )]
-    let publishing = channel.basic_publish(
-        "".into(),
-        queue.as_str().into(),
-        options,
-        &message.body,
-        message.properties,
-    );
-    match bounded("publish the job", async { publishing.await?.await }).await? {
-        Confirmation::Ack(None) => Ok(()),
-        Confirmation::Ack(Some(_)) => Err(format!(
+    let JobMessage { body, properties } = message;
+    let publishing =
+        publish_confirmed(channel, queue.as_str().into(), &body, properties, Mandatory::Yes);
+    match bounded("publish the job", publishing).await? {
+        Ok(Routing::Routed) => Ok(()),
+        Ok(Routing::NoSuchQueue) => Err(format!(
             "there is no queue {queue}: start `groupcast run`, or declare it with `groupcast \
                 topology`"
         )
         .into()),
-        Confirmation::Nack(_) | Confirmation::NotRequested => Err("the broker could not take the \
-            job; try again"
-            .into()),
+        Err(Nacked) => Err("the broker could not take the job; try again".into()),
     }
 }
 
