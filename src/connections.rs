@@ -30,7 +30,7 @@ where
                     connections.spawn(serve(stream));
                 }
                 Err(error) => {
-                    let address = listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
+                    let address = listener.local_addr().ok().map(|at| at.to_string());
                     warn!(%error, address, "cannot accept a connection");
                     sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
                 }

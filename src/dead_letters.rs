@@ -220,8 +220,8 @@ impl LetterFilter {
             && self.newer_than.is_none_or(|most| age.is_some_and(|age| age <= most))
     }
 
-    /// Like `matches`, but without letters that would fail again. These are invalid jobs, unless the
-    /// filter asks for them, and expired jobs that keep their deadline.
+    /// Like `matches`, but without letters that would fail again. These are invalid jobs, unless
+    /// the filter asks for them, and expired jobs that keep their deadline.
     pub fn should_redrive(&self, letter: &Summary, deadline: Deadline) -> bool {
         let has_a_chance = match letter.kind.as_str() {
             INVALID => self.kind.as_deref() == Some(INVALID),

@@ -4,6 +4,9 @@
 /// only one UserID.
 pub fn body() -> Vec<u8> {
     let group = format!("groupcast-probe-of-unknown-group-{}", uuid::Uuid::new_v4().simple());
-    let body = serde_json::json!({ "GroupId": group, "Content": "probe", "ToMembers_Account": ["groupcast-probe"] });
+    let recipients = ["groupcast-probe"];
+    let body = serde_json::json!({
+        "GroupId": group, "Content": "probe", "ToMembers_Account": recipients
+    });
     body.to_string().into_bytes()
 }

@@ -31,7 +31,8 @@ impl SignedClaims<'_> {
     pub fn signature(&self, key: &str) -> String {
         let Self { sdk_app_id, identifier, time, expire } = self;
         let signed = format!(
-            "TLS.identifier:{identifier}\nTLS.sdkappid:{sdk_app_id}\nTLS.time:{time}\nTLS.expire:{expire}\n"
+            "TLS.identifier:{identifier}\nTLS.sdkappid:{sdk_app_id}\n\
+             TLS.time:{time}\nTLS.expire:{expire}\n"
         );
         let mut mac =
             Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length");

@@ -374,7 +374,10 @@ impl Publisher {
     /// Whether the broker would confirm a publish soon. Otherwise no call may start, because its
     /// result could not be published.
     pub fn is_open(&self) -> bool {
-        matches!(&*self.link.borrow(), LinkState::Yes(link) if link.is_alive() && !link.is_blocked())
+        match &*self.link.borrow() {
+            LinkState::Yes(link) => link.is_alive() && !link.is_blocked(),
+            _ => false,
+        }
     }
 
     /// Whether the broker's user lacks the right to publish.

@@ -215,7 +215,9 @@ impl Session {
                         publishing; no new calls start"),
                     Some(Event::ConnectionUnblocked) => info!("the broker takes messages again"),
                     // A refused publish also makes an error event, but closes only its channel.
-                    Some(Event::Error(error)) if !self.connection.status().connected() => return error.to_string(),
+                    Some(Event::Error(error)) if !self.connection.status().connected() => {
+                        return error.to_string();
+                    }
                     Some(_) => {}
                     None => return "closed".into(),
                 },
@@ -434,7 +436,12 @@ pub fn blocked(reason: Option<&str>) -> Diagnosis {
 /// broker is stopping, or an operator closed the connection.
 fn closed_over_a_message(error: &lapin::Error) -> bool {
     let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced)
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => {
+            matches!(error.kind(), AMQPErrorKind::Hard(_)) && *error.kind() != forced
+        }
+        _ => false,
+    }
 }
 
 impl Pool {

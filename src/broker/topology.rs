@@ -168,9 +168,11 @@ pub fn definitions(config: &Config, vhost: &str) -> Value {
         .iter()
         .flat_map(|(name, app)| queues_of(name, app))
         .map(|spec| {
+            let arguments: BTreeMap<_, _> =
+                spec.arguments.iter().map(|(name, value)| (*name, value.json())).collect();
             json!({
                 "name": spec.name, "vhost": vhost, "durable": true, "auto_delete": false,
-                "arguments": spec.arguments.iter().map(|(name, value)| (*name, value.json())).collect::<BTreeMap<_, _>>(),
+                "arguments": arguments,
             })
         })
         .collect();

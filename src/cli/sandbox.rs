@@ -37,10 +37,12 @@ pub struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 500)]
     max_recipients: usize,
     /// How long every answer takes
-    #[arg(long, value_name = "DURATION", default_value = "20ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "20ms")]
+    #[arg(value_parser = humantime::parse_duration)]
     latency: Duration,
     /// Up to this much more, drawn anew for each call
-    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0ms")]
+    #[arg(value_parser = humantime::parse_duration)]
     jitter: Duration,
     /// The app that it plays
     #[arg(long, value_name = "ID", default_value_t = 1_400_000_000)]

@@ -36,7 +36,10 @@ fn asyncapi_document() -> Value {
             "description": description,
             "parameters": { "app": app },
             "messages": { message: { "$ref": format!("#/components/messages/{message}") } },
-            "bindings": { "amqp": { "is": "queue", "queue": { "durable": true, "exclusive": false, "autoDelete": false } } },
+            "bindings": { "amqp": {
+                "is": "queue",
+                "queue": { "durable": true, "exclusive": false, "autoDelete": false },
+            } },
         })
     };
     let message = |name: &str, payload: &str, headers: Value, summary: &str| {
@@ -73,6 +76,7 @@ fn asyncapi_document() -> Value {
         "groupcast-error-info": text("What the API said."),
     });
     let with = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "required": required });
+    let result_headers = with(json!({ "groupcast-status": status }), &["groupcast-status"]);
     let died = ["groupcast-status", "groupcast-job-id", "groupcast-died-at", "groupcast-attempt"];
     schemas["letter"] = json!({ "description": "A job with the recipients that were not sent, or \
         the bytes of a message that is no job." });
@@ -93,7 +97,11 @@ fn asyncapi_document() -> Value {
             "dead": queue("dead", "letter", "Jobs that were not sent whole."),
         },
         "operations": {
-            "sendJob": { "action": "receive", "channel": { "$ref": "#/channels/jobs" }, "reply": { "channel": { "$ref": "#/channels/results" } } },
+            "sendJob": {
+                "action": "receive",
+                "channel": { "$ref": "#/channels/jobs" },
+                "reply": { "channel": { "$ref": "#/channels/results" } },
+            },
             "tellResult": { "action": "send", "channel": { "$ref": "#/channels/results" } },
             "keepDeadLetter": { "action": "send", "channel": { "$ref": "#/channels/dead" } },
         },
@@ -101,7 +109,8 @@ fn asyncapi_document() -> Value {
             "schemas": schemas,
             "messages": {
                 "job": message("job", "job", with(job_headers, &[]), "What to send, and to whom."),
-                "result": message("groupcast.result", "result", with(json!({ "groupcast-status": status }), &["groupcast-status"]), "The one answer to a job."),
+                "result": message("groupcast.result", "result", result_headers, "The one answer to \
+                    a job."),
                 "letter": message("letter", "letter", with(letter_headers, &died), "A job that can \
                     be sent again."),
             },
@@ -149,7 +158,15 @@ fn without_dialect(mut schema: Value) -> Value {
 }
 
 fn job() -> Value {
-    let id = |max_bytes: u32, description: &str| json!({ "type": "string", "minLength": 1, "maxLength": max_bytes, "pattern": "\\S", "description": description });
+    let id = |max_bytes: u32, description: &str| {
+        json!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": max_bytes,
+            "pattern": "\\S",
+            "description": description,
+        })
+    };
     json!({
         "type": "object",
         "description": "The API's own request body without its limit of 500 recipients.",

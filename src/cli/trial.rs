@@ -227,18 +227,22 @@ pub async fn publish(connection: &Connection) -> Result<(), Diagnosis> {
         // blocked answers again.
         connection.create_channel().await.map(drop)
     });
+    let refused = |error| match BrokerErrorKind::of(&error) {
+        BrokerErrorKind::AccessRefused => session::may_not_publish(),
+        _ => Diagnosis::unknown(format!("publish: {error}")),
+    };
     let mut late = pin!(sleep(PUBLISHED_WITHIN));
     loop {
         tokio::select! {
-            published = &mut published => return published.map_err(|error| match BrokerErrorKind::of(&error) {
-                BrokerErrorKind::AccessRefused => session::may_not_publish(),
-                _ => Diagnosis::unknown(format!("publish: {error}")),
-            }),
+            published = &mut published => return published.map_err(refused),
             Some(event) = events.next() => if let Event::ConnectionBlocked(reason) = event {
                 return Err(session::blocked(Some(&reason)));
             },
             () = &mut late => {
-                return Err(if connection.status().blocked() { session::blocked(None) } else { silent() });
+                return Err(match connection.status().blocked() {
+                    true => session::blocked(None),
+                    false => silent(),
+                });
             }
         }
     }

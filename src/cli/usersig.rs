@@ -18,7 +18,8 @@ pub struct Args {
     #[arg(long, value_name = "USERID")]
     identifier: Option<String>,
     /// How long it is valid
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    #[arg(value_parser = humantime::parse_duration)]
     expire: Duration,
 }
 

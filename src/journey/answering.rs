@@ -1,5 +1,5 @@
-//! Composes what a delivery owes: the answer to a job that has ended, a rejection, an answer from the
-//! record, or a copy that waits.
+//! Composes what a delivery owes: the answer to a job that has ended, a rejection, an answer from
+//! the record, or a copy that waits.
 
 use std::sync::Arc;
 
@@ -133,9 +133,9 @@ impl Pipeline {
         }
     }
 
-    /// The recorded result of an earlier copy, to whoever asked with this one; or of this very message,
-    /// if it was parked because its result could not be published. Then the record is kept for as long
-    /// as others once the result is out.
+    /// The recorded result of an earlier copy, to whoever asked with this one; or of this very
+    /// message, if it was parked because its result could not be published. Then the record is kept
+    /// for as long as others once the result is out.
     pub(super) fn repeat(
         &self,
         result: JobResult,

@@ -105,7 +105,8 @@ mod tests {
 
     fn app(hold: &str) -> Arc<App> {
         let text = format!(
-            "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold = \"{hold}\""
+            "[apps.a]\nsdk_app_id = 1\nsecret_key = \"k\"\nregion = \"seoul\"\nretry.hold \
+                = \"{hold}\""
         );
         let file = ConfigFile { path: "groupcast.toml".into(), text };
         Arc::new(Config::read(Some(&file), []).unwrap().apps.remove("a").unwrap())

@@ -4,9 +4,9 @@
 //! # How
 //!
 //! Each job that is being sent has a [`Place`]. The job says which of its batches are ready, and
-//! receives a [`Grant`] for each call that it may make. Every event that may free a call grants what
-//! is possible at once: a batch becomes ready, an outcome is recorded, a probe is answered. The
-//! app's driver (`probe.rs`) does the same when time alone is the event.
+//! receives a [`Grant`] for each call that it may make. Every event that may free a call grants
+//! what is possible at once: a batch becomes ready, an outcome is recorded, a probe is answered.
+//! The app's driver (`probe.rs`) does the same when time alone is the event.
 //!
 //! # What keeps it exact
 //!

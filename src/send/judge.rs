@@ -1,5 +1,5 @@
-//! Judges the answer to a call: whose fault is it, as the app's other calls show, and what follows for
-//! the batch.
+//! Judges the answer to a call: whose fault is it, as the app's other calls show, and what follows
+//! for the batch.
 
 use std::time::Duration;
 

@@ -121,7 +121,13 @@ pub fn of_job(app: &str, envelope: &Envelope) -> Span {
 
 /// The span of a batch, from its first call to its outcome.
 pub fn of_batch(job: &Span, batch: u32, recipients: Option<u32>) -> Span {
-    debug_span!(target: TARGET, parent: job, "batch", groupcast.batch = batch, groupcast.recipients = recipients)
+    debug_span!(
+        target: TARGET,
+        parent: job,
+        "batch",
+        groupcast.batch = batch,
+        groupcast.recipients = recipients,
+    )
 }
 
 /// The span of an attempt, including one that was withdrawn before anything was written.

@@ -15,7 +15,8 @@ use crate::job::DEADLINE_HEADER;
 #[derive(clap::Args)]
 pub struct JobArgs {
     /// A file with the job's JSON, or - for standard input
-    #[arg(value_name = "FILE", required_unless_present = "group", conflicts_with_all = ["group", "content", "to", "to_file", "topic"])]
+    #[arg(value_name = "FILE", required_unless_present = "group")]
+    #[arg(conflicts_with_all = ["group", "content", "to", "to_file", "topic"])]
     file: Option<PathBuf>,
     /// GroupId
     #[arg(long, value_name = "GROUPID", requires = "content")]
