@@ -92,7 +92,7 @@ uses = {name: {other for other in others if other in uses} for name, others in u
 walk = set()
 architecture = root / "docs/architecture.md"
 if architecture.exists():
-    parts = re.split(r"^## The journey of one job$", architecture.read_text(), flags=re.M)
+    parts = re.split(r"^## Eight files to read first$", architecture.read_text(), flags=re.M)
     if len(parts) > 1:
         walk = set(re.findall(r"\]\(\.\./(src/[^)#]+)\)", parts[1].split("\n## ")[0]))
 

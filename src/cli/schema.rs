@@ -75,7 +75,6 @@ fn asyncapi_document() -> Value {
         "groupcast-error-code": { "type": "integer", "description": "The API's ErrorCode." },
         "groupcast-error-info": text("What the API said."),
     });
-    let with = |properties: Value, required: &[&str]| json!({ "type": "object", "properties": properties, "required": required });
     let result_headers = with(json!({ "groupcast-status": status }), &["groupcast-status"]);
     let died = ["groupcast-status", "groupcast-job-id", "groupcast-died-at", "groupcast-attempt"];
     schemas["letter"] = json!({ "description": "A job with the recipients that were not sent, or \
@@ -185,4 +184,8 @@ fn job() -> Value {
             "TopicId": id(96, "A topic of a topic-enabled community."),
         },
     })
+}
+
+fn with(properties: Value, required: &[&str]) -> Value {
+    json!({ "type": "object", "properties": properties, "required": required })
 }

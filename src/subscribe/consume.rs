@@ -329,10 +329,12 @@ async fn hand_out<S: Subscription, W: Work>(
                         work.begin();
                     }
                     let acknowledge = delivery.acknowledge.clone();
-                    let lease = Lease::of_delivery(acknowledge, calls_end.clone(), lost.clone(), ack_batch.clone());
+                    let (calls_end, lost) = (calls_end.clone(), lost.clone());
+                    let lease =
+                        Lease::of_delivery(acknowledge, calls_end, lost.clone(), ack_batch.clone());
                     let (source, size) = (delivery.source, delivery.body.len() as u64);
                     bytes += size;
-                    let carried = carry(work.clone(), delivery, lease, lost.clone());
+                    let carried = carry(work.clone(), delivery, lease, lost);
                     let number = deliveries;
                     deliveries += 1;
                     in_hand.insert(number, (source, Instant::now()));
