@@ -174,13 +174,13 @@ async fn a_redrive_is_tried_dry_then_sends_what_was_not_sent_and_leaves_what_is_
 async fn what_was_sent_before_is_not_sent_by_a_redrive() {
     let mut scene = Scene::start().await;
     let refuse =
-        json!({ "fault": { "error": { "code": 10015 } }, "matching": "user-700", "group": "g" });
+        json!({ "fault": { "error": { "code": 10004 } }, "matching": "user-700", "group": "g" });
     scene.sandbox.add_fault(serde_json::from_value::<FaultRule>(refuse).unwrap()).unwrap();
     scene.publish_with_id(&job("g", 1200), "partly").await;
     assert_eq!(scene.producer.result().await.status, Status::Partial);
     scene.sandbox.clear_faults();
     letters_left(&scene, 1).await;
-    printed(&scene, &["redrive", "--code", "10015"]).await;
+    printed(&scene, &["redrive", "--code", "10004"]).await;
     let result = scene.producer.result().await;
     assert_eq!(
         (result.status, result.batches.map(|batches| batches.total)),

@@ -394,3 +394,35 @@ async fn nothing_is_sent_after_the_deadline_nor_before_the_given_time() {
     assert_eq!(scene.producer.result().await.status, Status::Sent);
     assert!(scene.sandbox.received(Some("early"))[0].at >= due);
 }
+
+#[tokio::test]
+async fn a_refusal_of_the_group_ends_the_job_and_one_of_a_recipient_only_its_batch() {
+    let mut scene = Scene::with("batch_size = 1\nmax_in_flight = 8").await;
+    let result = scene.send(&job("unknown-group", 400)).await;
+    assert_eq!(
+        (result.status, result.recipients.unwrap().failed, result.errors.len()),
+        (Status::Failed, 400, 1),
+        "{result:?}"
+    );
+    let error = &result.errors[0];
+    assert_eq!(
+        (error.kind, error.code, error.attempts, error.batches.len()),
+        (ErrorKind::Job, Some(10010), 1, 400)
+    );
+    assert!(result.calls <= 8, "{} calls", result.calls);
+    assert_eq!(scene.sandbox.stats().calls as u64, result.calls);
+    let letter: Value = serde_json::from_slice(&scene.dead_letter().await.data).unwrap();
+    assert_eq!(letter["ToMembers_Account"].as_array().unwrap().len(), 400);
+
+    let refused = InjectedFault::Error { code: 10004, info: "invalid".into() };
+    scene
+        .sandbox
+        .add_fault(FaultRule { matching: Some("user-1".into()), ..FaultRule::from(refused) })
+        .unwrap();
+    let result = scene.send(&job("g", 9)).await;
+    assert_eq!(
+        (result.status, result.recipients.unwrap().sent, result.calls),
+        (Status::Partial, 8, 9),
+        "{result:?}"
+    );
+}

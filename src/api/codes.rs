@@ -98,11 +98,27 @@ pub fn find(code: i64) -> Option<&'static Code> {
 pub fn class_of(code: i64) -> Class {
     match find(code) {
         Some(entry) => entry.class,
+        // The app's own webhook chooses these.
+        None if is_of_webhook(code) => Class::Job,
         // The API has answered bad signatures with unlisted 70xxx codes.
         None if (70_000..80_000).contains(&code) => Class::CredentialOrJob,
         None if (60_000..70_000).contains(&code) => Class::TransientOrJob,
         None => Class::JobOrConfiguration,
     }
+}
+
+/// Whether the app's own webhook, which the vendor asks before it delivers a message, has chosen this
+/// code.
+pub fn is_of_webhook(code: i64) -> bool {
+    (10_100..=10_200).contains(&code) || (120_001..=130_000).contains(&code)
+}
+
+/// Whether a refusal with this code concerns the sender, the group, the topic or the content. Then
+/// every batch of the job would get it.
+pub fn concerns_whole_job(code: i64) -> bool {
+    const LISTED: [i64; 10] =
+        [10010, 10015, 10016, 10017, 10059, 11000, 80001, 80002, 80004, 80101];
+    LISTED.contains(&code) || is_of_webhook(code)
 }
 
 const fn code(code: i64, class: Class, meaning: &'static str, advice: &'static str) -> Code {
@@ -116,6 +132,7 @@ const SLOWED: &str = "lower calls_per_second if other programs call this API for
 const FIX_JOB: &str = "correct the job and redrive it";
 const FIX_KEY: &str = "check that secret_key belongs to sdk_app_id, that identifier is right, and \
     this machine's clock";
+const RENEW: &str = "renew the plan or settle the account in the vendor's console";
 const CHECK_CONSOLE: &str = "look at the app in the vendor's console";
 const CHECK_REGION: &str = "the app is in another region, or sdk_app_id is wrong: look up SDKAppID \
     and data centre in the vendor's console and correct sdk_app_id and region (or endpoint)";
@@ -220,6 +237,7 @@ pub static CODES: &[Code] = &[
         minutes"),
     code(60021, Class::Account, "source IP is refused", "allow this machine's address in the \
         vendor's console"),
+    code(60022, Class::RateLimited, "the vendor's service is overloaded", RETRIED),
     code(70001, Class::Credential, "UserSig expired", FIX_KEY),
     code(70002, Class::Credential, "UserSig is empty", FIX_KEY),
     code(70003, Class::Credential, "UserSig is invalid", FIX_KEY),
@@ -255,6 +273,8 @@ pub static CODES: &[Code] = &[
     code(80002, Class::Job, "content too long", FIX_JOB),
     code(80003, TRANSIENT, "callback failed or timed out", RETRIED),
     code(80004, Class::Job, "sensitive image", FIX_JOB),
+    code(80005, Class::Account, "the service is disabled: the plan has expired or a payment is \
+        due", RENEW),
     code(80101, Class::Job, "refused content", FIX_JOB),
     code(90992, TRANSIENT_UNKNOWN, "internal error", RETRIED),
     code(90994, TRANSIENT_UNKNOWN, "internal error", RETRIED),

@@ -26,6 +26,7 @@ pub fn explain(class: Class, fault: &Fault) -> Explanation {
             "an answer that contradicts itself",
             "nothing; if it lasts, look for a proxy on the way",
         ),
+        (Some(code), _) if codes::is_of_webhook(code) => WEBHOOK,
         (Some(code), _) => {
             codes::find(code).map_or(UNLISTED, |entry| (entry.meaning, entry.advice))
         }
@@ -44,13 +45,20 @@ const UNLISTED: (&str, &str) = (
     "not documented",
     "read info in the result, and look for the code in the vendor's newest list",
 );
+const WEBHOOK: (&str, &str) =
+    ("refused by the app's own webhook", "ask the team that runs the webhook; info has its text");
 const NO_CONNECTION: &str = "info names the cause and what to do about it; it may pass by itself";
 const NO_ANSWER: &str =
     "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
 
 /// Ranges of codes that no vendor list has, each with a sample code.
-const RANGES: [(&str, i64); 3] =
-    [("other 60000–69999", 69_999), ("other 70000–79999", 79_999), ("any other", 1)];
+const RANGES: [(&str, i64); 5] = [
+    ("10100–10200", 10_100),
+    ("120001–130000", 120_001),
+    ("other 60000–69999", 69_999),
+    ("other 70000–79999", 79_999),
+    ("any other", 1),
+];
 
 /// The runbook's tables, as Markdown.
 pub fn tables() -> String {
@@ -95,8 +103,12 @@ pub fn tables() -> String {
 fn row(label: &str, answer: Answer) -> String {
     let Verdict::Failed { class, fault } = classify(answer) else { return String::new() };
     let Explanation { meaning, response, advice } = explain(class, &fault);
+    let whole_job = match fault.code {
+        Some(code) if codes::concerns_whole_job(code) => " No further batch of the job is sent.",
+        _ => "",
+    };
     let mut row = String::new();
-    let _ = writeln!(row, "| {label} | {meaning} | {response} | {advice} |");
+    let _ = writeln!(row, "| {label} | {meaning} | {response}{whole_job} | {advice} |");
     row
 }
 

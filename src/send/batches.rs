@@ -15,7 +15,10 @@ use tracing::Span;
 
 use super::{Advance, Attempts, Submission, idle::IdleTimes};
 use crate::{
-    api::{classify::Verdict, codes::Class},
+    api::{
+        classify::Verdict,
+        codes::{Class, concerns_whole_job},
+    },
     clock,
     job::outcome::{
         BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
@@ -32,6 +35,8 @@ pub(super) struct Batches {
     /// How many have ended, and have their outcome recorded.
     ended: Arc<AtomicU32>,
     advance: Option<watch::Sender<Advance>>,
+    /// A refusal of one batch that every other batch would get too.
+    refusal: Option<Fault>,
 }
 
 /// Whether any of a request left.
@@ -53,8 +58,10 @@ impl Batches {
         let ended = batches.iter().filter(|batch| batch.outcome().is_some()).count() as u32;
         let advance = submission.advance.clone();
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
-        let batches = Self { batches, failing, spans, ended: Arc::new(ended.into()), advance };
-        batches.report_advance(ended);
+        let refusal = batches.iter().find_map(|batch| refusal_of_job(batch.outcome()?)).cloned();
+        let ended = Arc::new(ended.into());
+        let batches = Self { batches, failing, spans, ended, advance, refusal };
+        batches.report_advance(batches.ended.load(Ordering::Relaxed));
         batches
     }
 
@@ -65,6 +72,11 @@ impl Batches {
 
     pub fn have_all_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed) as usize == self.batches.len()
+    }
+
+    /// Whether the API has refused the whole job in its answer to one batch.
+    pub fn are_refused(&self) -> bool {
+        self.refusal.is_some()
     }
 
     /// The batches that are to be sent.
@@ -78,7 +90,10 @@ impl Batches {
     }
 
     pub fn set_state(&mut self, batch: u32, state: BatchState) {
-        if let BatchState::Ended(_) = state {
+        if let BatchState::Ended(outcome) = &state {
+            if self.refusal.is_none() {
+                self.refusal = refusal_of_job(outcome).cloned();
+            }
             self.failing.remove(&batch);
             self.spans.remove(&batch);
         }
@@ -137,15 +152,19 @@ impl Batches {
         self.report_advance(self.ended.fetch_add(1, Ordering::Relaxed) + 1);
     }
 
-    /// Ends the batches that have no outcome, because the job's deadline has passed.
-    pub fn expire_unsent(&mut self) {
-        for batch in &mut self.batches {
-            if batch.outcome().is_none() {
+    /// Ends the batches that have no outcome: with the refusal of the job, or because its deadline
+    /// has passed.
+    pub fn end_unsent(&mut self) {
+        let (kind, fault) = match &self.refusal {
+            Some(fault) => (FailureKind::Job, fault.clone()),
+            None => {
                 let info = DEADLINE_PASSED.into();
-                let fault = Fault { code: None, http_status: None, info };
-                let (kind, attempts) = (FailureKind::Expired, batch.attempts);
-                batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts });
+                (FailureKind::Expired, Fault { code: None, http_status: None, info })
             }
+        };
+        for batch in self.batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
+            let (fault, attempts) = (fault.clone(), batch.attempts);
+            batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts });
         }
         let ended = self.batches.len() as u32;
         self.ended.store(ended, Ordering::Relaxed);
@@ -170,6 +189,16 @@ impl Batches {
     }
 }
 
+/// The fault of an outcome that every batch of the job would get.
+fn refusal_of_job(outcome: &BatchOutcome) -> Option<&Fault> {
+    match outcome {
+        BatchOutcome::Failed { kind: FailureKind::Job, fault, .. } => {
+            fault.code.is_some_and(concerns_whole_job).then_some(fault)
+        }
+        _ => None,
+    }
+}
+
 impl BatchProgress {
     /// How long it has been failing, without the time in which the app was idle.
     pub(super) fn failing_for(&self, idle: &IdleTimes, now: Timestamp) -> Option<Duration> {
@@ -187,7 +216,7 @@ mod tests {
     fn batches() -> Batches {
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
         let batches = vec![BatchProgress::default()];
-        Batches { batches, failing, spans, ended: Arc::default(), advance: None }
+        Batches { batches, failing, spans, ended: Arc::default(), advance: None, refusal: None }
     }
 
     fn failed(class: Class) -> Verdict {

@@ -39,7 +39,7 @@ pub(super) struct SendingJob<'a> {
 
 /// Why no further call starts for a job.
 enum Leaving {
-    /// All batches have ended, or the deadline has passed.
+    /// All batches have ended, the API has refused the whole job, or the deadline has passed.
     Done,
     /// It would have to wait for longer than it may be held.
     Park,
@@ -97,6 +97,7 @@ impl<'a> SendingJob<'a> {
             let held_until = self.gate.held_until(self.began_at);
             match () {
                 () if self.batches().have_all_ended() => return Ok(Leaving::Done),
+                () if self.batches().are_refused() => return Ok(Leaving::Done),
                 () if !lease.allows_calls() => return Ok(self.let_go(under_way)),
                 () if is_past(self.deadline, now) => return Ok(Leaving::Done),
                 () if is_past(held_until, now) || !self.may_wait_until(begins_at, now) => {
@@ -139,6 +140,8 @@ impl<'a> SendingJob<'a> {
                     Decision::Split => return Ok(Leaving::Split),
                 },
                 event = place.event() => match event {
+                    // The answer to another call, which is not yet recorded.
+                    Event::Granted(grant) if self.batches().are_refused() => grant.slot.unused(),
                     Event::Granted(grant) => under_way.push(Box::pin(self.attempt(grant))),
                     Event::Changed if self.gate.is_paused() => {}
                     Event::Changed => withheld.drain(..).for_each(|batch| place.ready_again(batch)),
@@ -204,7 +207,7 @@ impl<'a> SendingJob<'a> {
     fn hand_back(self, leaving: Result<Leaving, StoreLost>) -> Result<Ending, Unfinished> {
         let mut batches = self.batches.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Ok(Leaving::Done) = leaving {
-            batches.expire_unsent();
+            batches.end_unsent();
         }
         if batches.have_all_ended() {
             return Ok(Ending::Finished(batches.into_report()));

@@ -280,7 +280,7 @@ impl SimulatedApi {
                 Answer::NoAnswer { info: "timed out".into() }
             }
             Outcome::NoEffect => foreign(408),
-            Outcome::Refused => api(10010),
+            Outcome::Refused => api(10004),
             Outcome::RateLimited => foreign(429),
             Outcome::Account => foreign(302),
             Outcome::RefusedAll(code) => api(*code),
