@@ -193,7 +193,8 @@ async fn while_redis_is_away_an_idle_and_a_standby_replica_are_not_ready() {
             (status == 503).then_some(told)
         })
         .await;
-        assert!(told.contains("\"state_store\":{\"state\":\"down\""), "{told}");
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(told["state_store"]["state"], "down", "{told}");
     }
     redis.restart().await;
     for daemon in [&scene.daemon, &standby] {
