@@ -1,5 +1,5 @@
 //! The folders of `src` use each other in one direction: a folder imports only what
-//! docs/architecture.md lists below it.
+//! docs/architecture.md lists below it. A type name is defined once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -111,6 +111,47 @@ fn a_folder_uses_only_folders_below_it() {
         }
     }
     assert!(wrong.is_empty(), "against the order in docs/architecture.md:\n{}", wrong.join("\n"));
+}
+
+/// The types that a file defines outside its tests.
+fn types(source: &str) -> impl Iterator<Item = &str> {
+    let code = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    code.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let line = match line.strip_prefix("pub") {
+            Some(rest) => rest.trim_start_matches("(super)").trim_start_matches("(crate)"),
+            None => line,
+        };
+        let defined = ["struct ", "enum ", "trait "]
+            .iter()
+            .find_map(|keyword| line.trim_start().strip_prefix(keyword))?;
+        defined.split(|letter: char| !letter.is_alphanumeric()).next()
+    })
+}
+
+#[test]
+fn a_type_name_is_defined_once() {
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in sources(&root().join("src")) {
+        let path = file.display().to_string();
+        if path.ends_with("tests.rs") || path.contains("/tests/") {
+            continue;
+        }
+        for name in types(&fs::read_to_string(&file).unwrap()) {
+            defined.entry(name.to_owned()).or_default().push(path.clone());
+        }
+    }
+    // Each command has arguments of its own.
+    defined.remove("Args").expect("the types are found");
+    defined.retain(|_, files| files.len() > 1);
+    assert!(defined.is_empty(), "{defined:#?}");
+}
+
+#[test]
+fn types_are_found_in_every_form() {
+    let source = "pub struct A {\n}\nenum B<T> {\npub(super) trait C: D {\n    struct E(F);\n\
+        // struct G\n#[cfg(test)]\nmod tests {\nstruct H;";
+    assert_eq!(types(source).collect::<Vec<_>>(), ["A", "B", "C", "E"]);
 }
 
 #[test]
