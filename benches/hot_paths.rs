@@ -1,4 +1,4 @@
-//! The pure parts that every job or call passes through, at their largest.
+//! Benchmarks of the pure code that every job or call passes through, with the largest inputs.
 
 use std::{hint::black_box, time::Duration};
 
@@ -62,7 +62,7 @@ fn queueing(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Ten seconds of a saturated limit of 200 calls a second, without the waiting.
+/// Ten seconds at a full limit of 200 calls a second, without the waiting.
 fn pacing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("200 calls a second");
     group.throughput(Throughput::Elements(2000));

@@ -1,4 +1,4 @@
-//! Whatever answers in the API's place is judged, and only one answer is a success.
+//! Every possible answer gets a verdict, and only one kind of answer is a success.
 #![no_main]
 
 use groupcast::api::{

@@ -1,4 +1,5 @@
-//! A configuration is taken or refused with words; one that is taken is taken again as it is shown.
+//! A configuration is accepted, or refused with a message. The printed form of an accepted
+//! configuration is accepted too.
 #![no_main]
 
 use groupcast::config::{Config, ConfigFile};

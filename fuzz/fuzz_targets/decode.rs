@@ -1,5 +1,5 @@
-//! A body is rejected or becomes a job whose batches have each recipient once; a list never becomes
-//! a broadcast.
+//! A body is rejected, or becomes a job whose batches have each recipient once. A list of
+//! recipients that is not empty never becomes a broadcast.
 #![no_main]
 
 use groupcast::{

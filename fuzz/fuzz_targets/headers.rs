@@ -1,4 +1,4 @@
-//! Any headers make an envelope; what is wrong is told with its name.
+//! Any headers make an envelope. A rejection names the field that is wrong.
 #![no_main]
 
 use groupcast::{accept::envelope, config::Replies};

@@ -1,5 +1,5 @@
-//! Composes what a delivery owes: the answer to a job that has ended, a rejection, an answer from
-//! the record, or a copy that waits.
+//! Composes what the daemon owes for a delivery. This is the answer to a job that has ended, a
+//! rejection, an answer from the record, or a copy for a wait queue.
 
 use std::sync::Arc;
 
@@ -40,8 +40,9 @@ impl Pipeline {
         Owed::Parked { job: Box::new(parked), may_go_back }
     }
 
-    /// Each replica reads what the broker has given up, and only the one that has the jobs knows
-    /// what is under way for them.
+    /// Passes on a job that the broker has given up. It goes to the jobs queue, or to a wait queue
+    /// if it was passed on before. Every replica reads such jobs, but only the replica with the
+    /// app's jobs knows what is under way for them.
     pub(super) fn pass_on(&self, body: Vec<u8>, envelope: &Envelope, context: &Context) -> Owed {
         let mut passed_on = parking::compose(
             &self.app,
@@ -133,9 +134,9 @@ impl Pipeline {
         }
     }
 
-    /// The recorded result of an earlier copy, to whoever asked with this one; or of this very
-    /// message, if it was parked because its result could not be published. Then the record is kept
-    /// for as long as others once the result is out.
+    /// Answers a message from the record of its job. The message is a second copy, or the job
+    /// itself, which was parked because its result could not be published. Once that result is
+    /// published, the record is kept as long as those of other jobs that have ended.
     pub(super) fn repeat(
         &self,
         result: JobResult,

@@ -1,4 +1,4 @@
-//! A job without a broker, for whoever waits for it.
+//! Sends one job without a broker, for a caller that waits for the result.
 
 use std::sync::Arc;
 
@@ -18,7 +18,8 @@ use crate::{
     subscribe::lease::Lease,
 };
 
-/// Carries one job to its result without a broker: the same reading, pacing, calls and retries.
+/// Sends one job without a broker and returns its result. Reading, pacing, calls and retries are
+/// the same as with a broker.
 pub async fn deliver_directly(
     name: &str,
     app: &App,

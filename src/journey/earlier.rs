@@ -1,4 +1,5 @@
-//! What is known of a job from before: a result, progress, or nothing.
+//! Finds out what the daemon knows about a job from earlier deliveries: a result, progress, or
+//! nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,17 +20,17 @@ use crate::{
     settle::{Owed, undeliverable},
 };
 
-/// How long another replica may make calls after its jobs were taken over: until then the store's
-/// last word counts.
+/// How long another replica may still start calls after its jobs were taken over. The store's last
+/// confirmation to that replica is valid for this time.
 const STOPPED_WITHIN: Duration = Duration::from_secs(1);
-/// How long another replica's call that has come back may take to be recorded.
+/// How long another replica may take to record the outcome of a call that has ended.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
-/// What was found of a job.
+/// What the look-up found about a job.
 pub(super) enum Found {
-    /// No call is made for it.
+    /// The daemon makes no call for the job.
     Owed(Owed),
-    /// It begins, or goes on where it was.
+    /// The job begins, or continues where it stopped.
     Unfinished {
         job: Arc<Job>,
         envelope: Arc<Envelope>,
@@ -39,7 +40,7 @@ pub(super) enum Found {
 }
 
 impl Pipeline {
-    /// Finds out what is known of a job. A job without an id cannot have come before.
+    /// Looks a job up in the state store. A job without an id has no record there.
     pub(super) async fn find(
         &self,
         mut job: Job,
@@ -75,10 +76,12 @@ impl Pipeline {
                 Some(Err(error)) if error.scope == Scope::Record => {
                     return reject(&format!("{UNREADABLE}: {error}"), body);
                 }
-                // The broker counts how often it has delivered a job, and gives it up in the end.
+                // The broker counts how often a job goes back, and gives it up at a limit. So the
+                // daemon parks the job.
                 Some(Err(_)) if came_often => return park(body),
                 Some(Err(error)) => return Err(error.into()),
-                // It may yet be rejected, with its original bytes.
+                // Park the original bytes: the job may still be rejected, and its dead letter needs
+                // them.
                 Some(Ok(Opened::Busy)) => return park(body),
                 Some(Ok(Opened::Unfinished(earlier))) => {
                     job.resume(earlier.head.cut(), earlier.head.duplicates);
@@ -104,7 +107,8 @@ impl Pipeline {
         let reason = envelope.given_up.as_deref().unwrap_or_default();
         let batches = undeliverable::conclude(&job, &envelope, reason, batches);
         if let Some(entry) = &entry {
-            // Before the answer, or the next delivery could be answered otherwise.
+            // Record the outcomes before the answer. Otherwise the next delivery could get a
+            // different answer.
             let noted = (0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress));
             try_join_all(noted).await?;
         }
@@ -112,8 +116,8 @@ impl Pipeline {
         Ok(self.answer(&job, report, &envelope, context, entry, fingerprint))
     }
 
-    /// A replica that was active before may have calls in flight for the job. What comes of them is
-    /// recorded when it is waited for; so the record is read again then.
+    /// Looks a job up. The replica that had the jobs before may still have calls in flight for it.
+    /// In that case, waits until their outcomes are recorded, and reads the record again.
     async fn look_up(
         &self,
         envelope: &Envelope,
@@ -134,13 +138,13 @@ impl Pipeline {
         {
             return Ok(opened);
         }
-        // It holds the claim that the second look needs.
+        // `opened` holds the claim that the second look-up needs.
         drop(opened);
         sleep_until(others_are_done).await;
         open().await
     }
 
-    /// How long a job may wait for another one with its id.
+    /// How long a job may wait for another message with the same id.
     fn patience(&self) -> Duration {
         self.config().retry.hold.min(self.dispatcher.held_at_most())
     }

@@ -1,4 +1,4 @@
-//! The last jobs of an app that were not sent whole, for whoever looks at the status page.
+//! The last jobs of an app that ended with an error, for the status page.
 
 use std::{
     collections::VecDeque,
@@ -26,12 +26,12 @@ pub struct JobFailure {
     pub advice: &'static str,
 }
 
-/// The newest first.
+/// The newest job comes first.
 #[derive(Default)]
 pub struct Failures(Mutex<VecDeque<JobFailure>>);
 
 impl Failures {
-    /// Remembers a result, if it tells of an error.
+    /// Remembers a result if it reports an error.
     pub fn note(&self, result: &JobResult) {
         let Some(error) = result.errors.first() else { return };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! The API with its calls counted and timed. A call is a request that came back with an answer or
-//! without, or that could not be sent; one that was withdrawn is none.
+//! Wraps the API to count and time its calls. A request counts as a call if it was answered, got no
+//! answer, or could not be sent. A withdrawn request does not count.
 
 use std::sync::Arc;
 

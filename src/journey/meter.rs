@@ -1,5 +1,5 @@
-//! What one app counts. Counting costs an addition: the handles are looked up once, and what only
-//! mirrors a state is read when somebody asks.
+//! The metrics of one app. Counting is cheap: the handles are looked up once, and gauges that
+//! mirror a state are set only at a scrape.
 
 use std::{
     collections::HashMap,
@@ -26,8 +26,8 @@ use crate::{
     },
 };
 
-/// Kinds of failed calls that have a series of their own. The API documents about a hundred codes;
-/// what answers in its place may make up any number of them.
+/// The maximum number of kinds of failed calls with a series of their own. The API documents about
+/// a hundred codes, but another server that answers in its place may send any number.
 const MAX_FAILURES: usize = 200;
 const NOT_PAUSED: &str = "none";
 
@@ -66,16 +66,16 @@ struct Mirrors {
     in_flight: Gauge,
     calls_per_second_limit: Gauge,
     calls_max_1s: Gauge,
-    /// The last reason, and its gauge.
+    /// The last reason for a pause, and its gauge.
     paused: Mutex<Option<(String, Gauge)>>,
 }
 
-/// What came of a batch, a recipient or a call.
+/// The outcome of a recipient or a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Outcome {
     Sent,
     Failed,
-    /// It failed and may have had its effect.
+    /// The call failed, but may have notified its recipients.
     Unknown,
 }
 
@@ -89,7 +89,7 @@ impl Outcome {
     }
 }
 
-/// What a call was answered with, in a word.
+/// The answer to a call, as the value of the `code` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AnswerCode {
     Api(i64),
@@ -112,11 +112,11 @@ impl fmt::Display for AnswerCode {
 }
 
 impl Meter {
-    /// Of the recorder there is now, if there is one.
+    /// Takes its handles from the present metrics recorder. Without a recorder they do nothing.
     pub fn of(app: &str) -> Self {
         let job = |status: Status| JOBS.counter(&[app, status.as_str()]);
         let recipients = |outcome: Outcome| RECIPIENTS.counter(&[app, outcome.as_str()]);
-        // So that it is there before the first pause.
+        // The series must exist before the first pause.
         APP_PAUSED.gauge(&[app, NOT_PAUSED]).set(0.0);
         start_counting_unrouted(app);
         start_counting_vanished_queues(app);
@@ -151,12 +151,12 @@ impl Meter {
         }
     }
 
-    /// A job is held as long as this is.
+    /// Counts a held job until the returned guard is dropped.
     pub fn holds_a_job(&self) -> Counted {
         self.held.one_more()
     }
 
-    /// A call is in flight as long as this is there.
+    /// Counts a call in flight until the returned guard is dropped.
     pub fn has_a_call_in_flight(&self) -> Counted {
         self.in_flight.one_more()
     }
@@ -200,7 +200,7 @@ impl Meter {
             .increment(1);
     }
 
-    /// Sets what is so now.
+    /// Sets the gauges that mirror the present state.
     pub fn mirror(&self, pacer: &Pacer, condition: &Condition) {
         self.mirrors.held.set(self.held.count() as f64);
         self.mirrors.in_flight.set(self.in_flight.count() as f64);
@@ -261,11 +261,11 @@ fn code_of(answer: &Answer) -> AnswerCode {
     }
 }
 
-/// How many there are of something: as many as have been given out and not dropped.
+/// Counts the guards that it has given out and that are not dropped yet.
 #[derive(Default)]
 struct Level(Arc<()>);
 
-/// One of them.
+/// A guard of a `Level`.
 pub struct Counted(#[expect(dead_code, reason = "held, not read")] Arc<()>);
 
 impl Level {
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::send::condition::Trouble;
 
-    /// The lines of a metric after some measuring, sorted.
+    /// The exported lines of a metric after `measure` has run, sorted.
     fn lines(metric: &str, measure: impl FnOnce(&Meter)) -> Vec<String> {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();

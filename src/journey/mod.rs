@@ -1,8 +1,9 @@
 //! The journey of a job, from its delivery to its acknowledgement. `Pipeline::carry` is the map:
 //! one line for each step.
 //!
-//! Invariant: a delivery is acknowledged only after everything it owes is confirmed. Work that ends
-//! earlier leaves it unacknowledged, and the broker delivers it again.
+//! Invariant: the daemon acknowledges a delivery only after everything that it owes for it is
+//! confirmed. If the work ends earlier, the delivery stays unacknowledged, and the broker delivers
+//! it again.
 
 use lapin::BasicProperties;
 use tokio::time::Instant;
@@ -31,13 +32,13 @@ mod reading;
 mod sending;
 mod steering;
 
-/// Why a delivery was not carried to its end. It comes again.
+/// Why the work on a delivery ended early. The broker delivers the job again.
 #[derive(Debug, thiserror::Error)]
 pub enum Interrupted {
-    /// No further call may start for it.
+    /// No further call may start for the job.
     #[error("let go of a job")]
     LetGo,
-    /// No queue takes what the job owes.
+    /// No queue takes the job's dead letter, result or parked copy.
     #[error("no queue takes what a job owes")]
     StillOwed,
     #[error(transparent)]
@@ -55,7 +56,7 @@ impl From<Unfinished> for Interrupted {
     }
 }
 
-/// What the steps know of a delivery beside its job.
+/// What the steps know about a delivery besides its job.
 struct Context {
     properties: BasicProperties,
     lease: Lease,
@@ -63,7 +64,7 @@ struct Context {
 }
 
 impl Pipeline {
-    /// Carries one delivery from the broker to its acknowledgement.
+    /// Processes one delivery, from its arrival to its acknowledgement.
     async fn carry(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let Delivery { source, body, properties, .. } = delivery;
         let context = Context { properties, lease, delivered_at: Instant::now() };
@@ -76,7 +77,7 @@ impl Pipeline {
         self.acknowledge(&context.lease, is_recorded).await
     }
 
-    /// Looks the job up, and sends what is left of it.
+    /// Looks the job up and sends its open batches. Returns what the daemon owes for it then.
     async fn find_what_is_owed(
         &self,
         received: ReadMessage,
@@ -102,7 +103,7 @@ impl Pipeline {
         self.send(submission, fingerprint, context).await
     }
 
-    /// Counts a delivery that owes nothing more.
+    /// Counts a delivery for which the daemon owes nothing more.
     fn count(&self, tally: Tally) {
         self.meter.count(&tally);
         if let Tally::Ended { result, .. } = tally {
@@ -110,7 +111,8 @@ impl Pipeline {
         }
     }
 
-    /// A job that will be known if it comes again waits for other acknowledgements to join.
+    /// Acknowledges a delivery. If the job's result is recorded, the acknowledgement first waits
+    /// for others to join. A second delivery would be answered from the record.
     async fn acknowledge(&self, lease: &Lease, is_recorded: bool) -> Result<(), Interrupted> {
         if is_recorded {
             lease.wait_for_others().await?;
@@ -118,12 +120,12 @@ impl Pipeline {
         Ok(lease.acknowledge().await?)
     }
 
-    /// Deals with a delivery that was not carried to its end.
+    /// Handles a delivery whose work ended early.
     async fn interrupted(&self, why: Interrupted, lease: &Lease) -> Result<(), Interrupted> {
         match why {
-            // It stays unacknowledged and comes again.
+            // The delivery stays unacknowledged, and the broker delivers it again.
             Interrupted::LetGo if !lease.allows_calls() => Ok(()),
-            // The subscription ends.
+            // The subscription ends, and the delivery goes back to the queue with it.
             Interrupted::Store(error) if error.scope == Scope::Displaced => Ok(()),
             Interrupted::Store(error) => self.give_back_when_the_store_works(lease, &error).await,
             Interrupted::StillOwed => Ok(lease.give_back().await?),
@@ -131,7 +133,8 @@ impl Pipeline {
         }
     }
 
-    /// The delivery comes again alone. Others may have no record to go on from.
+    /// Gives back this delivery alone. The end of the subscription would also give back jobs
+    /// without a record, and the daemon would send their batches again.
     async fn give_back_when_the_store_works(
         &self,
         lease: &Lease,
@@ -140,7 +143,7 @@ impl Pipeline {
         warn!(app = self.app, %error, "a job could not be settled; it comes again");
         match lease.while_calls_may_start(self.progress.health().until_it_works()).await {
             Some(()) => Ok(lease.give_back().await?),
-            // It goes back with all the others.
+            // The subscription ends, so the delivery goes back with all others.
             None => Ok(()),
         }
     }

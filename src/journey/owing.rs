@@ -1,9 +1,9 @@
-//! What a job owes is published here, or waits with the job.
+//! Publishes what the daemon owes for a job, or parks the job with it.
 //!
-//! A queue that takes no messages must not hold the job's place among the held ones. So the job is
-//! parked with what it still owes: its record says how it ended, and when it comes back it is
-//! answered without a call. If no wait queue takes it either, it is held for a while and then goes
-//! back to the jobs queue.
+//! A queue that takes no messages must not block a place for held jobs. So the daemon parks the job
+//! with what is still owed. The record says how the job ended, and when the job comes back, the
+//! daemon answers it without a call. If no wait queue takes it either, the daemon holds it for a
+//! while and then gives it back to the jobs queue.
 
 use std::time::Duration;
 
@@ -21,15 +21,16 @@ use crate::{
     settle::{JobContent, Owed, Settled, Tally, parking, settle},
 };
 
-/// No delivery is held for more than ten minutes and the calls in flight then.
+/// If no queue takes what is owed, the delivery goes back to the jobs queue after this time. The
+/// daemon may hold it for ten minutes, plus the time of its calls in flight.
 const GIVEN_BACK_AFTER: Duration = Duration::from_secs(9 * 60);
-/// A job that took that long to send has at least so long to be settled.
+/// The minimum time to settle a job, even if sending it took longer than `GIVEN_BACK_AFTER`.
 const SETTLED_WITHIN: Duration = Duration::from_secs(30);
-/// How soon to try again what no queue takes.
+/// How soon the daemon tries again if no queue takes what is owed.
 const TRIED_EVERY: Duration = Duration::from_secs(10);
 
 impl Pipeline {
-    /// Does what a delivery owes, or parks it with that.
+    /// Publishes and records what is owed for a delivery, or parks the job with it.
     pub(super) async fn settle(
         &self,
         mut owed: Owed,
@@ -59,7 +60,8 @@ impl Pipeline {
         }
     }
 
-    /// Parks a job that has ended. `false` if no wait queue takes it.
+    /// Parks a job that has ended, together with what is still owed. Returns `false` if no wait
+    /// queue takes it.
     async fn park_with_debt(
         &self,
         owed: &mut Owed,
@@ -79,7 +81,7 @@ impl Pipeline {
             Tally::Ended { result, .. },
         ) = (&record, &job.content, &job.unrecorded, &*tally)
         {
-            // Nothing of it may be sent again when it comes back.
+            // Without this record, the daemon would send the job again when it comes back.
             let (fingerprint, progress) = (fingerprint.clone(), progress_of(report));
             let entry = self
                 .progress
@@ -89,7 +91,7 @@ impl Pipeline {
         } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
             && result.calls == 0
         {
-            // The store may have waited for something to say.
+            // The store may postpone a record to the first note, and a parked job needs its record.
             entry.note(0, &BatchProgress::default()).await?;
         }
         let only_result =
@@ -107,8 +109,8 @@ impl Pipeline {
             queue = parked.target.queue(),
             "job parked with what it owes"
         );
-        // Afterwards: a crash in between makes a second answer, but none that is marked as a
-        // duplicate of nothing.
+        // Complete the record after parking. A crash in between causes a second answer. In the
+        // other order, the only answer would be marked as a duplicate.
         if let Some((entry, result)) = record
             && only_result
         {
@@ -118,7 +120,8 @@ impl Pipeline {
     }
 }
 
-/// What a report says of each batch, for a record. The calls of all stand with the first.
+/// The progress of each batch according to a report, for a record. The first batch carries the
+/// calls of all batches.
 fn progress_of(report: &Report) -> Vec<(u32, BatchProgress)> {
     let mut calls = u32::try_from(report.calls).unwrap_or(u32::MAX);
     let progress = |(batch, outcome): (u32, &BatchOutcome)| {

@@ -1,4 +1,4 @@
-//! One app's pipeline: what it is made of, and what its subscription asks of it.
+//! One app's pipeline: its parts, and what it does for the app's subscription.
 
 use std::{
     sync::{
@@ -32,11 +32,10 @@ use crate::{
     },
 };
 
-/// A store that is away for longer has the jobs go back to the queue, where another replica may
-/// have a store that works. What is known of them by then is recorded before this process works on
-/// them again.
+/// If the store is away for longer, the jobs go back to the queue, because another replica may have
+/// a store that works. The daemon records what it knows about them before it works on them again.
 const STORE_AWAY_AT_MOST: Duration = Duration::from_secs(10 * 60);
-/// Jobs are held for so long while nothing can be published: no job is held for more than ten
+/// How long the daemon holds jobs while it cannot publish. It holds no job for more than ten
 /// minutes.
 const CLOSED_AT_MOST: Duration = Duration::from_secs(8 * 60);
 
@@ -48,7 +47,8 @@ pub struct Pipeline {
     /// The waits of the wait queues, as they were at the start.
     pub(super) park: Vec<Duration>,
     max_job_bytes: u64,
-    /// The longest that calls of other replicas may take: they may not yet have read a lower value.
+    /// The longest `request_timeout` since the start. Another replica may not have read a lower
+    /// value yet, so its calls may take this long.
     longest_request_timeout: Mutex<Duration>,
     pub(super) pacer: Pacer,
     pub(super) dispatcher: Dispatcher,
@@ -57,13 +57,13 @@ pub struct Pipeline {
     pub(super) tenure: Tenure,
     pub(super) meter: Arc<Meter>,
     pub(super) failures: Failures,
-    /// Since when an operator wants no job to be taken.
+    /// Since when an operator has paused the app.
     pub(super) halted: watch::Sender<Option<Timestamp>>,
     /// When the present subscription took the jobs over, after its first delivery.
     pub(super) taken_over_at: Arc<Mutex<Instant>>,
-    /// When the subscription was last known to be there.
+    /// When the process last saw its subscription.
     subscribed_at: Arc<Mutex<Moment>>,
-    /// The most recipients of a batch, once the API has refused more.
+    /// The maximum number of recipients in a batch, set when the API refuses more.
     pub(super) largest_batch: OnceLock<u32>,
     /// Whether the subscription ended because nothing could be published.
     was_closed_for_long: AtomicBool,
@@ -73,7 +73,7 @@ impl Work for Pipeline {
     type Error = Interrupted;
 
     async fn until_ready(&self) {
-        // The sender lives as long as the dispatcher, and that as long as this.
+        // `wait_for` does not fail, because the pipeline owns the senders.
         let _ = self.condition().wait_for(|condition| !condition.is_paused()).await;
         let _ = self.halted.subscribe().wait_for(Option::is_none).await;
         if self.was_closed_for_long.swap(false, Ordering::Relaxed) || self.publisher.is_forbidden()
@@ -118,7 +118,8 @@ impl Work for Pipeline {
     }
 
     fn acknowledge_within(&self, timeout: Duration) {
-        // A job may be held twice, if it is split again, and calls in flight have to end.
+        // A third: a job that is split again is held twice, and then its calls in flight have to
+        // end.
         let held_at_most = timeout / 3;
         if held_at_most < self.dispatcher.held_at_most() {
             warn!(
@@ -160,7 +161,7 @@ impl Pipeline {
         let (to_ask, jobs) = (publisher.clone(), queues::jobs(name));
         let is_with_another = move || -> BoxFuture<'static, bool> {
             let (to_ask, jobs) = (to_ask.clone(), jobs.clone());
-            // One that has just stopped may have called in this second.
+            // A replica that has just stopped consuming may have called within the last second.
             Box::pin(async move {
                 to_ask.is_consumed(&jobs).await || {
                     sleep(SPAN).await;
@@ -208,14 +209,15 @@ impl Pipeline {
             *lock(taken_over_at) = now;
         };
         start(&self.pacer, &self.taken_over_at);
-        // Until the store has answered, and for a second more, the other replica may call.
+        // The other replica may call until a second after the store has answered, so both start
+        // again then.
         let (pacer, taken_over_at) = (self.pacer.clone(), self.taken_over_at.clone());
         self.tenure.begin(move || start(&pacer, &taken_over_at));
     }
 
-    /// Works by another configuration of the app from now on: for jobs that come, and for what is
-    /// decided about those that are here. Their batches stay as they were cut. The wait queues stay
-    /// those of the start.
+    /// Uses a new configuration of the app from now on, for new jobs and for decisions about held
+    /// jobs. The batches of held jobs stay as they were cut. The wait queues stay those of the
+    /// start.
     pub fn reconfigure(&self, app: &App) {
         {
             let mut longest = lock(&self.longest_request_timeout);
@@ -229,7 +231,7 @@ impl Pipeline {
         self.config.borrow().clone()
     }
 
-    /// What a job must satisfy, and how it is cut.
+    /// What a job must satisfy, and how it is cut into batches.
     pub(super) fn rules(&self, app: &App) -> Rules {
         let rules = rules(app, self.max_job_bytes);
         let most = self.largest_batch.get().copied().unwrap_or(rules.batch_size);
@@ -240,7 +242,7 @@ impl Pipeline {
         *lock(&self.longest_request_timeout)
     }
 
-    /// How the app's calls fare, now and from now on.
+    /// The app's condition, and every later change of it.
     fn condition(&self) -> watch::Receiver<Condition> {
         self.dispatcher.condition()
     }

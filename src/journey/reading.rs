@@ -1,4 +1,4 @@
-//! A message read: into a job, or into the reason why it is none.
+//! Reads a message. The result is a job or a rejection.
 
 use tokio::sync::Semaphore;
 
@@ -15,13 +15,13 @@ use crate::{
     subscribe::consume::Source,
 };
 
-/// A larger body is read on a thread where it holds nobody up.
+/// A larger body is read on a blocking thread, so that it delays no other task.
 const READ_ASIDE_BYTES: usize = 128 * 1024;
-/// While it is read, a body takes up to three times its size. So few at once cost no more time than
-/// many would.
+/// Reading a body needs up to three times its size in memory, so the daemon reads only two large
+/// bodies at once. More at once would not save time.
 static READ_ASIDE: Semaphore = Semaphore::const_new(2);
 
-/// A message read: its job with its fingerprint, or why it is none; with the original bytes.
+/// A message after reading: its job with the fingerprint, or its rejection, and the original bytes.
 pub(super) struct ReadMessage {
     pub envelope: Envelope,
     pub body: Vec<u8>,
@@ -59,7 +59,7 @@ pub fn rules(app: &App, max_job_bytes: u64) -> Rules {
     }
 }
 
-/// Reads a body, one that takes long on a thread aside.
+/// Reads a body. A large one is read on a blocking thread.
 async fn read(
     body: Vec<u8>,
     checked: Result<(), Rejection>,
@@ -73,8 +73,8 @@ async fn read(
     reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-/// Reads a body whose envelope was `checked`; what can be read of a job with a bad header is still
-/// told in its result.
+/// Reads a body whose envelope was `checked`. If a header is wrong, the rejection still names the
+/// group and the topic from the body.
 pub(super) fn read_body(
     body: Vec<u8>,
     checked: Result<(), Rejection>,

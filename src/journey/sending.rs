@@ -1,4 +1,4 @@
-//! Has a job sent, and finds out what it owes then.
+//! Sends a job and composes what the daemon owes for it then.
 
 use tracing::warn;
 
@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Has a job sent, in smaller batches if the API asks for them, and finds out what it owes
-    /// then.
+    /// Sends a job, in smaller batches if the API asks for them. Returns what the daemon owes for
+    /// the job then.
     pub(super) async fn send(
         &self,
         mut submission: Submission,
@@ -51,7 +51,8 @@ impl Pipeline {
                             );
                             lease.unless_lost(remembered).await??;
                         }
-                        // The store may have waited for something to say.
+                        // The store may postpone a record to the first note, and a parked job needs
+                        // its record.
                         Some(entry) if touched.is_empty() => {
                             entry.note(0, &BatchProgress::default()).await?
                         }
@@ -66,7 +67,8 @@ impl Pipeline {
         }
     }
 
-    /// A job in smaller batches, and recorded so. From now on new jobs are cut so from the start.
+    /// Cuts a job into smaller batches and records the new cut. From now on, new jobs are cut into
+    /// such batches from the start.
     async fn split_again(
         &self,
         submission: Submission,
@@ -84,7 +86,8 @@ impl Pipeline {
         let mut split = submission.split_again(touched);
         if let Some(entry) = split.entry.take() {
             let recording = entry.split_again(&split.job, &split.batches);
-            // A delivery that was taken away may be in other hands, and the record with it.
+            // If the broker has taken the delivery away, another replica may already use the job's
+            // record.
             split.entry = Some(
                 split.lease.while_calls_may_start(recording).await.ok_or(Interrupted::LetGo)??,
             );

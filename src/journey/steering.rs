@@ -1,4 +1,4 @@
-//! How an app's pipeline fares, for whoever looks, and how an operator halts it.
+//! Shows the state of an app's pipeline, and lets an operator pause it.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ impl Pipeline {
         &self.park
     }
 
-    /// Takes no jobs until somebody says otherwise or the process starts anew. Calls in flight
-    /// finish, other jobs go back to the queue.
+    /// Takes no jobs until an operator resumes the app or the process restarts. Calls in flight
+    /// finish, and unfinished jobs go back to the queue.
     pub fn pause(&self) {
         self.halted
             .send_if_modified(|since| since.is_none() && since.replace(clock::now()).is_none());
@@ -35,7 +35,7 @@ impl Pipeline {
         self.halted.borrow().is_some()
     }
 
-    /// How the app fares, for whoever looks.
+    /// The app's condition, including a pause by an operator.
     pub fn condition_now(&self) -> Condition {
         let condition = self.dispatcher.condition().borrow().clone();
         match *self.halted.borrow() {
@@ -56,12 +56,12 @@ impl Pipeline {
         self.dispatcher.held()
     }
 
-    /// The last jobs that were not sent whole, the newest first.
+    /// The last jobs that ended with an error, the newest first.
     pub fn failures(&self) -> Vec<JobFailure> {
         self.failures.last()
     }
 
-    /// The rate that is configured.
+    /// The configured rate.
     pub fn calls_per_second_limit(&self) -> u32 {
         self.pacer.limit()
     }
@@ -81,7 +81,7 @@ impl Pipeline {
         self.pacer.most_in_one_second()
     }
 
-    /// Sets the metrics that mirror what is so now.
+    /// Sets the gauges that mirror the present state.
     pub fn mirror(&self) {
         self.meter.mirror(&self.pacer, &self.condition_now());
     }

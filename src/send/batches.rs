@@ -1,4 +1,4 @@
-//! How the batches of one job stand while it is sent.
+//! The progress of one job's batches while the daemon sends them.
 
 use std::{
     collections::BTreeMap,
@@ -28,9 +28,9 @@ use crate::{
 
 pub(super) struct Batches {
     batches: Vec<BatchProgress>,
-    /// Since when the batches that are tried again have been failing.
+    /// Since when each open batch has been failing, from its first answer.
     failing: BTreeMap<u32, Instant>,
-    /// Of batches that have been called for and have no outcome yet.
+    /// The spans of open batches that had a call.
     spans: BTreeMap<u32, Span>,
     /// How many have ended, and have their outcome recorded.
     ended: Arc<AtomicU32>,
@@ -39,7 +39,7 @@ pub(super) struct Batches {
     refusal: Option<Fault>,
 }
 
-/// Whether any of a request left.
+/// Whether any part of a request left the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Request {
     Sent,
@@ -65,7 +65,7 @@ impl Batches {
         batches
     }
 
-    /// How many have ended, for others to see.
+    /// The number of ended batches, which the gate reads too.
     pub fn ended(&self) -> Arc<AtomicU32> {
         self.ended.clone()
     }
@@ -79,7 +79,7 @@ impl Batches {
         self.refusal.is_some()
     }
 
-    /// The batches that are to be sent.
+    /// The batches that are still to be sent.
     pub fn unsent(&self) -> impl Iterator<Item = u32> {
         let unsent = |(_, batch): &(u32, &BatchProgress)| batch.outcome().is_none();
         (0..).zip(&self.batches).filter(unsent).map(|(index, _)| index)
@@ -100,7 +100,7 @@ impl Batches {
         self.batches[batch as usize].state = state;
     }
 
-    /// The span of a call that is about to be made, as part of the span of the batch.
+    /// The span of a call that is about to be made, as a child of the batch's span.
     pub fn span_of_call(&mut self, batch: u32, Submission { job, span, .. }: &Submission) -> Span {
         if span.is_disabled() {
             return Span::none();
@@ -114,7 +114,7 @@ impl Batches {
         self.batches.iter().any(|batch| *batch != BatchProgress::default())
     }
 
-    /// Counts a call that came back, and says where its batch stands.
+    /// Counts a call that has ended, and returns the attempts of its batch.
     pub fn count(
         &mut self,
         batch: u32,
@@ -131,7 +131,7 @@ impl Batches {
             Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
         }
         let since_first = progress.failing_for(idle, wall);
-        // From now on it counts from a moment that leaves the idle time out.
+        // Move the first attempt forward by the idle time, which does not count as failing.
         progress.first_attempt_at = since_first.and_then(|since| wall.checked_sub(since).ok());
         match verdict {
             Verdict::Failed { class: Class::RateLimited, .. } => {}
@@ -175,7 +175,7 @@ impl Batches {
         Report::of(self.batches)
     }
 
-    /// The batches that something is known of.
+    /// The batches that have progress.
     pub fn into_touched(self) -> Vec<(u32, BatchProgress)> {
         let is_touched =
             |(_, progress): &(u32, BatchProgress)| *progress != BatchProgress::default();
@@ -189,7 +189,7 @@ impl Batches {
     }
 }
 
-/// The fault of an outcome that every batch of the job would get.
+/// The fault of an outcome, if every batch of the job would get it.
 fn refusal_of_job(outcome: &BatchOutcome) -> Option<&Fault> {
     match outcome {
         BatchOutcome::Failed { kind: FailureKind::Job, fault, .. } => {
@@ -200,7 +200,7 @@ fn refusal_of_job(outcome: &BatchOutcome) -> Option<&Fault> {
 }
 
 impl BatchProgress {
-    /// How long it has been failing, without the time in which the app was idle.
+    /// How long the batch has been failing, without the time in which the app was idle.
     pub(super) fn failing_for(&self, idle: &IdleTimes, now: Timestamp) -> Option<Duration> {
         let first = self.first_attempt_at?;
         let since_first: Duration = now.duration_since(first).try_into().unwrap_or_default();
@@ -257,7 +257,7 @@ mod tests {
                 (3 * 3600, 3),
                 "{class:?}"
             );
-            // Another process, from the record: it knows nothing of the time before its first job.
+            // Another process reads the record. It knows nothing of the time before its first job.
             let mut others = IdleTimes::new();
             hours(30).await;
             others.end(clock::now());

@@ -32,7 +32,7 @@ fn unreachable() -> Verdict {
     failed(Class::Transient(Effect::None), None)
 }
 
-/// Judges a call that came back at once.
+/// Judges the answer to a call that ended at once.
 fn judge(breaker: &mut Breaker, verdict: &Verdict, group: &str) -> Blame {
     breaker.judge(verdict, group, Instant::now(), Instant::now())
 }
@@ -41,7 +41,7 @@ fn allowed(breaker: &Breaker) -> Allowed {
     breaker.allowed(256, Instant::now())
 }
 
-/// Lets the next probe come back with `verdict`, and says how long it was waited for.
+/// Answers the next probe with `verdict`. Returns how long the breaker waited before the probe.
 async fn probe(breaker: &mut Breaker, verdict: &Verdict) -> Duration {
     let start = Instant::now();
     let Allowed::ProbeAt(at) = allowed(breaker) else { panic!("{:?}", allowed(breaker)) };
@@ -203,7 +203,7 @@ async fn five_groups_in_a_row_with_the_same_refusal_are_not_to_blame() {
     assert!(breaker.condition().is_paused());
 }
 
-/// Five groups, and those tried after them.
+/// Pauses the app: five groups and those tried after them get the same refusal.
 fn pause_over(breaker: &mut Breaker, refused: &Verdict) {
     for group in 0..GROUPS_OF_A_BREAK as u32 + TRIALS {
         judge(breaker, refused, &group.to_string());

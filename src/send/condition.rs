@@ -1,16 +1,17 @@
-//! What may be called for an app now, in words for whoever looks: the log, `/readyz`, the metrics.
+//! The condition of an app's calls, in words for the log, `/readyz` and the metrics.
 
 use jiff::Timestamp;
 
-/// How an app's calls fare.
+/// Whether the daemon can make calls for an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// Jobs are taken and sent.
+    /// The daemon takes jobs and sends them.
     Working,
-    /// The API cannot be reached: jobs wait, single probes look whether it can.
+    /// The daemon cannot reach the API. Jobs wait, and single probes find out when it answers
+    /// again.
     Outage(Trouble),
-    /// A fault of the account or the configuration: no jobs are taken, single probes look whether
-    /// it is mended.
+    /// The account or the configuration is at fault. The daemon takes no jobs, and single probes
+    /// find out when the fault is gone.
     Paused(Trouble),
 }
 

@@ -1,5 +1,5 @@
-//! What follows for a batch from the answer to its call. Pure: the verdict and the circumstances
-//! in, a decision out.
+//! Decides what follows for a batch from the answer to its call. Pure: the verdict and the
+//! circumstances in, a decision out.
 
 use std::time::Duration;
 
@@ -17,34 +17,35 @@ use crate::{
     send::breaker::Blame,
 };
 
-/// An answer that said "slow down" is asked again after the API's own window has passed.
+/// The delay after a rate-limited answer. After it, the API's own window has passed.
 const AFTER_RATE_LIMIT: Duration = Duration::from_secs(1);
-/// What nobody documented passes within so many attempts, or not at all.
+/// How often a failure that the vendor does not document is tried. If it is temporary, it passes
+/// within these attempts.
 const ATTEMPTS_AT_UNDOCUMENTED: u32 = 5;
-/// A group that alone meets a fault of the account has so many attempts, with the waits of parked
-/// jobs in between.
+/// How often a batch is tried if its group alone gets a fault of the account. The job is parked
+/// between the attempts.
 const ATTEMPTS_OF_A_GROUP: u32 = 5;
 
-/// Where a batch stands in its attempts.
+/// The attempts of a batch so far.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempts {
-    /// Attempts that counted, this one included; answers that only said "slow down" do not.
+    /// Attempts, including this one. Rate-limited answers and refusals of the batch size do not
+    /// count.
     pub count: u32,
-    /// Time since the first of them. Faults of the account do not count, and no wait that the API
-    /// asked for.
+    /// Time since the first attempt. Neither the app's idle time nor a rate limit before the first
+    /// attempt counts.
     pub since_first: Duration,
-    /// Time that the batch has been failing since the job was taken up.
+    /// Time since the first answer to the batch in the present run of its job.
     pub held: Duration,
 }
 
-/// Whether somebody waits for the answer.
+/// Whether a user waits for the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supervision {
-    /// The daemon: long waits are no harm, and a fault of the account pauses the app, and ends no
-    /// job.
+    /// The daemon. Long waits do no harm. A fault of the account pauses the app and ends no job.
     Unattended,
-    /// Somebody at a terminal: neither a long wait nor a fault that somebody has to mend is waited
-    /// for.
+    /// A user waits at a terminal. The job fails if it would have to wait for long, or until an
+    /// operator mends a fault.
     Attended,
 }
 
@@ -55,18 +56,18 @@ pub enum Decision {
     Again {
         after: Duration,
     },
-    /// Again as soon as a call may leave: nothing is held against the batch.
+    /// Again as soon as a call may start: the batch is not to blame.
     AgainAtOnce,
-    /// Again when the app goes on.
+    /// Again when the app works again.
     WhenTheAppGoesOn,
-    /// Again, and not so soon that the job could be held until then.
+    /// Again, but later than the daemon may hold the job.
     Park,
-    /// Its recipients again, in smaller batches.
+    /// The recipients again, in smaller batches.
     Split,
 }
 
 impl Decision {
-    /// How the batch stands from now on.
+    /// The state of the batch after this decision.
     pub fn state(&self) -> BatchState {
         match self {
             Self::Ended(outcome) => BatchState::Ended(outcome.clone()),
@@ -79,13 +80,13 @@ impl Decision {
     }
 }
 
-/// What a decision depends on, beside the verdict.
+/// What a decision depends on, besides the verdict.
 pub struct Circumstances<'a> {
-    /// Whose fault the answer is, as the app's other calls show.
+    /// Whose fault the failure is, judged by the app's other calls too.
     pub blame: Blame,
     pub promise: DeliveryPromise,
     pub attempts: Attempts,
-    /// For how long the group has met faults of the account.
+    /// How long the group has been getting faults of the account.
     pub group_refused_for: Duration,
     pub policy: &'a Retry,
     /// How long a batch may fail before its job is parked.
@@ -95,7 +96,7 @@ pub struct Circumstances<'a> {
     pub jitter: f64,
 }
 
-/// What follows, whoever is to blame.
+/// Decides what follows for the batch.
 pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let Circumstances { blame, promise, attempts, group_refused_for, policy, .. } = circumstances;
     let waited_enough = attempts.since_first > policy.give_up_after;
@@ -103,9 +104,9 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
         Blame::OldUserSig | Blame::UserSig => Decision::AgainAtOnce,
         Blame::App => Decision::WhenTheAppGoesOn,
         Blame::Group if attempts.count < ATTEMPTS_OF_A_GROUP && !waited_enough => Decision::Park,
-        // A call that may have had its effect is not made again, whoever is to blame. Otherwise the
-        // batch should not be the first to be tried when the app goes on, but it is not tried for
-        // ever.
+        // Whatever the blame, a job with `at-most-once` does not repeat a call that may have
+        // notified its recipients. Any other batch should not be the first to be tried when the app
+        // works again, so it is parked. It is not tried for ever.
         Blame::AppOrBatch
             if !is_in_doubt(&verdict, *promise)
                 && !waited_enough
@@ -117,12 +118,12 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     }
 }
 
-/// Whether the job forbids to send again what this verdict leaves open.
+/// Whether the call may have notified its recipients and the job forbids repeating it.
 fn is_in_doubt(verdict: &Verdict, promise: DeliveryPromise) -> bool {
     promise == DeliveryPromise::AtMostOnce && verdict.may_have_had_effect()
 }
 
-/// What follows for a batch that is itself to blame, or the moment.
+/// Decides what follows if the batch itself or a temporary fault is to blame.
 fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let Circumstances { promise, attempts, policy, hold, supervision, jitter, .. } = circumstances;
     let is_in_doubt = is_in_doubt(&verdict, *promise);
@@ -156,7 +157,7 @@ fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
         Class::TransientOrJob | Class::Job | Class::JobOrConfiguration => {
             failed(FailureKind::Job, fault)
         }
-        // Only where somebody waits: the daemon pauses the app.
+        // Only if a user waits, or if the breaker does not blame the app alone.
         Class::Credential | Class::CredentialOrJob | Class::Account => {
             failed(FailureKind::Job, fault)
         }

@@ -1,5 +1,5 @@
-//! What the rest of the crate has of the sending: it starts one dispatcher for each app, gives it
-//! jobs, and sees how the app's calls fare.
+//! The interface of `send` to the rest of the crate. The crate starts one dispatcher for each app,
+//! gives it jobs, and watches the app's condition.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{api::call::Api, clock, config::App, pace::Pacer};
 pub struct Dispatcher {
     gate: Arc<Gate>,
     condition: watch::Receiver<Condition>,
-    /// Ends with this.
+    /// The driver ends when the dispatcher is dropped.
     _driver: JoinSet<()>,
 }
 
@@ -27,16 +27,17 @@ pub struct Settings {
     pub api: Arc<dyn Api>,
     pub pacer: Pacer,
     pub supervision: Supervision,
-    /// Whether the outcome of a call that starts now could be told and recorded.
+    /// Whether a call may start now: its outcome can be published and recorded, and no other
+    /// replica has the jobs.
     pub may_start: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Whether another replica consumes the app's jobs. Only one may call.
+    /// Whether another replica consumes the app's jobs. Only one replica may call.
     pub is_with_another: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
     /// Whether an operator has paused the app.
     pub is_halted: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Settings {
-    /// For a caller who waits, and works alone.
+    /// For a user who waits for the result. No other replica calls for the app.
     pub fn attended(app: &str, api: Arc<dyn Api>, pacer: Pacer) -> Self {
         Self {
             app: app.to_owned(),
@@ -69,7 +70,7 @@ impl Dispatcher {
         SendingJob::new(&self.gate, submission).run().await
     }
 
-    /// Holds no job for longer from now on.
+    /// Holds no job for longer than this from now on.
     pub fn hold_at_most(&self, held_at_most: Duration) {
         self.gate.hold_at_most(held_at_most);
     }
@@ -78,8 +79,8 @@ impl Dispatcher {
         self.gate.lock().held_at_most
     }
 
-    /// The app has no subscription, and so no jobs: from now on the time does not count towards
-    /// giving a batch up.
+    /// Notes that the app has no subscription, and so no jobs. From now on, time does not count
+    /// towards giving a batch up.
     pub fn begin_idle_time(&self) {
         self.gate.lock().idle.begin(clock::now());
     }
@@ -89,7 +90,7 @@ impl Dispatcher {
         self.gate.held()
     }
 
-    /// How the app's calls fare, now and from now on.
+    /// The app's condition, and every later change of it.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         self.condition.clone()
     }

@@ -1,23 +1,24 @@
-//! When an app was not at work: paused, without deliveries, not yet started. A batch is not failing
-//! in that time, so it does not count towards giving the batch up. Pure.
+//! The times in which an app was idle: paused, without deliveries, or not yet started. A batch is
+//! not failing in these times, so they do not count towards giving it up. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
 use jiff::Timestamp;
 
-/// As many are remembered. A subscription that is lost every ten seconds makes them for three
-/// hours.
+/// How many idle times are remembered. If a subscription is lost every ten seconds, this covers
+/// almost three hours.
 const MOST: usize = 1000;
 
 pub(super) struct IdleTimes {
     /// Since when the app is idle, if it is.
     since: Option<Timestamp>,
-    /// Earlier ones, oldest first.
+    /// Earlier idle times, oldest first.
     over: VecDeque<(Timestamp, Timestamp)>,
 }
 
 impl IdleTimes {
-    /// Of a dispatcher that has not had a job yet: nobody knows what was before.
+    /// For a dispatcher that has not had a job yet. All earlier time counts as idle, because the
+    /// daemon does not know what happened in it.
     pub fn new() -> Self {
         Self { since: Some(Timestamp::MIN), over: VecDeque::new() }
     }

@@ -1,5 +1,5 @@
-//! What concerns the whole app: the probes while it is paused or the API cannot be reached, and the
-//! condition that everybody sees.
+//! The driver of an app's calls. It grants calls when their time comes, and sends probes while the
+//! app is paused or in an outage. The condition of the app is announced here too.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,11 +24,11 @@ use crate::{
     pace::{SendSlot, Turn},
 };
 
-/// After an outage of this length, calls begin with a tenth of the rate.
+/// After an outage of this length or longer, calls begin with a tenth of the rate.
 const LONG_OUTAGE: Duration = Duration::from_secs(10);
 
 impl Gate {
-    /// Grants calls when their time comes, and makes the probes. Does not end.
+    /// Grants calls when their time comes, and sends the probes. Does not end.
     pub async fn drive(self: Arc<Self>) {
         let mut config = self.config.clone();
         let mut probes = FuturesUnordered::new();
@@ -66,7 +66,7 @@ impl Gate {
         }
     }
 
-    /// A probe. `None` if it is not made, because another replica consumes.
+    /// Sends a probe. Returns `None` if it sent none, because another replica consumes.
     fn probe(&self, state: &mut GateState, slot: SendSlot) -> BoxFuture<'static, Option<Answer>> {
         let is_paused = state.breaker.condition().is_paused();
         if is_paused {
@@ -78,7 +78,7 @@ impl Gate {
             slot.written(Instant::now());
             AtWrite::Send
         };
-        // In an outage this process still has the jobs.
+        // No check in an outage: this process still has the jobs.
         let is_with_another = is_paused.then(|| (self.settings.is_with_another)());
         Box::pin(async move {
             if let Some(is_with_another) = is_with_another
@@ -93,7 +93,7 @@ impl Gate {
     fn judge_probe(&self, answer: Option<Answer>) {
         let (mut state, now) = (self.lock(), Instant::now());
         match answer.map(classify) {
-            // Should the other replica stop, this one's subscription has to be there.
+            // This replica must subscribe too, so that it gets the jobs if the other one stops.
             None => state.breaker.resume(now),
             Some(verdict) => {
                 if let Verdict::Failed { class: Class::RateLimited, .. } = verdict {
@@ -105,7 +105,7 @@ impl Gate {
         self.announce_condition(&mut state, now);
     }
 
-    /// Says once what has changed for the whole app.
+    /// Logs a change of the app's condition once, and tells the jobs.
     pub fn announce_condition(&self, state: &mut GateState, now: Instant) {
         let before = self.condition.borrow().clone();
         let present = state.breaker.condition().clone();
@@ -142,7 +142,8 @@ impl Gate {
             }
             (Condition::Paused(_) | Condition::Working, Condition::Working) => {
                 info!(app, "app goes on");
-                // A job that returns much later from a wait queue has waited for its own failure.
+                // The idle time ends now. A job that returns much later from a wait queue has
+                // waited because of its own failure, and that time counts.
                 if !(self.settings.is_halted)() {
                     state.idle.end(clock::now());
                 }
@@ -153,8 +154,8 @@ impl Gate {
     }
 }
 
-/// With which share of the rate calls begin after an outage: the longer it was, the more others
-/// wait for its end too.
+/// The share of the rate with which calls begin after an outage. The longer the outage was, the
+/// more other clients also wait for its end.
 fn rate_after(outage_since: Timestamp) -> f64 {
     let lasted = clock::now().duration_since(outage_since).as_secs_f64();
     (1.0 - lasted / LONG_OUTAGE.as_secs_f64()).max(0.1)

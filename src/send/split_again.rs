@@ -1,7 +1,7 @@
-//! Cuts a job anew whose batches are too large for the API, and says how the new batches stand.
+//! Cuts a job again whose batches are too large for the API, and carries its progress over to the
+//! new batches.
 //!
-//! Invariant: what has ended stays as it ended, for the same recipients, and each call is counted
-//! once.
+//! Invariant: each recipient of an ended batch keeps its outcome, and each call is counted once.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use super::Submission;
 use crate::job::{Borders, Cut, Job, outcome::BatchProgress};
 
 impl Submission {
-    /// The job in smaller batches. `touched` is how far it has come in those that it has; nothing
-    /// is under way for them.
+    /// Cuts the job into smaller batches. `touched` is the progress of the present batches. No call
+    /// may be in flight for them.
     pub fn split_again(self, touched: &[(u32, BatchProgress)]) -> Self {
         let has_ended = |(_, progress): &(u32, BatchProgress)| progress.outcome().is_some();
         let borders = if touched.iter().any(has_ended) { Borders::Kept } else { Borders::Free };
@@ -22,7 +22,7 @@ impl Submission {
     }
 }
 
-/// How the batches of a job stand, from how they stood when they were of another, larger size.
+/// The progress of the new batches of `job`, from the progress of its earlier, larger batches.
 fn carry_over(
     touched: &[(u32, BatchProgress)],
     before: Cut,
@@ -31,7 +31,9 @@ fn carry_over(
     let begin_of = |batch: u32| job.cut().batch_of(before.start_of(batch));
     let parts_of = |(batch, progress): &(u32, BatchProgress)| {
         let first = begin_of(*batch);
-        // Borders are kept once a batch has ended; those of one that has not may lie within a part.
+        // If a batch has ended, the new cut keeps all borders, and each part of an ended batch gets
+        // its outcome. An open batch gives its progress to the part in which it begins, because its
+        // border may lie inside a part.
         let end =
             progress.outcome().map_or(first + 1, |_| begin_of(batch + 1).min(job.batch_count()));
         let calls = progress.calls;
@@ -96,7 +98,7 @@ mod tests {
         recipients.iter().map(|recipient| recipient.parse().unwrap()).collect()
     }
 
-    /// What came of each recipient.
+    /// The outcome of each recipient in an ended batch.
     fn outcomes(job: &Job, batches: &[(u32, BatchProgress)]) -> BTreeMap<u32, BatchOutcome> {
         let ended =
             batches.iter().filter_map(|(batch, progress)| Some((*batch, progress.outcome()?)));

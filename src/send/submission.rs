@@ -1,4 +1,4 @@
-//! A job on its way through the dispatcher: how it comes, and how it leaves.
+//! What the dispatcher receives and returns: a job to send, and how the work on it ended.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ pub struct Submission {
     pub job: Arc<Job>,
     pub envelope: Arc<Envelope>,
     pub lease: Lease,
-    /// Where its progress is recorded; `None` for a job that nobody could recognise when it comes
-    /// again.
+    /// Its record in the state store. `None` for a job without an id: the daemon could not
+    /// recognise it if it came again.
     pub entry: Option<Entry>,
-    /// How far it has come before.
+    /// Its progress from earlier runs.
     pub batches: Vec<(u32, BatchProgress)>,
-    /// Shows how far it has come.
+    /// Receives its progress, for a caller that shows it.
     pub advance: Option<watch::Sender<Advance>>,
-    /// What the spans of its batches belong to.
+    /// The parent of the spans of its batches.
     pub span: Span,
 }
 
@@ -39,7 +39,7 @@ pub struct Advance {
     pub batches: u32,
 }
 
-/// A job that is being sent, for whoever watches.
+/// A job that is being sent, for the status page.
 #[derive(Debug, Clone, Serialize)]
 pub struct HeldJob {
     pub job_id: String,
@@ -51,13 +51,14 @@ pub struct HeldJob {
 /// How the work on a job ended.
 pub enum Ending {
     Finished(Report),
-    /// It has to wait for longer than it may be held. With the batches that have been touched.
+    /// The job has to wait for longer than the daemon may hold it. With the batches that have
+    /// progress.
     Parked(Vec<(u32, BatchProgress)>),
-    /// The API takes no batches of this size. With the batches that have been touched.
+    /// The API takes no batches of this size. With the batches that have progress.
     TooLarge(Vec<(u32, BatchProgress)>),
 }
 
-/// The job was not finished. It comes again.
+/// The job is not finished. The broker delivers it again.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unfinished {
     #[error("the job was let go")]

@@ -1,8 +1,8 @@
-//! Acknowledgements that can wait leave together. Each by itself wakes the broker's library, and
-//! brings one job that wakes all the rest; a few together cost hardly more than one.
+//! Lets several acknowledgements leave together. Each one wakes the AMQP library and brings one new
+//! job, which wakes everything else. A few together cost hardly more than one.
 //!
-//! Nobody waits for long, nor for a share of what is in hand that would keep the broker from
-//! sending more.
+//! An acknowledgement waits for `LONGEST_WAIT` at most. No more than one in `ONE_IN` of the held
+//! jobs waits, so that the broker keeps sending jobs.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::Notify, time::timeout};
 
 const LONGEST_WAIT: Duration = Duration::from_millis(20);
-/// They leave when as many are waiting as one in so many of the jobs in hand.
+/// The acknowledgements leave when one in this many of the held jobs waits.
 const ONE_IN: usize = 8;
 
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl AckBatch {
     }
 }
 
-/// One that waits, or is on its way.
+/// Counts an acknowledgement until its wait has ended or is dropped.
 struct WaitingAck<'a> {
     waiting: &'a AtomicUsize,
     count: usize,

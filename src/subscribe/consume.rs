@@ -1,8 +1,8 @@
 //! Keeps one app's subscription alive and hands its deliveries out.
 //!
-//! Any error, the end of the stream, or an await past its bound ends the subscription: its leases
-//! are lost, the work on them ends, and only then a new one begins. So no job is worked on twice in
-//! this process.
+//! Any error, the end of the stream, or a wait past its bound ends the subscription. Its leases are
+//! lost, and the work on them ends before a new subscription begins. So this process never works on
+//! a job twice at a time.
 
 use std::{
     collections::BTreeMap,
@@ -32,26 +32,27 @@ use crate::{broker::BrokerError, clock::Moment, delay, subscribe::ack_batch::Ack
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-/// A subscription without deliveries for this long asks the queue whether there are any.
+/// After this time without a delivery, the daemon asks the broker whether jobs wait in the queue.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The same for one that never had a delivery: its jobs are most likely with another replica.
+/// The same for a subscription that never had a delivery. Most likely another replica has the jobs.
 const STANDBY_SILENCE: Duration = Duration::from_secs(15 * 60);
-/// How long a subscription has to live before its end is taken for a new fault.
+/// If a subscription lived longer than this, its end counts as a new fault, and the delay before
+/// the next attempt is short again.
 const TRUSTED_AFTER: Duration = Duration::from_secs(10);
-/// A process that has not looked at its subscription for so long was frozen: the broker may have
-/// given its jobs to another.
+/// A process that has not looked at its subscription for this long was frozen. The broker may have
+/// given its jobs to another replica.
 pub const FROZEN_AFTER: Duration = Duration::from_secs(3);
-/// How often it looks while it has jobs.
+/// How often the process looks at its subscription while it has jobs.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
-/// How long calls in flight and their results may take after the daemon was told to stop.
+/// How long calls in flight and their results may take after the end of a subscription.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which of an app's queues a message comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The jobs queue: to be sent.
+    /// The jobs queue. The daemon sends these jobs.
     Jobs,
-    /// The queue of jobs that the broker has given up: to be answered without a call.
+    /// The queue of jobs that the broker has given up. The daemon answers these without a call.
     Undeliverable,
 }
 
@@ -63,7 +64,7 @@ pub struct Delivery {
     pub acknowledge: Arc<dyn Acknowledge>,
 }
 
-/// When the oldest delivery of each queue came that is not acknowledged.
+/// When the oldest unacknowledged delivery of each queue came.
 #[derive(Debug, Default)]
 pub struct OldestDeliveries {
     jobs: Option<Instant>,
@@ -71,7 +72,7 @@ pub struct OldestDeliveries {
 }
 
 impl OldestDeliveries {
-    /// `in_hand`: in the order in which they came.
+    /// `in_hand` is in the order of arrival.
     fn among(in_hand: &BTreeMap<u64, (Source, Instant)>) -> Self {
         let oldest = |queue| {
             in_hand.values().find(|(source, _)| *source == queue).map(|(_, came_at)| *came_at)
@@ -90,69 +91,69 @@ impl OldestDeliveries {
 /// A queue to subscribe to: the broker's, or in tests one in memory.
 pub trait Queue: Send + Sync + 'static {
     type Subscription: Subscription;
-    /// Subscribes to no more jobs than `prefetch` at a time.
+    /// Subscribes. The broker delivers at most `prefetch` unacknowledged jobs at a time.
     fn subscribe(
         &self,
         prefetch: u16,
     ) -> impl Future<Output = Result<Self::Subscription, BrokerError>> + Send;
 }
 
-/// A subscription while it lives.
+/// A live subscription.
 pub trait Subscription: Send {
     /// The next delivery. An error is the end of the subscription.
     fn next(&mut self) -> impl Future<Output = Result<Delivery, BrokerError>> + Send;
     /// Asks the broker whether the subscription is still there.
     fn confirm(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
-    /// Looks whether jobs wait that are not delivered: a subscription can be dead without another
-    /// sign of it.
+    /// Fails if jobs wait in the queue and none is delivered. A subscription can be dead without
+    /// another sign of it.
     fn look_for_jobs(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
-    /// Of a subscription that ended: how soon the broker wants its deliveries acknowledged, if that
-    /// is what ended it.
+    /// After the end of the subscription: the broker's time limit for acknowledgements, if this
+    /// limit ended it.
     fn acknowledgement_timeout(
         &mut self,
         _oldest: &OldestDeliveries,
     ) -> impl Future<Output = Option<Duration>> + Send {
         ready(None)
     }
-    /// Takes no more, so a standby replica may begin, and drops what is still on its way until
-    /// `done`.
+    /// Cancels the subscription, so that a standby replica may begin. Until `done` ends, drops
+    /// deliveries that still arrive.
     fn cancel<T: Send>(
         &mut self,
         done: impl Future<Output = T> + Send,
     ) -> impl Future<Output = T> + Send;
-    /// Gives back what is unacknowledged.
+    /// Ends the subscription. Unacknowledged deliveries go back to the queue.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// What happens with deliveries. Implemented by the pipeline.
+/// Works on deliveries. The pipeline implements it.
 pub trait Work: Send + Sync + 'static {
     type Error: Display + Send;
-    /// Returns when deliveries can be worked on.
+    /// Returns when the daemon can work on deliveries.
     fn until_ready(&self) -> impl Future<Output = ()> + Send;
-    /// Returns when no job of the app should be held, and says why.
+    /// Returns when the daemon should hold no job of the app, and says why.
     fn until_paused(&self) -> impl Future<Output = Pause> + Send;
-    /// The first delivery from the jobs queue is here: until now another replica may have been the
+    /// Notes the first delivery from the jobs queue. Until then another replica may have been the
     /// active one.
     fn begin(&self);
-    /// The subscription was there a moment ago. Unless this is said again within [`FROZEN_AFTER`],
-    /// no call starts.
+    /// Notes that the subscription existed a moment ago. No call starts if the last such note is
+    /// older than [`FROZEN_AFTER`].
     fn is_subscribed(&self);
-    /// Carries one delivery to its acknowledgement.
+    /// Processes one delivery, up to its acknowledgement.
     fn process(
         &self,
         delivery: Delivery,
         lease: Lease,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-    /// The broker takes deliveries back that are not acknowledged within this time.
+    /// Notes that the broker takes back deliveries that are not acknowledged within this time.
     fn acknowledge_within(&self, _timeout: Duration) {}
-    /// The subscription's leases no longer allow calls.
+    /// Notes that the subscription's leases no longer allow calls.
     fn calls_have_ended(&self);
 }
 
-/// Whether an app has a subscription, for whoever watches.
+/// Whether an app has a subscription. `/readyz` and the status page show it.
 #[derive(Debug, Clone)]
 pub enum Subscribed {
-    /// And another replica may have the jobs.
+    /// The app has a subscription, but no job has come. Another replica may have the jobs.
     NoJobYet,
     Yes,
     No {
@@ -161,19 +162,20 @@ pub enum Subscribed {
 }
 
 impl Subscribed {
-    /// What is known before the first attempt.
+    /// The state before the first attempt to subscribe.
     pub fn not_yet() -> watch::Sender<Self> {
         watch::Sender::new(Self::No { reason: "it has not begun to consume yet".into() })
     }
 }
 
-/// Why no job of the app should be held. [`Work::until_ready`] returns when that is over.
+/// Why the daemon should hold no job of the app. [`Work::until_ready`] returns when the reason is
+/// gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
-    /// By a fault of the account, or by an operator.
+    /// The breaker or an operator has paused the app.
     App,
     StoreAway,
-    /// Another replica has the jobs too, and had them later.
+    /// Another replica has the jobs too, and took them over later.
     Displaced,
     PublisherAway,
 }
@@ -182,7 +184,8 @@ pub enum Pause {
 enum Ended {
     Stopped,
     Paused(Pause),
-    /// Another number of jobs at a time suits them. So many are in hand, with so many bytes.
+    /// The held jobs need another prefetch. `jobs` is their number, and `bytes` is their size
+    /// together.
     Resized {
         jobs: usize,
         bytes: u64,
@@ -190,7 +193,8 @@ enum Ended {
     Lost(BrokerError),
 }
 
-/// Consumes until `stop`, then finishes what is in flight and hands the rest back to the queue.
+/// Consumes until `stop`. Then finishes the calls in flight and gives the other jobs back to the
+/// queue.
 pub async fn consume<Q: Queue, W: Work>(
     app: &str,
     queue: &Q,
@@ -213,8 +217,8 @@ pub async fn consume<Q: Queue, W: Work>(
                 let ended =
                     hand_out(app, &mut subscription, &work, &mut prefetch, &told, &stop).await;
                 subscription.close().await;
-                // One that ends at once again and again must not use up how often the broker
-                // delivers a job.
+                // The delay grows. Subscriptions that end at once, again and again, must not use up
+                // the broker's delivery limit of a job.
                 failures = if since.elapsed() > TRUSTED_AFTER { 0 } else { failures + 1 };
                 told.send_replace(Subscribed::No { reason: ended.to_string() });
                 match ended {
@@ -360,7 +364,8 @@ async fn hand_out<S: Subscription, W: Work>(
     if let Ended::Lost(_) = ended {
         lost.cancel();
     }
-    // Before the broker hears of it: from then on a standby replica may call.
+    // The right to calls ends before the broker learns that the subscription ends. From then on a
+    // standby replica may call.
     calls_end.cancel();
     work.calls_have_ended();
     if let Ended::Lost(_) = ended
@@ -379,8 +384,8 @@ async fn hand_out<S: Subscription, W: Work>(
     if drained.is_err() {
         warn!(app, "gave up waiting for {} jobs; they come again", tasks.len());
         lost.cancel();
-        // A job waits for its record as long as the store is away, without any right to calls. If
-        // it were aborted, an outcome that is known would not be recorded.
+        // While the store is away, a job waits to be recorded, without a right to calls. If its
+        // task were aborted, a known outcome would not be recorded.
         tasks.detach_all();
     }
     ended
@@ -393,7 +398,8 @@ async fn carry<W: Work>(work: Arc<W>, delivery: Delivery, lease: Lease, lost: Ca
             warn!(%error, "a job could not be settled; it comes again");
             lost.cancel();
         }
-        // It comes again alone, until the broker has delivered it too often.
+        // Give back this job alone. If its work panics each time, the broker gives it up at its
+        // delivery limit.
         Err(_) => {
             error!("the work on a job panicked; it comes again");
             if lease.give_back().await.is_err() {

@@ -1,7 +1,7 @@
 //! An app's jobs queue at the broker, and beside it the queue of jobs that the broker has given up.
-//! Each subscription has a connection of its own, which ends with it.
+//! Each subscription has its own connection, which closes with it.
 //!
-//! What waits for the broker here is bounded; an error says that the subscription is gone.
+//! Every wait for the broker is bounded. An error means that the subscription is lost.
 
 use std::{
     future::pending,
@@ -35,8 +35,8 @@ use crate::{
 };
 
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A consumer that was cancelled sooner after a delivery was not cancelled for the time that took:
-/// the broker's documents advise against a timeout below a minute.
+/// If the broker cancels a consumer sooner after a delivery, the reason is not an acknowledgement
+/// timeout. The broker's documentation advises against a timeout below a minute.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The queue, and how to subscribe to it.
@@ -45,12 +45,12 @@ pub struct JobsQueue {
     pub connector: Arc<Connector>,
     pub topology: Vec<QueueSpec>,
     pub declare: bool,
-    /// Why the queue cannot be used until the daemon starts anew. Looking again and again would
-    /// cost its first job deliveries.
+    /// Why the daemon cannot use the queue until it restarts. Each further check would count as a
+    /// delivery of the first job.
     pub refusal: OnceLock<BrokerError>,
 }
 
-/// The consumers of an app with their connection.
+/// The consumers of an app, and their connection.
 pub struct Consuming {
     queue: String,
     undeliverable_queue: String,
@@ -68,11 +68,11 @@ struct QueueConsumer {
     consumer: Consumer,
 }
 
-/// How the broker ended a subscription, beside the loss of its connection.
+/// How the broker ended a subscription.
 enum End {
-    /// It closed the channel, because a delivery was not acknowledged in this time.
+    /// The broker closed the channel, because a delivery was not acknowledged within this time.
     TimedOut(Duration),
-    /// It cancelled the consumer of this queue and does not say why.
+    /// The broker cancelled the consumer of this queue and does not say why.
     Cancelled(Source),
     Otherwise,
 }
@@ -119,14 +119,14 @@ impl JobsQueue {
             self.check_single_consumer(connection).await?;
         }
         let jobs = QueueConsumer::start(connection, &queues::jobs(&self.app), prefetch).await?;
-        // One at a time: these are jobs that something is wrong with.
+        // One job at a time: something is wrong with these jobs.
         let undeliverable =
             QueueConsumer::start(connection, &queues::undeliverable(&self.app), 1).await?;
         Ok((jobs, undeliverable))
     }
 
-    /// With `declare = false` the operator has made the queues. A jobs queue that serves two
-    /// consumers at once would let two replicas send the same batches, each at the full rate.
+    /// With `declare = false`, the operator creates the queues. If the jobs queue served two
+    /// consumers at once, two replicas could send the same batches, each at the full rate.
     async fn check_single_consumer(&self, connection: &Connection) -> Result<(), BrokerError> {
         match serves_one_consumer(connection, &queues::jobs(&self.app)).await? {
             Ok(()) => Ok(()),
@@ -138,9 +138,10 @@ impl JobsQueue {
     }
 }
 
-/// Whether a queue is a quorum queue with a single active consumer: only such a queue refuses
-/// `basic.get`; every other one answers it, and counts a delivery if it has a message (measured on
-/// 3.10.8, 4.0.5 and 4.3.6). The broker looks at the right to read the queue before that.
+/// Whether a queue is a quorum queue with a single active consumer. Only such a queue refuses
+/// `basic.get`. Every other queue answers it, and counts a delivery if it has a message (measured
+/// on RabbitMQ 3.10.8, 4.0.5 and 4.3.6). Before that, the broker checks the right to read the
+/// queue.
 pub async fn serves_one_consumer(
     connection: &Connection,
     queue: &str,
@@ -168,8 +169,8 @@ impl QueueConsumer {
         let channel = bounded("open a channel", connection.create_channel()).await?;
         bounded("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default()))
             .await?;
-        // A tag of its own for each subscription: reused tags lost deliveries of quorum queues
-        // until 3.12.5.
+        // Each subscription has its own tag. Until RabbitMQ 3.12.5, quorum queues lost deliveries
+        // if a tag was reused.
         let tag = format!("groupcast-{}", uuid::Uuid::new_v4());
         let consuming = channel.basic_consume(
             queue.into(),
@@ -185,7 +186,7 @@ impl QueueConsumer {
         let Self { channel, consumer } = self;
         let tag = consumer.tag();
         let cancelled = async {
-            // If it cannot be cancelled, closing the connection does it.
+            // If this fails, closing the connection ends the subscription.
             let _ = bounded(
                 "cancel the subscription",
                 channel.basic_cancel(tag, BasicCancelOptions::default()),
@@ -193,8 +194,8 @@ impl QueueConsumer {
             .await;
             pending().await
         };
-        // The library keeps what it reads until it is asked for: up to the prefetch of the largest
-        // jobs.
+        // The AMQP library keeps deliveries in memory until they are read, up to the prefetch, and
+        // each may have the largest size. So they are read and dropped.
         let dropped = async {
             while consumer.next().await.is_some() {}
             pending().await
@@ -218,13 +219,13 @@ impl Consuming {
     }
 }
 
-/// What the broker says when it closes a channel over a delivery that was not acknowledged in time.
+/// The broker's time limit, if the error says that a delivery was not acknowledged in time.
 fn acknowledgement_timeout(error: &lapin::Error) -> Option<Duration> {
     let lapin::ErrorKind::ProtocolError(error) = error.kind() else { return None };
     timeout_in(error.get_message().as_str())
 }
 
-/// The broker has no other way to say it than its text, which is the same in all versions that
+/// Only the text of the broker's error has this time. The text is the same in all versions that
 /// close the channel: `delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000
 /// ms. …`
 fn timeout_in(text: &str) -> Option<Duration> {
@@ -263,7 +264,7 @@ impl Subscription for Consuming {
         }
     }
 
-    /// The channel answers only while it is open. The prefetch stays as it is.
+    /// The channel answers only while it is open. Setting the same prefetch again changes nothing.
     async fn confirm(&self) -> Result<(), BrokerError> {
         bounded(
             "confirm the subscription",
@@ -273,12 +274,13 @@ impl Subscription for Consuming {
     }
 
     async fn acknowledgement_timeout(&mut self, oldest: &OldestDeliveries) -> Option<Duration> {
-        // An acknowledgement may have met the closed channel before the consumer was asked.
+        // Read the consumers to their end. An acknowledgement may have failed on the closed channel
+        // before the consumer reported the reason.
         while self.end.is_none() && self.next().now_or_never().is_some_and(|next| next.is_ok()) {}
         match self.end {
             Some(End::TimedOut(timeout)) => Some(timeout),
-            // RabbitMQ from 4.3 cancels the consumer. So it does when the queue is deleted, and
-            // then nothing is to be learned.
+            // RabbitMQ 4.3 and later cancels the consumer after a timeout. It also cancels it when
+            // the queue is deleted, so check that the queue still exists.
             Some(End::Cancelled(source)) => {
                 let held_for = oldest.of(source)?.elapsed();
                 (held_for >= SHORTEST_TIMEOUT && self.exists(source).await).then_some(held_for)
@@ -316,7 +318,7 @@ impl Subscription for Consuming {
     }
 }
 
-/// What a queue shows of itself; `None` if the broker does not let itself be asked.
+/// The state of a queue, or `None` if the broker refuses to give it.
 async fn look_at(
     connection: &Connection,
     queue: &str,
@@ -329,7 +331,7 @@ async fn look_at(
             let _ = bounded("close a channel", channel.close(200, "OK".into())).await;
             Ok(Some(queue))
         }
-        // RabbitMQ 4.3.0 asks for the configure permission even to look.
+        // RabbitMQ 4.3.0 requires the configure permission even for a passive declaration.
         Err(error) if error.kind == BrokerErrorKind::AccessRefused => Ok(None),
         Err(error) => Err(error),
     }
@@ -349,7 +351,7 @@ impl Acknowledge for Acker {
     }
 }
 
-/// Waits until the broker's library has written it, which is not to say that the broker has read
+/// Waits until the AMQP library has written the frame. This does not mean that the broker has read
 /// it.
 async fn written(
     operation: &'static str,

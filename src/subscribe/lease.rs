@@ -1,6 +1,7 @@
 //! The right to work on a delivery. It is lost with the channel that brought the delivery, because
-//! the broker then gives the job to somebody else; and before that, when the daemon stops, the
-//! right to start calls ends. Looked at right before each call.
+//! the broker then delivers the job again, perhaps to another replica. The right to start calls can
+//! end before that, for example when the daemon stops. The daemon checks the lease right before
+//! each call.
 
 use std::{fmt, sync::Arc};
 
@@ -9,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{broker::BrokerError, subscribe::ack_batch::AckBatch};
 
-/// How a delivery is settled with the broker that made it.
+/// Settles a delivery with the broker.
 pub trait Acknowledge: Send + Sync {
-    /// Even success means only that the acknowledgement was written; if it is lost, the job comes
-    /// again. Ends in bounded time.
+    /// Success means only that the acknowledgement was written. If it is lost, the broker delivers
+    /// the job again. Ends in bounded time.
     fn acknowledge(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
-    /// Hands the delivery back to the queue. Ends in bounded time.
+    /// Gives the delivery back to the queue. Ends in bounded time.
     fn give_back(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
     /// Whether the broker has taken the delivery away.
     fn is_taken_away(&self) -> bool;
@@ -30,8 +31,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// `calls_end` is cancelled when no further call may start, `lost` when the delivery is
-    /// somebody else's.
+    /// `calls_end` is cancelled when no further call may start, and `lost` when the daemon loses
+    /// the delivery.
     pub fn of_delivery(
         delivery: Arc<dyn Acknowledge>,
         calls_end: CancellationToken,
@@ -41,7 +42,7 @@ impl Lease {
         Self { calls_end, lost, delivery: Some(delivery), ack_batch }
     }
 
-    /// For a job that nobody can take away.
+    /// A lease that cannot be lost, for a job that did not come from a broker.
     pub fn unlimited() -> Self {
         Self {
             calls_end: CancellationToken::new(),
@@ -56,7 +57,7 @@ impl Lease {
         !self.calls_end.is_cancelled() && !self.is_lost()
     }
 
-    /// Whether the delivery is somebody else's by now.
+    /// Whether the daemon has lost the delivery.
     pub fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
             || self.delivery.as_ref().is_some_and(|delivery| delivery.is_taken_away())
@@ -80,8 +81,8 @@ impl Lease {
         self.unless_lost(self.calls_end.run_until_cancelled(work)).await.ok().flatten()
     }
 
-    /// Waits for others to acknowledge with, for a moment. If it comes again in that moment, it
-    /// must be known again.
+    /// Waits for a moment, so that several acknowledgements leave together. If the broker delivers
+    /// the job again in that moment, the daemon must be able to recognise it.
     pub async fn wait_for_others(&self) -> Result<(), BrokerError> {
         self.unless_lost(self.ack_batch.wait()).await
     }
@@ -94,7 +95,7 @@ impl Lease {
         }
     }
 
-    /// Hands the delivery back to the queue, for the broker to count.
+    /// Gives the delivery back to the queue. The broker counts this.
     pub async fn give_back(&self) -> Result<(), BrokerError> {
         match &self.delivery {
             Some(delivery) => delivery.give_back().await,

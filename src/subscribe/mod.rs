@@ -1,7 +1,7 @@
-//! From the broker to the work on a delivery, and back to its acknowledgement: [`consume`] keeps an
-//! app's subscription alive and hands deliveries out, [`jobs_queue`] is the broker's side of it,
-//! [`prefetch`] says how many to hold, a [`lease`] is the right to make calls for one, and
-//! [`ack_batch`] acknowledges several together.
+//! Receives deliveries from the broker and acknowledges them. [`consume`] keeps an app's
+//! subscription alive and hands out its deliveries. [`jobs_queue`] is the broker's side of it.
+//! [`prefetch`] decides how many jobs to hold. A [`lease`] is the right to make calls for a
+//! delivery. [`ack_batch`] acknowledges several deliveries together.
 
 pub mod ack_batch;
 pub mod consume;

@@ -1,14 +1,14 @@
-//! How many jobs may be in hand, so that their bodies keep to a bound. Pure.
+//! Decides how many jobs the daemon holds, so that their bodies stay within a bound. Pure.
 //!
-//! The broker does not change the prefetch of a consumer, so another one takes another
-//! subscription, and what is in hand goes back for it. It is lowered when the bodies in hand exceed
-//! the bound, and raised, seldom, when they are far below it.
+//! The broker does not change the prefetch of a consumer. So a new prefetch needs a new
+//! subscription, and the held jobs go back to the queue for it. The prefetch is lowered when the
+//! held bodies exceed the bound. It is raised, rarely, when they are far below it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long one has to last before it is raised.
+/// How long a prefetch has to last before it is raised.
 const RAISED_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// `most` jobs at first, and as long as their bodies have no more than `hold_bytes` together.
-    /// One always fits.
+    /// Starts with `most` jobs, and keeps that number while their bodies have at most `hold_bytes`
+    /// together. One job always fits.
     pub fn new(most: u16, hold_bytes: u64) -> Self {
         Self { most, hold_bytes, present: most, changed_at: None }
     }
@@ -30,7 +30,7 @@ impl Prefetch {
         self.present
     }
 
-    /// Looks at what is in hand, and says whether another prefetch suits it.
+    /// Adapts the prefetch to the held jobs. Returns whether it has changed.
     pub fn adapt(&mut self, jobs: usize, bytes: u64, now: Instant) -> bool {
         let as_many_would_fit = (self.hold_bytes as u128 * jobs as u128 / u128::from(bytes.max(1)))
             .min(self.most.into()) as u16;
