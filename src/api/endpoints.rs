@@ -24,10 +24,10 @@ pub enum Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reached {
     /// The API answered.
-    Yes,
+    Answered,
     /// The connection opened, but the API did not answer.
-    Perhaps,
-    No,
+    Connected,
+    Unreachable,
 }
 
 #[derive(Debug)]
@@ -57,19 +57,19 @@ impl Endpoints {
     /// one.
     pub fn record(&mut self, address: Address, reached: Reached, now: Instant) -> Option<Address> {
         match (reached, address == self.present) {
-            (Reached::Yes, true) => {
+            (Reached::Answered, true) => {
                 self.failures = 0;
                 None
             }
-            (Reached::Yes, false) if address == Address::First => {
+            (Reached::Answered, false) if address == Address::First => {
                 Some(self.move_to(Address::First, now))
             }
-            (Reached::Yes | Reached::Perhaps | Reached::No, false) => None,
-            (Reached::Perhaps, true) if self.failures + 1 < MAX_UNANSWERED_CONNECTIONS => {
+            (Reached::Answered | Reached::Connected | Reached::Unreachable, false) => None,
+            (Reached::Connected, true) if self.failures + 1 < MAX_UNANSWERED_CONNECTIONS => {
                 self.failures += 1;
                 None
             }
-            (Reached::Perhaps | Reached::No, true) => Some(match address {
+            (Reached::Connected | Reached::Unreachable, true) => Some(match address {
                 Address::First => self.move_to(Address::Backup, now),
                 Address::Backup => self.move_to(Address::First, now),
             }),
@@ -93,9 +93,12 @@ mod tests {
         let start = Instant::now();
         let mut endpoints = Endpoints::new(start);
         assert_eq!(endpoints.choose(start), Address::First);
-        assert_eq!(endpoints.record(Address::First, Reached::No, start), Some(Address::Backup));
+        assert_eq!(
+            endpoints.record(Address::First, Reached::Unreachable, start),
+            Some(Address::Backup)
+        );
         // This call left before the move.
-        assert_eq!(endpoints.record(Address::First, Reached::No, start), None);
+        assert_eq!(endpoints.record(Address::First, Reached::Unreachable, start), None);
         assert_eq!(endpoints.choose(start), Address::Backup);
         let later = start + FIRST_TRIED_EVERY;
         assert_eq!(
@@ -103,9 +106,12 @@ mod tests {
             [Address::First, Address::Backup],
             "one call tries"
         );
-        assert_eq!(endpoints.record(Address::First, Reached::No, later), None);
+        assert_eq!(endpoints.record(Address::First, Reached::Unreachable, later), None);
         assert_eq!(endpoints.choose(later + FIRST_TRIED_EVERY), Address::First);
-        assert_eq!(endpoints.record(Address::First, Reached::Yes, later), Some(Address::First));
+        assert_eq!(
+            endpoints.record(Address::First, Reached::Answered, later),
+            Some(Address::First)
+        );
         assert_eq!(endpoints.choose(later), Address::First);
     }
 
@@ -114,9 +120,12 @@ mod tests {
         let now = Instant::now();
         let mut endpoints = Endpoints::new(now);
         for _ in 1..MAX_UNANSWERED_CONNECTIONS {
-            assert_eq!(endpoints.record(Address::First, Reached::Perhaps, now), None);
+            assert_eq!(endpoints.record(Address::First, Reached::Connected, now), None);
         }
-        assert_eq!(endpoints.record(Address::First, Reached::Perhaps, now), Some(Address::Backup));
+        assert_eq!(
+            endpoints.record(Address::First, Reached::Connected, now),
+            Some(Address::Backup)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -125,7 +134,7 @@ mod tests {
         let mut endpoints = Endpoints::new(now);
         for moved in [Address::Backup, Address::First, Address::Backup] {
             let address = endpoints.choose(now);
-            assert_eq!(endpoints.record(address, Reached::No, now), Some(moved));
+            assert_eq!(endpoints.record(address, Reached::Unreachable, now), Some(moved));
         }
     }
 }

@@ -190,9 +190,9 @@ impl Target {
     pub fn record(&self, address: Address, answer: &Answer) {
         let Some(backup) = &self.backup else { return };
         let reached = match answer {
-            Answer::Api { .. } => Reached::Yes,
-            Answer::Foreign { .. } | Answer::NoAnswer { .. } => Reached::Perhaps,
-            Answer::NotSent { .. } => Reached::No,
+            Answer::Api { .. } => Reached::Answered,
+            Answer::Foreign { .. } | Answer::NoAnswer { .. } => Reached::Connected,
+            Answer::NotSent { .. } => Reached::Unreachable,
             Answer::Withdrawn => return,
         };
         match lock(&backup.endpoints).record(address, reached, Instant::now()) {
