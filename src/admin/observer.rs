@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     broker::{
-        publisher::{QueueStateError, Seen},
+        publisher::{QueueState, QueueStateError},
         queues,
     },
     telemetry::metrics,
@@ -126,8 +126,8 @@ impl Observer {
         if !publisher.is_open() {
             return None;
         }
-        match timeout(SECOND, publisher.look_at(&queue)).await {
-            Ok(Ok(Seen { messages, .. })) => {
+        match timeout(SECOND, publisher.queue_state(&queue)).await {
+            Ok(Ok(QueueState { messages, .. })) => {
                 publisher.note_present(&queue);
                 Some(messages)
             }

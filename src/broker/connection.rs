@@ -187,7 +187,7 @@ async fn no_handshake(uri: &AMQPUri, error: &lapin::Error) -> Diagnosis {
 async fn no_amqp(uri: &AMQPUri, said: impl ToString) -> Diagnosis {
     let Server { host, port, .. } = server(uri);
     let asked_for_tls = uri.scheme == AMQPScheme::AMQPS;
-    let diagnosis = match (greeting::ask(host, port).await, asked_for_tls) {
+    let diagnosis = match (greeting::detect_protocol(host, port).await, asked_for_tls) {
         (SpokenProtocol::Amqp, true) => Cause::NotTls.explain(&server(uri)),
         (SpokenProtocol::Tls, false) => Diagnosis::new(
             format!("{host}:{port} speaks TLS, and broker.url asks for a connection without it"),

@@ -28,7 +28,7 @@ pub enum SpokenProtocol {
 }
 
 /// Greets the server as a client without TLS does.
-pub async fn ask(host: &str, port: u16) -> SpokenProtocol {
+pub async fn detect_protocol(host: &str, port: u16) -> SpokenProtocol {
     let Ok(mut stream) = dial(host, port).await else { return SpokenProtocol::Unknown };
     // The second greeting is for a server that waits for the end of a line.
     for greeting in [AMQP, b"\r\n\r\n"] {

@@ -71,7 +71,7 @@ pub trait Link: Send + Sync + 'static {
     fn may_publish(&self) -> BoxFuture<'_, Result<bool, Unconfirmed>>;
     /// Whether a requester still listens at a direct reply-to address.
     fn has_requester<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<bool, Unconfirmed>>;
-    fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>>;
+    fn queue_state<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueState, Unconfirmed>>;
     /// Declares the daemon's own queues again, or checks them.
     fn restore_queues(&self) -> BoxFuture<'_, Result<(), BrokerError>>;
     /// The largest frame that the broker and this connection have agreed on, in bytes.
@@ -105,7 +105,7 @@ pub enum QueueStateError {
 
 /// The state of a queue.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen {
+pub struct QueueState {
     /// Messages ready for delivery. Messages that are delivered and not acknowledged are not
     /// counted.
     pub messages: u32,
@@ -432,7 +432,7 @@ impl Publisher {
     pub async fn look_at_queues_in_trouble(&self) {
         let in_trouble = self.troubles().own(Instant::now());
         for (app, queue, _) in in_trouble {
-            if let Ok(seen) = self.look_at(&queue).await {
+            if let Ok(seen) = self.queue_state(&queue).await {
                 self.troubles().record_length(&app, &queue, seen.messages);
             }
         }
@@ -446,18 +446,18 @@ impl Publisher {
 
     /// Whether the queue is known to have a consumer now.
     pub async fn is_consumed(&self, queue: &str) -> bool {
-        self.look_at(queue).await.is_ok_and(|seen| seen.consumers > 0)
+        self.queue_state(queue).await.is_ok_and(|seen| seen.consumers > 0)
     }
 
     /// The state of a queue now, if the broker answers.
-    pub async fn look_at(&self, queue: &str) -> Result<Seen, QueueStateError> {
+    pub async fn queue_state(&self, queue: &str) -> Result<QueueState, QueueStateError> {
         let link = match &*self.link.borrow() {
             LinkState::Yes(link) => link.clone(),
             LinkState::No { .. } | LinkState::Forbidden { .. } => {
                 return Err(QueueStateError::NotKnown);
             }
         };
-        link.look_at(queue).await.map_err(|unconfirmed| match unconfirmed {
+        link.queue_state(queue).await.map_err(|unconfirmed| match unconfirmed {
             Unconfirmed::Refused(BrokerErrorKind::NotFound, _) => QueueStateError::Missing,
             _ => QueueStateError::NotKnown,
         })

@@ -30,7 +30,7 @@ use super::{
     connection::{self, Connector},
     frame,
     publisher::{
-        Link, LinkState, Mandatory, PublishLane, Publisher, Seen, Unconfirmed, attempt_on,
+        Link, LinkState, Mandatory, PublishLane, Publisher, QueueState, Unconfirmed, attempt_on,
     },
     queues::GIVE_RIGHTS,
     topology::{self, QueueSpec},
@@ -370,10 +370,10 @@ impl Link for Session {
         Box::pin(self.ask_for(address))
     }
 
-    fn look_at<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>> {
+    fn queue_state<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<QueueState, Unconfirmed>> {
         Box::pin(async {
             let queue = self.ask_about(queue).await?;
-            Ok(Seen { messages: queue.message_count(), consumers: queue.consumer_count() })
+            Ok(QueueState { messages: queue.message_count(), consumers: queue.consumer_count() })
         })
     }
 

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     broker::{
         BrokerError, Destination, Outgoing, Routing, frame,
-        publisher::{Link, LinkState, Mandatory, PublishLane, Seen, Unconfirmed, attempt_on},
+        publisher::{Link, LinkState, Mandatory, PublishLane, QueueState, Unconfirmed, attempt_on},
         wire,
     },
     job::REPLY_TO_HEADER,
@@ -834,13 +834,13 @@ impl Link for SimulatedLink {
         Box::pin(async { Ok(true) })
     }
 
-    fn look_at<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Seen, Unconfirmed>> {
+    fn queue_state<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<QueueState, Unconfirmed>> {
         Box::pin(async {
             self.world.round_trip().await;
             let broker = &self.world.lock().broker;
             let consumers =
                 broker.consumers.iter().filter(|consumer| consumer.is_active()).count() as u32;
-            Ok(Seen { messages: broker.jobs.len() as u32, consumers })
+            Ok(QueueState { messages: broker.jobs.len() as u32, consumers })
         })
     }
 
