@@ -109,7 +109,8 @@ impl Pipeline {
         if let Some(entry) = &entry {
             // Record the outcomes before the answer. Otherwise the next delivery could get a
             // different answer.
-            let noted = (0..).zip(&batches).map(|(batch, progress)| entry.note(batch, progress));
+            let noted =
+                (0..).zip(&batches).map(|(batch, progress)| entry.record_batch(batch, progress));
             try_join_all(noted).await?;
         }
         let report = Report::of(batches);

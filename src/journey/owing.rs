@@ -91,8 +91,8 @@ impl Pipeline {
         } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
             && result.calls == 0
         {
-            // The store may postpone a record to the first note, and a parked job needs its record.
-            entry.note(0, &BatchProgress::default()).await?;
+            // The store may postpone a record until a batch is recorded, and a parked job needs its record.
+            entry.record_batch(0, &BatchProgress::default()).await?;
         }
         let only_result =
             (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);

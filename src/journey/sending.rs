@@ -54,7 +54,7 @@ impl Pipeline {
                         // The store may postpone a record to the first note, and a parked job needs
                         // its record.
                         Some(entry) if touched.is_empty() => {
-                            entry.note(0, &BatchProgress::default()).await?
+                            entry.record_batch(0, &BatchProgress::default()).await?
                         }
                         Some(_) => {}
                     }

@@ -229,9 +229,10 @@ impl Progress {
             claim,
         }));
         if touched.is_empty() {
-            entry.note(0, &BatchProgress::default()).await?;
+            entry.record_batch(0, &BatchProgress::default()).await?;
         }
-        try_join_all(touched.iter().map(|(batch, progress)| entry.note(*batch, progress))).await?;
+        try_join_all(touched.iter().map(|(batch, progress)| entry.record_batch(*batch, progress)))
+            .await?;
         Ok(entry)
     }
 
@@ -274,7 +275,11 @@ fn opening(app: &str, envelope: &Envelope, job: &Job, fingerprint: String, epoch
 impl Entry {
     /// Records the progress of a batch. Fails if the record cannot be written. An intent also fails
     /// if another replica has taken the app's jobs over.
-    pub async fn note(&self, batch: u32, progress: &BatchProgress) -> Result<(), StoreLost> {
+    pub async fn record_batch(
+        &self,
+        batch: u32,
+        progress: &BatchProgress,
+    ) -> Result<(), StoreLost> {
         let is_intent = progress.state == BatchState::Intended;
         let (opening, progress) = (self.0.opening.clone(), progress.clone());
         match self.record(move |store| store.note(opening.clone(), batch, progress.clone())).await {

@@ -68,7 +68,9 @@ impl SendingJob<'_> {
         match (&self.submission.entry, self.submission.envelope.delivery) {
             (Some(entry), DeliveryPromise::AtMostOnce) => {
                 let progress = self.batches().get(batch).clone();
-                entry.note(batch, &BatchProgress { state: BatchState::Intended, ..progress }).await
+                entry
+                    .record_batch(batch, &BatchProgress { state: BatchState::Intended, ..progress })
+                    .await
             }
             (None, _) | (_, DeliveryPromise::AtLeastOnce) => Ok(()),
         }
@@ -78,7 +80,7 @@ impl SendingJob<'_> {
     pub(super) async fn record(&self, batch: u32) -> Result<(), StoreLost> {
         let Some(entry) = &self.submission.entry else { return Ok(()) };
         let progress = self.batches().get(batch).clone();
-        entry.note(batch, &progress).await
+        entry.record_batch(batch, &progress).await
     }
 }
 
