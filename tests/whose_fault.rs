@@ -508,7 +508,7 @@ async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_gi
     scene.daemon.until_logged(PAUSED).await;
     sleep(Duration::from_secs(10)).await;
     scene.sandbox.clear_faults();
-    scene.daemon.until_logged("app goes on").await;
+    scene.daemon.until_logged("app resumed").await;
     // A new subscription makes its first call a second later.
     scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
     scene.daemon.until_logged("single probes").await;

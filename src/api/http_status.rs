@@ -38,8 +38,8 @@ const REPEATED: &str = "nothing; if it lasts, look for a proxy on the way";
 pub static HTTP_STATUSES: &[HttpStatus] = &[
     status(300, 399, Class::Account, "a redirect, which is not followed: the URL carries the \
         UserSig", PROXY),
-    status(401, 401, Class::Account, "something on the way wants a password", PROXY),
-    status(403, 403, Class::Account, "something on the way forbids the call", PROXY),
+    status(401, 401, Class::Account, "a proxy or gateway asks for a password", PROXY),
+    status(403, 403, Class::Account, "a proxy or gateway forbids the call", PROXY),
     status(404, 404, Class::Account, "there is no such API", PROXY),
     status(407, 407, Class::Account, "a proxy wants a password", PROXY),
     status(408, 408, UNHEARD, "the request came too slowly", REPEATED),

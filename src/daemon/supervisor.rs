@@ -28,6 +28,6 @@ pub async fn notify_watchdog() -> Infallible {
 
 fn tell(state: NotifyState) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        warn!(%error, "systemd cannot be told how the process fares");
+        warn!(%error, "systemd could not be notified");
     }
 }

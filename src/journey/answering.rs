@@ -129,7 +129,7 @@ impl Pipeline {
             None => debug!(app = self.app, job_id, calls, "job sent"),
             Some(error) => {
                 let (status, code, info) = (status.as_str(), error.code, &error.info);
-                warn!(app = self.app, job_id, status, calls, code, info, "job not sent whole");
+                warn!(app = self.app, job_id, status, calls, code, info, "job ended with an error");
             }
         }
     }

@@ -36,10 +36,10 @@ mod steering;
 #[derive(Debug, thiserror::Error)]
 pub enum Interrupted {
     /// No further call may start for the job.
-    #[error("let go of a job")]
+    #[error("the delivery allows no further calls")]
     LetGo,
     /// No queue takes the job's dead letter, result or parked copy.
-    #[error("no queue takes what a job owes")]
+    #[error("no queue takes the job's dead letter or result")]
     StillOwed,
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -140,7 +140,9 @@ impl Pipeline {
         lease: &Lease,
         error: &StoreLost,
     ) -> Result<(), Interrupted> {
-        warn!(app = self.app, %error, "a job could not be settled; it comes again");
+        let app = &self.app;
+        warn!(app, %error, "the record of a job could not be read or written; the broker delivers \
+            it again");
         match lease.while_calls_may_start(self.progress.health().until_it_works()).await {
             Some(()) => Ok(lease.give_back().await?),
             // The subscription ends, so the delivery goes back with all others.

@@ -46,8 +46,8 @@ impl Pipeline {
                 }
                 Settled::Blocked(trouble) => {
                     if Instant::now() >= given_back_at && owed.may_go_back() {
-                        warn!(app = self.app, reason = %trouble, "no queue takes what a job owes; \
-                            it goes back to the jobs queue");
+                        warn!(app = self.app, reason = %trouble, "no queue takes the dead \
+                            letter or the result of a job; it goes back to the jobs queue");
                         return Err(Interrupted::StillOwed);
                     }
                 }
@@ -91,7 +91,8 @@ impl Pipeline {
         } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
             && result.calls == 0
         {
-            // The store may postpone a record until a batch is recorded, and a parked job needs its record.
+            // The store may postpone a record until a batch is recorded, and a parked job needs
+            // its record.
             entry.record_batch(0, &BatchProgress::default()).await?;
         }
         let only_result =

@@ -51,8 +51,8 @@ impl Pipeline {
                             );
                             lease.unless_lost(remembered).await??;
                         }
-                        // The store may postpone a record to the first note, and a parked job needs
-                        // its record.
+                        // The store may postpone a record until a batch is recorded, and a
+                        // parked job needs its record.
                         Some(entry) if touched.is_empty() => {
                             entry.record_batch(0, &BatchProgress::default()).await?
                         }

@@ -41,8 +41,7 @@ const SLOW_RECOVERY_FOR: Duration = Duration::from_secs(20);
 /// The rate regained in a second after that, as a share of the configured rate.
 const RECOVERY_PER_SECOND: f64 = 0.05;
 
-/// Shared by the dispatcher, which asks for turns, and the calls in flight, which report their
-/// writes.
+/// Shared by the gate, which asks for turns, and the calls in flight, which report their writes.
 #[derive(Debug, Clone)]
 pub struct Pacer(Arc<Mutex<PacerState>>);
 

@@ -39,7 +39,7 @@ impl TokenBucket {
 
     /// Returns a token that was not used.
     pub fn give_back(&mut self) {
-        self.tokens = (self.tokens + 1.0).min(self.burst);
+        self.tokens = (self.tokens + 1.0).min(self.burst.max(self.tokens));
     }
 
     pub fn empty(&mut self, now: Instant) {

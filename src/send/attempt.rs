@@ -1,7 +1,10 @@
 //! One attempt of one batch: its intent if the job needs one, the call, the decision, the record.
 //! At the moment of its writing the call asks once more whether it may be made.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::time::Instant;
 use tracing::Span;
@@ -9,7 +12,7 @@ use tracing::Span;
 use super::{
     Decision,
     gate::Grant,
-    job::{Concluded, SendingJob},
+    job::{Attempted, SendingJob},
 };
 use crate::{
     api::{call::AtWrite, classify::Answer},
@@ -23,12 +26,11 @@ use crate::{
 };
 
 impl SendingJob<'_> {
-    pub(super) async fn attempt(&self, grant: Grant) -> Concluded {
+    /// Makes the call, decides what follows and records it.
+    pub(super) async fn attempt(&self, grant: Grant) -> Attempted {
         let Grant { batch, granted_at, slot, room } = grant;
         let decision = self.call_and_record(batch, granted_at, slot).await;
-        // Not before the record: the calls in flight are those that a crash may repeat.
-        drop(room);
-        (batch, decision)
+        Attempted { batch, decision, room: Some(room) }
     }
 
     async fn call_and_record(
@@ -42,6 +44,7 @@ impl SendingJob<'_> {
         let permission = Permission {
             may_start: self.gate.settings.may_start.clone(),
             lease: self.submission.lease.clone(),
+            calls_ended: self.calls_ended.clone(),
             deadline: self.deadline,
             slot,
         };
@@ -49,14 +52,20 @@ impl SendingJob<'_> {
         let on_write = move || permission.use_up(Instant::now());
         let answer = self.gate.settings.api.call(body, Box::new(on_write)).await;
         note_answer(&span, &answer);
+        // A span ends when its last handle is dropped.
+        drop(span);
         let decision = match answer {
             Answer::Withdrawn => {
                 self.batches().set_state(batch, BatchState::Open);
                 Decision::AgainAtOnce
             }
             answer => {
-                let call = (batch, granted_at);
-                self.gate.decide(self.submission, &mut self.batches(), call, answer)
+                let (call, batches) = ((batch, granted_at), &mut *self.batches());
+                let decision = self.gate.decide(self.submission, batches, call, answer);
+                if batches.job_is_refused() {
+                    self.end_calls();
+                }
+                decision
             }
         };
         self.record(batch).await?;
@@ -89,13 +98,16 @@ impl SendingJob<'_> {
 struct Permission {
     may_start: Arc<dyn Fn() -> bool + Send + Sync>,
     lease: Lease,
+    /// The job wants no further call.
+    calls_ended: Arc<AtomicBool>,
     deadline: Option<Instant>,
     slot: SendSlot,
 }
 
 impl Permission {
     fn use_up(self, now: Instant) -> AtWrite {
-        let allowed = self.lease.allows_calls() && (self.may_start)();
+        let wanted = !self.calls_ended.load(Ordering::Relaxed);
+        let allowed = wanted && self.lease.allows_calls() && (self.may_start)();
         if !allowed || self.deadline.is_some_and(|deadline| deadline <= now) {
             return AtWrite::Withdraw;
         }

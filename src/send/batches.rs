@@ -75,7 +75,7 @@ impl Batches {
     }
 
     /// Whether the API has refused the whole job in its answer to one batch.
-    pub fn are_refused(&self) -> bool {
+    pub fn job_is_refused(&self) -> bool {
         self.refusal.is_some()
     }
 

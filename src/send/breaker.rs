@@ -243,6 +243,13 @@ impl Breaker {
         self.probes += 1;
     }
 
+    /// The driver has started, perhaps after a panic that lost its probe.
+    pub fn no_probe_is_under_way(&mut self, now: Instant) {
+        if let Probe::UnderWay | Probe::Outdated = self.probe {
+            self.probe = Probe::At(self.not_in_silence(now + self.wait()));
+        }
+    }
+
     /// Judges a probe.
     pub fn judge_probe(&mut self, verdict: &Verdict, now: Instant) {
         let (class, fault) = match verdict {

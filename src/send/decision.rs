@@ -59,7 +59,7 @@ pub enum Decision {
     /// Again as soon as a call may start: the batch is not to blame.
     AgainAtOnce,
     /// Again when the app works again.
-    WhenTheAppGoesOn,
+    WhenResumed,
     /// Again, but later than the daemon may hold the job.
     Park,
     /// The recipients again, in smaller batches.
@@ -73,7 +73,7 @@ impl Decision {
             Self::Ended(outcome) => BatchState::Ended(outcome.clone()),
             Self::Again { .. }
             | Self::AgainAtOnce
-            | Self::WhenTheAppGoesOn
+            | Self::WhenResumed
             | Self::Park
             | Self::Split => BatchState::Open,
         }
@@ -102,7 +102,7 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let waited_enough = attempts.since_first > policy.give_up_after;
     match blame {
         Blame::OldUserSig | Blame::UserSig => Decision::AgainAtOnce,
-        Blame::App => Decision::WhenTheAppGoesOn,
+        Blame::App => Decision::WhenResumed,
         Blame::Group if attempts.count < ATTEMPTS_OF_A_GROUP && !waited_enough => Decision::Park,
         // Whatever the blame, a job with `at-most-once` does not repeat a call that may have
         // notified its recipients. Any other batch should not be the first to be tried when the app
@@ -267,7 +267,7 @@ mod tests {
                 &in_these(blame, AtLeastOnce, attempts, change),
             )
         };
-        assert_eq!(refused(Blame::App, attempts(9, 1_000_000), 0), Decision::WhenTheAppGoesOn);
+        assert_eq!(refused(Blame::App, attempts(9, 1_000_000), 0), Decision::WhenResumed);
         assert_eq!(refused(Blame::UserSig, attempts(9, 1_000_000), 0), Decision::AgainAtOnce);
         assert_eq!(refused(Blame::AppOrBatch, attempts(9, 24 * 3600), 24 * 3600), Decision::Park);
         assert!(is_failed(

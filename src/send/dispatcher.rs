@@ -59,7 +59,7 @@ impl Dispatcher {
         let to_drive = gate.clone();
         driver.spawn(async move {
             while AssertUnwindSafe(to_drive.clone().drive()).catch_unwind().await.is_err() {
-                error!("the driver of an app's calls panicked; it starts anew");
+                error!("the driver of an app's calls panicked and was restarted");
             }
         });
         Self { gate, condition, _driver: driver }

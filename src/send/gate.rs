@@ -4,15 +4,15 @@
 //! # How
 //!
 //! Each job that is being sent has a [`Place`]. The job says which of its batches are ready, and
-//! receives a [`Grant`] for each call that it may make. Every event that may free a call grants
-//! what is possible at once: a batch becomes ready, an outcome is recorded, a probe is answered.
-//! The app's driver (`probe.rs`) does the same when time alone is the event.
+//! receives a [`Grant`] for each call that it may make. An event that may allow a call grants what is
+//! possible: a batch becomes ready, an outcome is recorded. The app's driver (`probe.rs`) does the
+//! same when a token comes or a probe is answered.
 //!
 //! # What keeps it exact
 //!
 //! - What the app's jobs share is behind one lock, and no code holds it across an await.
-//! - A grant carries its room in flight and its token as guards. A job that panics or is dropped
-//!   gives both back.
+//! - A grant carries its room in flight and its send slot as guards. They are free again when a job
+//!   panics or is dropped. Its token is lost, which delays the next call by one token.
 //! - A grant is handed to a job only while the job has a place, so no grant is lost.
 
 use std::{
@@ -50,7 +50,7 @@ pub(super) struct Gate {
     pub settings: Settings,
     pub config: watch::Receiver<Arc<App>>,
     pub condition: watch::Sender<Condition>,
-    /// The driver has to look sooner than it planned.
+    /// Wakes the driver before the time that it has planned.
     pub look_again: Notify,
     state: Mutex<GateState>,
 }
@@ -58,15 +58,15 @@ pub(super) struct Gate {
 pub(super) struct GateState {
     pub breaker: Breaker,
     pub idle: IdleTimes,
-    /// A job that is not done by then is parked, whatever it waits for.
+    /// A job that is not done after this time is parked, whatever it waits for.
     pub held_at_most: Duration,
-    /// When the driver looks for calls by itself.
+    /// When the driver looks for calls to grant, if no event comes before.
     pub driver_looks_at: Option<Instant>,
     queue: FairQueue,
     /// In the order in which they came.
     jobs: BTreeMap<JobKey, Member>,
     next_key: JobKey,
-    /// Calls whose outcome is not yet recorded. A crash may repeat so many.
+    /// Calls whose outcome is not yet recorded. A crash may repeat this many.
     in_flight: usize,
 }
 
@@ -167,6 +167,8 @@ impl Gate {
         let key = state.next_key;
         state.next_key += 1;
         state.jobs.insert(key, member);
+        // In an outage the first job starts the probes.
+        self.admit(&mut state);
         Place { gate: self.clone(), key, priority, wake }
     }
 
@@ -268,7 +270,7 @@ impl GateState {
     }
 
     /// Tells every job that the app's condition or its configuration has changed.
-    pub fn tell_jobs(&mut self) {
+    pub fn notify_jobs(&mut self) {
         for member in self.jobs.values_mut() {
             member.has_changed = true;
             member.wake.notify_one();
@@ -299,7 +301,7 @@ impl Place {
         self.gate.admit(&mut state);
     }
 
-    /// What the gate tells next.
+    /// Waits for the next event.
     pub async fn event(&self) -> Event {
         loop {
             if let Some(event) = self.gate.lock().take_event(self.key) {

@@ -8,7 +8,10 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Decision, Ending, RETURNED_AT_MOST, Submission, Unfinished,
     batches::Batches,
-    gate::{Event, Gate, Place},
+    gate::{Event, Gate, Place, Room},
     patience::MayTry,
 };
 use crate::{
@@ -33,6 +36,8 @@ pub(super) struct SendingJob<'a> {
     pub gate: &'a Arc<Gate>,
     pub submission: &'a Submission,
     pub deadline: Option<Instant>,
+    /// Set when the job wants no further call. A call that is not yet written is withdrawn.
+    pub calls_ended: Arc<AtomicBool>,
     batches: Mutex<Batches>,
     began_at: Instant,
 }
@@ -45,37 +50,44 @@ enum Leaving {
     Park,
     /// The API takes no batches of this size.
     Split,
-    /// Its delivery allows no calls any more. The job comes again.
-    LetGo,
+    /// Its delivery allows no calls any more. The broker delivers the job again.
+    GiveBack,
 }
 
-/// A batch, and what follows for it now that this is recorded.
-pub(super) type Concluded = (u32, Result<Decision, StoreLost>);
+/// A batch after an attempt, and what follows for it now that this is recorded.
+pub(super) struct Attempted {
+    pub batch: u32,
+    pub decision: Result<Decision, StoreLost>,
+    /// Dropped after the decision is carried out, so that a batch that goes again at once keeps its
+    /// turn. `None` for a batch that ended without a call.
+    pub room: Option<Room>,
+}
 
-type UnderWay<'a> = FuturesUnordered<BoxFuture<'a, Concluded>>;
+type UnderWay<'a> = FuturesUnordered<BoxFuture<'a, Attempted>>;
 
 impl<'a> SendingJob<'a> {
     pub fn new(gate: &'a Arc<Gate>, submission: &'a Submission) -> Self {
         let now = Instant::now();
         let deadline = submission.envelope.deadline.map(|at| instant_of(at, now));
         let batches = Mutex::new(Batches::of(submission));
-        Self { gate, submission, deadline, batches, began_at: now }
+        Self { gate, submission, deadline, calls_ended: Arc::default(), batches, began_at: now }
     }
 
     pub async fn run(self) -> Result<Ending, Unfinished> {
         let place = self.gate.enter(self.submission, self.batches().ended());
         let mut under_way = FuturesUnordered::new();
         let mut leaving = self.send_batches(&place, &mut under_way).await;
+        self.end_calls();
         place.leave();
-        while let Some((_, decision)) = under_way.next().await {
-            match decision {
+        while let Some(attempted) = under_way.next().await {
+            match attempted.decision {
                 Ok(Decision::Ended(_)) => self.batches().count_ended(),
                 Ok(_) => {}
                 Err(error) => leaving = Err(error),
             }
         }
         drop(under_way);
-        self.hand_back(leaving)
+        self.into_ending(leaving)
     }
 
     async fn send_batches<'b>(
@@ -88,7 +100,7 @@ impl<'a> SendingJob<'a> {
         let mut begins_at =
             Some(not_before.map_or(self.began_at, |at| instant_of(at, self.began_at)));
         let mut retries = BinaryHeap::new();
-        // Until the app goes on.
+        // Until the app resumes.
         let mut withheld = Vec::new();
         let mut calls_end = pin!(lease.until_calls_end());
         let mut timer = pin!(sleep_until(self.began_at));
@@ -97,8 +109,8 @@ impl<'a> SendingJob<'a> {
             let held_until = self.gate.held_until(self.began_at);
             match () {
                 () if self.batches().have_all_ended() => return Ok(Leaving::Done),
-                () if self.batches().are_refused() => return Ok(Leaving::Done),
-                () if !lease.allows_calls() => return Ok(self.let_go(under_way)),
+                () if self.batches().job_is_refused() => return Ok(Leaving::Done),
+                () if !lease.allows_calls() => return Ok(self.give_back_or_park(under_way)),
                 () if is_past(self.deadline, now) => return Ok(Leaving::Done),
                 () if is_past(held_until, now) || !self.may_wait_until(begins_at, now) => {
                     return Ok(Leaving::Park);
@@ -129,19 +141,19 @@ impl<'a> SendingJob<'a> {
             }
             tokio::select! {
                 biased;
-                Some((batch, decision)) = under_way.next() => match decision? {
+                Some(Attempted { batch, decision, room: _room }) = under_way.next() => match decision? {
                     Decision::Ended(_) => self.batches().count_ended(),
                     Decision::Again { after } => {
                         retries.push(Reverse((Instant::now() + after, batch)));
                     }
-                    Decision::WhenTheAppGoesOn if self.gate.is_paused() => withheld.push(batch),
-                    Decision::AgainAtOnce | Decision::WhenTheAppGoesOn => place.ready_again(batch),
+                    Decision::WhenResumed if self.gate.is_paused() => withheld.push(batch),
+                    Decision::AgainAtOnce | Decision::WhenResumed => place.ready_again(batch),
                     Decision::Park => return Ok(Leaving::Park),
                     Decision::Split => return Ok(Leaving::Split),
                 },
                 event = place.event() => match event {
                     // The answer to another call, which is not yet recorded.
-                    Event::Granted(grant) if self.batches().are_refused() => grant.slot.unused(),
+                    Event::Granted(grant) if self.batches().job_is_refused() => grant.slot.unused(),
                     Event::Granted(grant) => under_way.push(Box::pin(self.attempt(grant))),
                     Event::Changed if self.gate.is_paused() => {}
                     Event::Changed => withheld.drain(..).for_each(|batch| place.ready_again(batch)),
@@ -171,7 +183,7 @@ impl<'a> SendingJob<'a> {
     }
 
     /// Ends a batch without a call, as the outage `why` would end it.
-    fn give_up<'b>(&'b self, batch: u32, why: Trouble) -> BoxFuture<'b, Concluded> {
+    fn give_up<'b>(&'b self, batch: u32, why: Trouble) -> BoxFuture<'b, Attempted> {
         let fault = Fault { code: None, http_status: why.http_status, info: why.info };
         let outcome = {
             let mut batches = self.batches();
@@ -180,9 +192,10 @@ impl<'a> SendingJob<'a> {
             batches.set_state(batch, BatchState::Ended(outcome.clone()));
             outcome
         };
-        Box::pin(
-            async move { (batch, self.record(batch).await.map(|()| Decision::Ended(outcome))) },
-        )
+        Box::pin(async move {
+            let decision = self.record(batch).await.map(|()| Decision::Ended(outcome));
+            Attempted { batch, decision, room: None }
+        })
     }
 
     fn may_wait_until(&self, begins_at: Option<Instant>, now: Instant) -> bool {
@@ -192,7 +205,7 @@ impl<'a> SendingJob<'a> {
 
     /// The delivery goes back to the queue as a rule. A job that would begin anew, or has gone back
     /// too often while the app is paused, is parked if that is still possible.
-    fn let_go(&self, under_way: &UnderWay) -> Leaving {
+    fn give_back_or_park(&self, under_way: &UnderWay) -> Leaving {
         let Submission { envelope, lease, entry, .. } = self.submission;
         let has_begun = !under_way.is_empty() || self.batches().have_begun();
         let would_repeat = entry.is_none() && has_begun;
@@ -200,13 +213,19 @@ impl<'a> SendingJob<'a> {
         let returned_often = is_paused && envelope.redeliveries >= RETURNED_AT_MOST;
         match would_repeat || returned_often {
             true if !lease.is_lost() => Leaving::Park,
-            true | false => Leaving::LetGo,
+            true | false => Leaving::GiveBack,
         }
     }
 
-    fn hand_back(self, leaving: Result<Leaving, StoreLost>) -> Result<Ending, Unfinished> {
+    fn into_ending(self, leaving: Result<Leaving, StoreLost>) -> Result<Ending, Unfinished> {
         let mut batches = self.batches.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(Leaving::Done) = leaving {
+        let may_send_more = match leaving {
+            Ok(Leaving::Done) => false,
+            // The calls in flight may have taken until after the deadline.
+            Ok(Leaving::Park) => !is_past(self.deadline, Instant::now()),
+            Ok(Leaving::Split | Leaving::GiveBack) | Err(_) => true,
+        };
+        if !may_send_more {
             batches.end_unsent();
         }
         if batches.have_all_ended() {
@@ -216,8 +235,13 @@ impl<'a> SendingJob<'a> {
             _ if self.submission.lease.is_lost() => Err(Unfinished::LetGo),
             Leaving::Park => Ok(Ending::Parked(batches.into_touched())),
             Leaving::Split => Ok(Ending::TooLarge(batches.into_touched())),
-            Leaving::LetGo | Leaving::Done => Err(Unfinished::LetGo),
+            Leaving::GiveBack | Leaving::Done => Err(Unfinished::LetGo),
         }
+    }
+
+    /// Withdraws every call that is not yet written.
+    pub fn end_calls(&self) {
+        self.calls_ended.store(true, Ordering::Relaxed);
     }
 
     /// No code panics while it holds the lock.

@@ -30,7 +30,6 @@ impl Gate {
         (batch, granted_at): (u32, Instant),
         answer: Answer,
     ) -> Decision {
-        let now = Instant::now();
         let Submission { job, envelope, .. } = submission;
         let request = match answer {
             Answer::NotSent { .. } => Request::NotSent,
@@ -38,6 +37,7 @@ impl Gate {
         };
         let verdict = classify(answer).on_batch_of(job.recipients_in(batch));
         let state = &mut *self.lock();
+        let now = Instant::now();
         let attempts = batches.count(batch, request, &verdict, &state.idle);
         let blame = state.breaker.judge(&verdict, &job.group_id, granted_at, now);
         let refused_since = state.breaker.refused_since(&job.group_id);

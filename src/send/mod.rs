@@ -4,7 +4,7 @@
 //! the end of the delivery's lease. The jobs of an app share one `gate`, which grants their calls
 //! one by one: room in flight, then a token, then the choice of the job. Each answer is judged
 //! once, first by the `breaker` (whose fault is it?), then by `decision` (what follows for the
-//! batch?). The outcome of a call is recorded before anything follows from it.
+//! batch?). The outcome of a call is recorded before its batch is tried again and before its job ends.
 
 mod attempt;
 mod batches;
@@ -32,3 +32,6 @@ pub use self::{
 /// instead, because the broker gives up on a message that it has delivered 50 times. So is a job
 /// without a record that would be sent anew.
 pub const RETURNED_AT_MOST: u32 = 10;
+
+#[cfg(test)]
+mod tests;

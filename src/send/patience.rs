@@ -12,7 +12,7 @@ use super::{
 use crate::{clock, job::outcome::BatchProgress};
 
 /// A third of the time after which brokers commonly take deliveries back. A job that is split again
-/// is taken up twice.
+/// may be held for this time twice.
 pub(super) const HELD_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 /// Whether a batch may be tried again.
@@ -39,30 +39,32 @@ impl Gate {
         }
     }
 
-    /// Until when a job may be held that was taken up at `taken_up`. In an outage nobody knows how
+    /// Until when a job may be held that began at `began_at`. In an outage nobody knows how
     /// long it will have to wait, so it is held for less time.
-    pub fn held_until(&self, taken_up: Instant) -> Option<Instant> {
+    pub fn held_until(&self, began_at: Instant) -> Option<Instant> {
         if self.settings.supervision == Supervision::Attended {
             return None;
         }
         let state = self.lock();
-        let longest = taken_up + state.held_at_most;
+        let longest = began_at + state.held_at_most;
         let in_outage = state.breaker.outage_since().map(|since| {
-            since.max(taken_up) + self.config.borrow().retry.hold.min(state.held_at_most)
+            since.max(began_at) + self.config.borrow().retry.hold.min(state.held_at_most)
         });
         Some(in_outage.map_or(longest, |until| until.min(longest)))
     }
 
     /// How long a job may wait for its next attempt.
     pub fn hold(&self) -> Duration {
-        self.config.borrow().retry.hold.min(self.lock().held_at_most)
+        // The gate's lock comes before the configuration's.
+        let held_at_most = self.lock().held_at_most;
+        self.config.borrow().retry.hold.min(held_at_most)
     }
 
     /// Holds no job for longer from now on.
     pub fn hold_at_most(&self, held_at_most: Duration) {
         let mut state = self.lock();
         state.held_at_most = state.held_at_most.min(held_at_most);
-        state.tell_jobs();
+        state.notify_jobs();
     }
 
     /// Whether a job may be held until `at`.

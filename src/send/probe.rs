@@ -32,6 +32,7 @@ impl Gate {
     pub async fn drive(self: Arc<Self>) {
         let mut config = self.config.clone();
         let mut probes = FuturesUnordered::new();
+        self.lock().breaker.no_probe_is_under_way(Instant::now());
         loop {
             let next = {
                 let (mut state, now) = (self.lock(), Instant::now());
@@ -59,7 +60,7 @@ impl Gate {
                 Ok(()) = config.changed() => {
                     let (mut state, now) = (self.lock(), Instant::now());
                     state.breaker.reconfigured(Waits::of(&config.borrow()), now);
-                    state.tell_jobs();
+                    state.notify_jobs();
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
@@ -132,7 +133,7 @@ impl Gate {
                     app,
                     info = why.info,
                     advice = why.advice,
-                    "{}; single probes until it answers",
+                    "{}; the daemon sends only probes until the API answers",
                     why.reason
                 );
             }
@@ -141,7 +142,7 @@ impl Gate {
                 self.settings.pacer.begin_with(rate_after(why.since), now);
             }
             (Condition::Paused(_) | Condition::Working, Condition::Working) => {
-                info!(app, "app goes on");
+                info!(app, "app resumed");
                 // The idle time ends now. A job that returns much later from a wait queue has
                 // waited because of its own failure, and that time counts.
                 if !(self.settings.is_halted)() {
@@ -150,7 +151,7 @@ impl Gate {
             }
         }
         self.condition.send_replace(present);
-        state.tell_jobs();
+        state.notify_jobs();
     }
 }
 

@@ -50,45 +50,16 @@ fn carry_over(
 mod tests {
     use std::collections::BTreeMap;
 
-    use jiff::Timestamp;
-    use lapin::BasicProperties;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Replies;
     use crate::{
-        accept::{envelope, split::Splitter},
         job::{
-            Audience, SMALL_BATCH,
+            SMALL_BATCH,
             outcome::{BatchOutcome, BatchState, FailureKind, Fault},
         },
-        subscribe::lease::Lease,
+        send::submission::submission,
     };
-
-    fn submission(recipients: u32, batch_size: u32) -> Submission {
-        let mut splitter = Splitter::new(batch_size, 0);
-        (0..recipients).for_each(|number| splitter.push(&number.to_string()));
-        let audience = Audience::Members(splitter.finish());
-        let job =
-            Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
-        let (envelope, _) = envelope::read(
-            &BasicProperties::default(),
-            "a",
-            None,
-            &Replies::anywhere(),
-            Timestamp::UNIX_EPOCH,
-        );
-        let (job, envelope) = (Arc::new(job), Arc::new(envelope));
-        Submission {
-            job,
-            envelope,
-            lease: Lease::unlimited(),
-            entry: None,
-            batches: Vec::new(),
-            advance: None,
-            span: tracing::Span::none(),
-        }
-    }
 
     fn recipients_in(job: &Job, batch: u32) -> Vec<u32> {
         let body: serde_json::Value = serde_json::from_slice(&job.request_body(batch)).unwrap();

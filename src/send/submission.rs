@@ -66,3 +66,30 @@ pub enum Unfinished {
     #[error("its progress could not be recorded: {0}")]
     Store(#[from] StoreLost),
 }
+
+/// A job with the numbers below `recipients` as its recipients.
+#[cfg(test)]
+pub(super) fn submission(recipients: u32, batch_size: u32) -> Submission {
+    use crate::{
+        accept::{envelope, split::Splitter},
+        config::Replies,
+        job::Audience,
+    };
+
+    let mut splitter = Splitter::new(batch_size, 0);
+    (0..recipients).for_each(|number| splitter.push(&number.to_string()));
+    let audience = Audience::Members(splitter.finish());
+    let job = Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
+    let received_at = jiff::Timestamp::UNIX_EPOCH;
+    let properties = lapin::BasicProperties::default();
+    let (envelope, _) = envelope::read(&properties, "a", None, &Replies::anywhere(), received_at);
+    Submission {
+        job: Arc::new(job),
+        envelope: Arc::new(envelope),
+        lease: Lease::unlimited(),
+        entry: None,
+        batches: Vec::new(),
+        advance: None,
+        span: Span::none(),
+    }
+}

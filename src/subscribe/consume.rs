@@ -1,8 +1,9 @@
 //! Keeps one app's subscription alive and hands its deliveries out.
 //!
 //! Any error, the end of the stream, or a wait past its bound ends the subscription. Its leases are
-//! lost, and the work on them ends before a new subscription begins. So this process never works on
-//! a job twice at a time.
+//! lost, and the work on them gets a bounded time to end before a new subscription begins. Work that
+//! still waits for the state store then goes on, and `Claims` keeps this process from working on its
+//! job twice at a time.
 
 use std::{
     collections::BTreeMap,
@@ -234,12 +235,12 @@ pub async fn consume<Q: Queue, W: Work>(
                             jobs,
                             bytes,
                             at_a_time,
-                            "the size of held jobs changed; consuming anew, other jobs at a time"
+                            "the size of held jobs changed; subscribing again with another prefetch"
                         );
                         continue;
                     }
                     Ended::Lost(error) => {
-                        warn!(app, %error, "lost the subscription; its jobs come again")
+                        warn!(app, %error, "lost the subscription; the broker delivers its jobs again")
                     }
                 }
             }
@@ -395,7 +396,7 @@ async fn carry<W: Work>(work: Arc<W>, delivery: Delivery, lease: Lease, lost: Ca
     match AssertUnwindSafe(work.process(delivery, lease.clone())).catch_unwind().await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            warn!(%error, "a job could not be settled; it comes again");
+            warn!(%error, "the work on a job failed; the broker delivers the job again");
             lost.cancel();
         }
         // Give back this job alone. If its work panics each time, the broker gives it up at its

@@ -70,10 +70,7 @@ impl RedisLink {
             Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: ca })
         };
         let client = open().map_err(|_| {
-            StoreLost::new(
-                "read state.url",
-                "is no URL of a Redis, or its certificates are not PEM",
-            )
+            StoreLost::new("read state.url", "is not a Redis URL, or its certificates are not PEM")
         })?;
         let address = client.get_connection_info().addr().to_string();
         Ok(Self { client, address, current: Mutex::default() })
