@@ -1,5 +1,5 @@
-//! The API's documented error codes, and whose fault each one is. This file has data and no
-//! decisions. The runbook's table is generated from it.
+//! The API's documented error codes: whose fault each one is, and how much of a job it concerns. The
+//! table in docs/operations.md is generated from this file.
 //!
 //! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header
 //! `TIMErrorCode.h` of its SDK.
@@ -42,7 +42,7 @@ impl Class {
                     job with `at-most-once` is not tried again and reports it as `unknown`."
             }
             Self::TransientOrJob => {
-                "Tries again up to five times, then dead-letters the job; a job with \
+                "Tries again up to five times, then dead-letters the batch; a job with \
                     `at-most-once` reports it as `unknown` at once. The same code for jobs of five \
                     different groups in a row pauses the app."
             }
@@ -52,12 +52,12 @@ impl Class {
                     pauses the app."
             }
             Self::CredentialOrJob => {
-                "Signs anew and tries once more; a second refusal dead-letters the job, and jobs \
+                "Signs anew and tries once more; a second refusal dead-letters the batch, and jobs \
                     for five different groups in a row that end with the same code pause the app."
             }
-            Self::Job => "Dead-letters the job.",
+            Self::Job => "Dead-letters the batch.",
             Self::JobOrConfiguration => {
-                "Dead-letters the job; jobs for five different groups in a row that end with the \
+                "Dead-letters the batch; jobs for five different groups in a row that end with the \
                     same code pause the app."
             }
             Self::Account => {

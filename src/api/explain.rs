@@ -35,7 +35,7 @@ pub fn explain(class: Class, fault: &Fault) -> Explanation {
         }
         (None, None) => match class {
             Class::Transient(Effect::None) => ("no connection to the API", NO_CONNECTION),
-            _ => ("the answer did not come, or not whole", NO_ANSWER),
+            _ => ("no complete answer came", NO_ANSWER),
         },
     };
     Explanation { meaning, response: class.response(), advice }
@@ -104,7 +104,9 @@ fn row(label: &str, answer: Answer) -> String {
     let Verdict::Failed { class, fault } = classify(answer) else { return String::new() };
     let Explanation { meaning, response, advice } = explain(class, &fault);
     let whole_job = match fault.code {
-        Some(code) if codes::concerns_whole_job(code) => " No further batch of the job is sent.",
+        Some(code) if codes::concerns_whole_job(code) => {
+            " So are all other open batches of the job."
+        }
         _ => "",
     };
     let mut row = String::new();
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(meaning(Class::Transient(Effect::None), None, None), "no connection to the API");
         assert_eq!(
             meaning(Class::Transient(Effect::Unknown), None, None),
-            "the answer did not come, or not whole"
+            "no complete answer came"
         );
         assert_eq!(
             meaning(Class::Transient(Effect::Unknown), Some(0), None),
