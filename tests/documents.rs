@@ -9,7 +9,7 @@ use std::{
 };
 
 use groupcast::{
-    accept::decode::{Rules, decode},
+    accept::decode::{RecipientRule, Rules, decode},
     api::explain,
     config::{Config, ConfigFile, EmptyRecipients},
     settle::result::JobResult,
@@ -58,7 +58,10 @@ fn every_key_that_the_configuration_accepts_is_in_the_documents() {
 #[test]
 fn every_default_in_the_documents_is_the_one_in_effect() {
     let documented = config_table();
-    let defaults = effective(SMALLEST);
+    let second_command =
+        SMALLEST.replace("[apps.default]", "[apps.default]\ncommand = \"send_group_msg\"");
+    let mut defaults = effective(&second_command);
+    defaults.extend(effective(SMALLEST));
     for key in defaults.keys() {
         assert!(documented.contains_key(key), "docs/configuration.md lacks {key}");
     }
@@ -80,6 +83,9 @@ fn every_default_in_the_documents_is_the_one_in_effect() {
                 let written = match section {
                     "apps.default" => SMALLEST
                         .replace("[apps.default]", &format!("[apps.default]\n{name} = {literal}")),
+                    "apps.default.group_msg" => {
+                        format!("{second_command}[{section}]\n{name} = {literal}\n")
+                    }
                     _ => format!("{SMALLEST}[{section}]\n{name} = {literal}\n"),
                 };
                 assert!(defaults.contains_key(key), "{key} has no default");
@@ -127,6 +133,7 @@ fn the_job_in_the_readme_is_a_valid_job() {
         max_job_bytes: 1 << 20,
         batch_size: 500,
         empty_recipients: EmptyRecipients::Reject,
+        recipients: RecipientRule::Always,
     };
     decode(job.to_string().as_bytes(), &rules).unwrap();
     validate("job", &job);

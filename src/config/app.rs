@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
+use super::command::{CommandConfig, CommandName, GroupMsgSection, command};
 use super::endpoint::{CallAddress, Endpoint, place};
 use super::error::Problem;
 use super::region::Region;
@@ -16,8 +17,6 @@ use super::retry::{PauseConfig, PauseSection, Retry, RetrySection};
 use super::secret::given_or_from_file;
 use super::written::{Given, Section, Setting, Written, word};
 
-/// The API's own limit of recipients in one call.
-const LARGEST_BATCH: usize = 500;
 const DEFAULT_BURST_CALLS: u32 = 20;
 /// At a stop the daemon waits 20 s for calls in flight and their results.
 const LONGEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -44,7 +43,9 @@ pub struct App {
     pub calls_per_second: u32,
     /// How many calls may leave at once. Never above `calls_per_second`.
     pub burst: u32,
-    /// The maximum number of recipients in one call, at most 500.
+    /// The call that the app uses.
+    pub command: CommandConfig,
+    /// The maximum number of recipients in one call, at most what the command takes.
     pub batch_size: usize,
     pub max_in_flight: usize,
     /// The vendor answers within three seconds, and asks clients to wait longer than that.
@@ -78,6 +79,8 @@ pub(super) struct AppSection {
     backup_endpoint: Option<Given<Endpoint>>,
     calls_per_second: Option<Given<u32>>,
     burst: Option<Given<u32>>,
+    command: Option<Given<CommandName>>,
+    group_msg: Option<Section<GroupMsgSection>>,
     batch_size: Option<Given<usize>>,
     max_in_flight: Option<Given<usize>>,
     request_timeout: Option<Given<Duration>>,
@@ -106,6 +109,7 @@ impl AppSection {
                 })?;
         let CallAddress { region, endpoint, backup } =
             place(self.region, self.endpoint, self.backup_endpoint)?;
+        let command = command(self.command, self.group_msg)?;
         let (calls_per_second, burst) = rate(self.calls_per_second, self.burst)?;
         Ok(App {
             sdk_app_id,
@@ -117,7 +121,8 @@ impl AppSection {
             region,
             calls_per_second,
             burst,
-            batch_size: batch_size(self.batch_size)?,
+            batch_size: batch_size(self.batch_size, command.name())?,
+            command,
             max_in_flight: max_in_flight(self.max_in_flight)?,
             request_timeout: request_timeout(self.request_timeout)?,
             results_queue: results_queue(self.results_queue, name)?,
@@ -185,12 +190,14 @@ fn rate(
     Ok((calls_per_second, burst))
 }
 
-fn batch_size(given: Option<Given<usize>>) -> Result<usize, Problem> {
-    let recipients = Given::or(given, LARGEST_BATCH);
-    if recipients > LARGEST_BATCH {
+fn batch_size(given: Option<Given<usize>>, command: CommandName) -> Result<usize, Problem> {
+    let most = command.largest_batch();
+    let recipients = Given::or(given, most);
+    if recipients > most {
+        let command = command.as_str();
         return Err(Problem::wrong(
             "batch_size",
-            "must be 500 at most, the API's limit of recipients in one call",
+            format!("must be {most} at most, the limit of recipients in one call of {command}"),
         ));
     }
     Ok(recipients)

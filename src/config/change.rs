@@ -46,13 +46,19 @@ impl Config {
 }
 
 impl App {
-    /// Takes over all settings except those that need other queues.
+    /// Takes over all settings except those that need other queues, and those that decide what
+    /// clients receive. A call that is repeated must have the same body as before.
     fn apply_live_changes(&self, read: App, name: &str) -> App {
         let retry = Retry { park: self.retry.park.clone(), ..read.retry };
         let needs_a_queue = read.results_queue.as_deref() == Some(own_results_queue(name).as_str());
         let results_queue =
             if needs_a_queue { self.results_queue.clone() } else { read.results_queue };
-        App { retry, results_queue, ..read }
+        let command = self.command.apply_live_changes(&read.command);
+        let batch_size = match read.command.name() == command.name() {
+            true => read.batch_size,
+            false => self.batch_size,
+        };
+        App { retry, results_queue, command, batch_size, ..read }
     }
 }
 

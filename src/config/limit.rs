@@ -51,12 +51,17 @@ impl Setting for ByteCount {
     }
 }
 
+/// A duration that may be zero.
+pub(super) fn duration_or_zero(written: &Written) -> Option<Duration> {
+    match written {
+        Written::Text(text) => humantime::parse_duration(text.trim()).ok(),
+        _ => None,
+    }
+}
+
 impl Setting for Duration {
     fn read(written: Written) -> Result<Duration, String> {
-        let duration = match written {
-            Written::Text(text) => humantime::parse_duration(text.trim()).ok(),
-            _ => None,
-        };
+        let duration = duration_or_zero(&written);
         duration.filter(|duration| !duration.is_zero() && *duration <= LONGEST).ok_or_else(|| {
             "must be a duration above zero, such as \"250ms\", \"5s\", \"2m\" or \"24h\"".to_owned()
         })

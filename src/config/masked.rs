@@ -9,8 +9,8 @@ use toml::Value;
 
 use super::secret::MASK;
 use super::{
-    AdminConfig, App, Broker, Config, EmptyRecipients, Log, LogFormat, PauseConfig, Replies, Retry,
-    StateConfig, Telemetry,
+    AdminConfig, App, Broker, CommandConfig, Config, EmptyRecipients, GroupMsg, Log, LogFormat,
+    PauseConfig, Replies, Retry, StateConfig, Telemetry,
 };
 
 /// A key and its value. `None` means that the key is not set and not written.
@@ -42,6 +42,9 @@ impl Config {
         ];
         for (name, settings) in &self.apps {
             sections.push((format!("apps.{name}"), app(settings)));
+            if let CommandConfig::GroupMsg(settings) = &settings.command {
+                sections.push((format!("apps.{name}.group_msg"), group_msg(settings)));
+            }
             sections.push((format!("apps.{name}.replies"), replies(&settings.replies)));
             sections.push((format!("apps.{name}.retry"), retry(&settings.retry)));
             sections.push((format!("apps.{name}.pause"), pause(&settings.pause)));
@@ -102,6 +105,7 @@ fn app(app: &App) -> Vec<Key> {
         ("backup_endpoint", backup.map(|url| Value::String(address(url)))),
         ("calls_per_second", number(u64::from(app.calls_per_second))),
         ("burst", number(u64::from(app.burst))),
+        ("command", text(app.command.name().as_str())),
         ("batch_size", number(app.batch_size as u64)),
         ("max_in_flight", number(app.max_in_flight as u64)),
         ("request_timeout", duration(app.request_timeout)),
@@ -113,6 +117,21 @@ fn app(app: &App) -> Vec<Key> {
                 EmptyRecipients::Reject => "reject",
             }),
         ),
+    ]
+}
+
+fn group_msg(group_msg: &GroupMsg) -> Vec<Key> {
+    let avchatroom = group_msg.avchatroom().map(Value::String).collect();
+    vec![
+        ("storage", text(group_msg.storage.as_str())),
+        ("element", text(group_msg.element.as_str())),
+        ("priority", text(group_msg.priority.as_str())),
+        ("webhooks", Some(Value::Boolean(group_msg.webhooks))),
+        ("from_account", text(group_msg.from_account.as_deref().unwrap_or_default())),
+        ("targeting", Some(Value::Boolean(group_msg.targeting))),
+        ("calls_per_second_per_group", number(u64::from(group_msg.calls_per_second_per_group))),
+        ("dedup_window", duration(group_msg.dedup_window)),
+        ("avchatroom", Some(Value::Array(avchatroom))),
     ]
 }
 

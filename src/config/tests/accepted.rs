@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-use super::{CANARY, SMALLEST, load};
+use super::{CANARY, SMALLEST, load, with};
 use crate::config::{Config, EmptyRecipients, LogFormat, Region, StateStore};
 
 /// The documentation's example, which shows every key with its default.
@@ -27,6 +27,7 @@ secret_key = "c4n4ryS3cret"
 region = "singapore"
 calls_per_second = 200
 burst = 20
+command = "send_group_system_notification"
 batch_size = 500
 max_in_flight = 256
 request_timeout = "5s"
@@ -50,6 +51,31 @@ filter = "info"
 fn the_documented_example_is_the_defaults() {
     let documented = load(DOCUMENTED, &[]).unwrap();
     assert_eq!(format!("{documented:?}"), format!("{:?}", load(SMALLEST, &[]).unwrap()));
+}
+
+#[test]
+fn the_documented_settings_of_the_second_command_are_its_defaults() {
+    let written = r#"command = "send_group_msg"
+batch_size = 50
+[apps.default.group_msg]
+storage = "online"
+element = "custom"
+priority = "high"
+webhooks = false
+from_account = ""
+targeting = false
+calls_per_second_per_group = 20
+dedup_window = "5m"
+avchatroom = []
+"#;
+    let [written, short] =
+        [written, "command = \"send_group_msg\""].map(|lines| load(&with(lines), &[]).unwrap());
+    assert_eq!(format!("{written:?}"), format!("{short:?}"));
+    let printed = load(&with("command = \"send_group_msg\"\ngroup_msg.dedup_window = \"0s\""), &[])
+        .unwrap()
+        .to_masked_toml();
+    assert!(printed.contains("[apps.default.group_msg]\n"), "{printed}");
+    assert!(printed.contains("dedup_window = \"0s\"\n"), "{printed}");
 }
 
 #[test]

@@ -127,6 +127,24 @@ fn a_bad_value_is_refused_at_its_key_with_an_example() {
         ("max_in_flight = 0", "apps.default.max_in_flight must"),
         ("batch_size = 0", "apps.default.batch_size must"),
         ("batch_size = 501", "apps.default.batch_size must be 500 at most"),
+        ("command = \"send_group_message\"", "apps.default.command must be one of"),
+        (
+            "command = \"send_group_msg\"\nbatch_size = 51",
+            "apps.default.batch_size must be 50 at most, the limit of recipients in one call of \
+                send_group_msg",
+        ),
+        (
+            "[apps.default.group_msg]\ntargeting = true",
+            "apps.default.group_msg is only for command = \"send_group_msg\"",
+        ),
+        (
+            "command = \"send_group_msg\"\ngroup_msg.storage = \"offline\"",
+            "apps.default.group_msg.storage must be one of \"online\", \"silent\", \"ordinary\"",
+        ),
+        (
+            "command = \"send_group_msg\"\ngroup_msg.dedup_window = \"6m\"",
+            "apps.default.group_msg.dedup_window must be a duration of 5m at most",
+        ),
         ("identifier = \" \"", "apps.default.identifier must not be empty"),
         ("identifier = 5", "apps.default.identifier must be text"),
         (

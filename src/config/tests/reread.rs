@@ -97,3 +97,18 @@ fn what_waits_for_the_next_start_does_not_keep_the_rest_from_applying() {
         (7, 4)
     );
 }
+
+#[test]
+fn what_clients_receive_changes_only_at_the_next_start() {
+    let second = with("command = \"send_group_msg\"");
+    let Reread { effective, applied, at_next_start } = reread(SMALLEST, &second);
+    assert_eq!(applied, Vec::<String>::new());
+    assert!(at_next_start.contains(&"apps.default.command".to_owned()), "{at_next_start:?}");
+    // The other command takes fewer recipients.
+    assert_eq!(effective.apps["default"].batch_size, 500);
+    let lines = "group_msg.targeting = true\ngroup_msg.priority = \"low\"";
+    let changed = second.replace("send_group_msg\"", &format!("send_group_msg\"\n{lines}"));
+    let Reread { applied, at_next_start, .. } = reread(&second, &changed);
+    assert_eq!(applied, ["apps.default.group_msg.targeting"]);
+    assert_eq!(at_next_start, ["apps.default.group_msg.priority"]);
+}
