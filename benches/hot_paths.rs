@@ -4,7 +4,7 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use groupcast::{
-    accept::decode::{Rules, decode},
+    accept::decode::{RecipientRule, Rules, decode},
     config::EmptyRecipients,
     pace::{FairQueue, Pacer, Turn},
 };
@@ -20,6 +20,7 @@ fn reading(criterion: &mut Criterion) {
         max_job_bytes: usize::MAX,
         batch_size: 500,
         empty_recipients: EmptyRecipients::Reject,
+        recipients: RecipientRule::Always,
     };
     let mut group = criterion.benchmark_group("a job of 1,000,000 recipients");
     group.throughput(Throughput::Bytes(body.len() as u64)).sample_size(10);
@@ -48,7 +49,7 @@ fn queueing(criterion: &mut Criterion) {
     group.bench_function("empty in turns", |bencher| {
         bencher.iter_batched(
             full,
-            |mut queue| while queue.take_next().is_some() {},
+            |mut queue| while queue.take_next(|_| true).is_some() {},
             BatchSize::LargeInput,
         );
     });

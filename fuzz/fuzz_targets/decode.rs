@@ -3,7 +3,7 @@
 #![no_main]
 
 use groupcast::{
-    accept::decode::{Rules, decode},
+    accept::decode::{RecipientRule, Rules, decode},
     config::EmptyRecipients,
     job::Audience,
 };
@@ -15,6 +15,7 @@ fuzz_target!(|body: &[u8]| {
         max_job_bytes: 1 << 20,
         batch_size: 3,
         empty_recipients: EmptyRecipients::Broadcast,
+        recipients: RecipientRule::Always,
     };
     let Ok(job) = decode(body, &rules) else { return };
     let original: Value = serde_json::from_slice(body).expect("what is taken is JSON");

@@ -27,6 +27,15 @@ pub struct Rules {
     /// The maximum number of recipients in one call.
     pub batch_size: u32,
     pub empty_recipients: EmptyRecipients,
+    pub recipients: RecipientRule,
+}
+
+/// Which jobs may name recipients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecipientRule {
+    Always,
+    OutsideTopics,
+    Never,
 }
 
 /// Parses a body into a job, or returns what is wrong with it.
@@ -76,7 +85,8 @@ impl Reading {
     }
 
     fn finish(&mut self, rules: &Rules) -> Result<Job, String> {
-        let opening = self.opening()?;
+        let group_id = self.group_id.clone().ok_or_else(|| self.missing("GroupId"))?;
+        let content = self.content.take().ok_or_else(|| self.missing("Content"))?;
         let audience = match self.recipients.take() {
             None => Audience::All,
             Some(recipients) if recipients.is_empty() => {
@@ -94,37 +104,39 @@ impl Reading {
             }
             Some(recipients) => Audience::Members(recipients.finish()),
         };
-        let group_id = self.group_id.clone().unwrap_or_default();
-        Ok(Job { group_id, topic_id: self.topic_id.clone(), opening, audience })
+        self.refuse_audience(&audience, rules.recipients)?;
+        Ok(Job { group_id, topic_id: self.topic_id.clone(), content, audience })
     }
 
-    /// The members that all request bodies share. The daemon writes them from the parsed values, so
-    /// it sends only what it has understood.
-    fn opening(&mut self) -> Result<Vec<u8>, String> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct WrittenOpening<'a> {
-            group_id: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            topic_id: Option<&'a str>,
-            content: &'a str,
+    fn missing(&mut self, field: &str) -> String {
+        self.field = field.into();
+        "is missing".into()
+    }
+
+    /// Refuses recipients that the app's command cannot take. Without this, the API might notify
+    /// the whole group.
+    fn refuse_audience(
+        &mut self,
+        audience: &Audience,
+        allowed: RecipientRule,
+    ) -> Result<(), String> {
+        if let Audience::All = audience {
+            return Ok(());
         }
-        let Some(group_id) = self.group_id.as_deref() else {
-            self.field = "GroupId".into();
-            return Err("is missing".into());
+        let refusal = match (allowed, &self.topic_id) {
+            (RecipientRule::Always, _) | (RecipientRule::OutsideTopics, None) => return Ok(()),
+            (RecipientRule::OutsideTopics, Some(_)) => {
+                "cannot be used together with TopicId: with send_group_msg, the vendor sends a \
+                    message of a topic to all members"
+            }
+            (RecipientRule::Never, _) => {
+                "needs a plan of the vendor with targeted group messages (Pro, Pro Plus or \
+                    Enterprise); if the app has one, set group_msg.targeting = true in the \
+                    configuration of the app, else leave the field out to notify every member"
+            }
         };
-        let Some(content) = self.content.as_deref() else {
-            self.field = "Content".into();
-            return Err("is missing".into());
-        };
-        let mut json = serde_json::to_vec(&WrittenOpening {
-            group_id,
-            topic_id: self.topic_id.as_deref(),
-            content,
-        })
-        .map_err(|error| error.to_string())?;
-        json.pop();
-        Ok(json)
+        self.field = "ToMembers_Account".into();
+        Err(refusal.into())
     }
 }
 

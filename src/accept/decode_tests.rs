@@ -4,7 +4,12 @@ use serde_json::{Value, json};
 use super::*;
 
 fn rules() -> Rules {
-    Rules { max_job_bytes: 1 << 20, batch_size: 3, empty_recipients: EmptyRecipients::Broadcast }
+    Rules {
+        max_job_bytes: 1 << 20,
+        batch_size: 3,
+        empty_recipients: EmptyRecipients::Broadcast,
+        recipients: RecipientRule::Always,
+    }
 }
 
 fn request_bodies(job: &Job) -> Vec<Value> {

@@ -120,7 +120,7 @@ mod tests {
             prop_assert_eq!(split.requested() as usize, recipients.len());
             prop_assert_eq!(split.duplicates() as usize, recipients.len() - expected.len());
 
-            let job = Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience: Audience::Members(split) };
+            let job = Job { group_id: "g".into(), topic_id: None, content: "c".into(), audience: Audience::Members(split) };
             let batches: Vec<Vec<String>> = (0..job.batch_count())
                 .map(|batch| {
                     let body: serde_json::Value = serde_json::from_slice(&job.request_body(batch)).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     #[should_panic(expected = "never become empty")]
     fn a_list_of_recipients_cannot_become_an_empty_one() {
         let audience = Audience::Members(split(&["a".to_owned()], 500));
-        Job { group_id: "g".into(), topic_id: None, opening: b"{".to_vec(), audience }
+        Job { group_id: "g".into(), topic_id: None, content: "c".into(), audience }
             .body_for(std::iter::empty());
     }
 }

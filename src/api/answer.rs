@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::classify::Answer;
-use crate::job::outcome::MAX_INFO_CHARS;
+use crate::job::outcome::{MAX_INFO_CHARS, MessageId};
 
 /// The maximum length of a quoted page title, in characters.
 const TITLE_CHARS: usize = 100;
@@ -15,20 +15,30 @@ struct ApiAnswer {
     action_status: Option<String>,
     error_code: i64,
     error_info: Option<String>,
+    /// Only `send_group_msg` answers with these.
+    msg_seq: Option<u64>,
+    msg_time: Option<i64>,
+    msg_drop_reason: Option<String>,
 }
 
 pub fn parse(http_status: u16, body: &[u8], user_sig: &str) -> Answer {
     match serde_json::from_slice::<ApiAnswer>(body) {
-        Ok(answer) => Answer::Api {
-            http_status,
-            action_ok: answer.action_status.as_deref() == Some("OK"),
-            code: answer.error_code,
-            info: answer
-                .error_info
-                .filter(|info| !info.is_empty())
-                .map(|info| told(&info, user_sig))
-                .unwrap_or_default(),
-        },
+        Ok(body) => {
+            let message = body.msg_seq.zip(body.msg_time);
+            let answer = Answer::Api {
+                http_status,
+                action_ok: body.action_status.as_deref() == Some("OK"),
+                code: body.error_code,
+                info: told(&body.error_info.unwrap_or_default(), user_sig),
+                message: message.map(|(seq, time)| MessageId { seq, time }),
+            };
+            match body.msg_drop_reason.filter(|reason| !reason.is_empty()) {
+                Some(reason) if answer.is_accepted() => {
+                    Answer::Dropped { reason: told(&reason, user_sig) }
+                }
+                Some(_) | None => answer,
+            }
+        }
         Err(_) => Answer::Foreign { http_status, info: description(http_status, body, user_sig) },
     }
 }

@@ -1,19 +1,24 @@
 //! Judges the answer to a call. Every possible answer has a verdict, including undocumented ones.
 
 use super::{
-    codes::{Class, Effect, class_of},
+    codes::{Class, Effect},
     http_status,
 };
 use crate::{
     diagnosis::Diagnosis,
-    job::{SMALL_BATCH, outcome::Fault},
+    job::{
+        SMALL_BATCH,
+        outcome::{Fault, MessageId},
+    },
 };
 
 /// What came back from a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The body has the API's form. `action_ok` says whether `ActionStatus` is `OK`.
-    Api { http_status: u16, action_ok: bool, code: i64, info: String },
+    Api { http_status: u16, action_ok: bool, code: i64, info: String, message: Option<MessageId> },
+    /// The API accepted the call and dropped the message, because its group gets too many.
+    Dropped { reason: String },
     /// An HTTP answer whose body does not have the API's form.
     Foreign { http_status: u16, info: String },
     /// The request was withdrawn at the moment of writing.
@@ -67,10 +72,11 @@ impl Verdict {
     }
 }
 
-pub fn classify(answer: Answer) -> Verdict {
+/// `class_of` knows the codes of the command that was called.
+pub fn classify(answer: Answer, class_of: impl Fn(i64) -> Class) -> Verdict {
     match answer {
         answer if answer.is_accepted() => Verdict::Sent,
-        Answer::Api { http_status, action_ok, code: 0, info } => {
+        Answer::Api { http_status, action_ok, code: 0, info, .. } => {
             let info = format!(
                 "contradictory answer: HTTP {http_status}, ErrorCode 0, ActionStatus OK: \
                     {action_ok}; {info}"
@@ -78,6 +84,9 @@ pub fn classify(answer: Answer) -> Verdict {
             failed(Class::Transient(Effect::Unknown), Some(0), None, info)
         }
         Answer::Api { code, info, .. } => failed(class_of(code), Some(code), None, info),
+        Answer::Dropped { reason } => {
+            failed(Class::GroupRateLimited, None, None, format!("dropped by the API: {reason}"))
+        }
         Answer::Foreign { http_status, info } => {
             failed(http_status::find(http_status).class, None, Some(http_status), info)
         }
@@ -101,13 +110,14 @@ fn failed(class: Class, code: Option<i64>, http_status: Option<u16>, info: Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::codes::class_of;
 
     fn api(http_status: u16, action_ok: bool, code: i64) -> Answer {
-        Answer::Api { http_status, action_ok, code, info: String::new() }
+        Answer::Api { http_status, action_ok, code, info: String::new(), message: None }
     }
 
     fn class(answer: Answer) -> Option<Class> {
-        match classify(answer) {
+        match classify(answer, class_of) {
             Verdict::Sent => None,
             Verdict::Failed { class, .. } => Some(class),
         }
@@ -153,14 +163,15 @@ mod tests {
 
     #[test]
     fn too_many_recipients_are_a_refusal_for_good_where_fewer_would_not_help() {
-        let on = |recipients| match classify(api(200, false, 10005)).on_batch_of(recipients) {
-            Verdict::Sent => None,
-            Verdict::Failed { class, .. } => Some(class),
-        };
+        let on =
+            |recipients| match classify(api(200, false, 10005), class_of).on_batch_of(recipients) {
+                Verdict::Sent => None,
+                Verdict::Failed { class, .. } => Some(class),
+            };
         assert_eq!(on(Some(51)), Some(Class::TooManyRecipients));
         for small in [None, Some(50), Some(1)] {
             assert_eq!(on(small), Some(Class::Job), "{small:?}");
         }
-        assert_eq!(classify(api(200, true, 0)).on_batch_of(Some(1)), Verdict::Sent);
+        assert_eq!(classify(api(200, true, 0), class_of).on_batch_of(Some(1)), Verdict::Sent);
     }
 }

@@ -13,6 +13,8 @@ pub enum Class {
     TransientOrJob,
     /// The app calls too fast. It does not count as a failure.
     RateLimited,
+    /// One group gets too many messages. It does not count as a failure.
+    GroupRateLimited,
     /// The UserSig is wrong, or the key or identity that it was made with.
     Credential,
     /// The UserSig or a UserID in this job is wrong.
@@ -47,6 +49,10 @@ impl Class {
                     different groups in a row pauses the app."
             }
             Self::RateLimited => "Lowers the pace and tries again; it counts as no attempt.",
+            Self::GroupRateLimited => {
+                "Slows down this group and tries again until `retry.give_up_after`; it counts as \
+                    no attempt."
+            }
             Self::Credential => {
                 "Signs anew with the secret read again and tries once more; a second refusal \
                     pauses the app."
@@ -94,7 +100,12 @@ pub fn find(code: i64) -> Option<&'static Code> {
     CODES.binary_search_by_key(&code, |entry| entry.code).ok().map(|index| &CODES[index])
 }
 
-/// The class of any code other than 0, documented or not.
+/// Whether the vendor says what this code means.
+pub fn is_documented(code: i64) -> bool {
+    find(code).is_some() || is_of_webhook(code)
+}
+
+/// The class of any code other than 0, documented or not, for the system notification.
 pub fn class_of(code: i64) -> Class {
     match find(code) {
         Some(entry) => entry.class,

@@ -35,6 +35,7 @@ pub fn explain(class: Class, fault: &Fault) -> Explanation {
         }
         (None, None) => match class {
             Class::Transient(Effect::None) => ("no connection to the API", NO_CONNECTION),
+            Class::GroupRateLimited => DROPPED,
             _ => ("no complete answer came", NO_ANSWER),
         },
     };
@@ -47,6 +48,10 @@ const UNLISTED: (&str, &str) = (
 );
 const WEBHOOK: (&str, &str) =
     ("refused by the app's own webhook", "ask the team that runs the webhook; info has its text");
+const DROPPED: (&str, &str) = (
+    "the group gets too many messages, and the API dropped this one",
+    "lower group_msg.calls_per_second_per_group if members or other programs write to the group",
+);
 const NO_CONNECTION: &str = "info names the cause and what to do about it; it may pass by itself";
 const NO_ANSWER: &str =
     "nothing; if it lasts, look at this machine's way to the API, and raise request_timeout";
@@ -68,7 +73,13 @@ pub fn tables() -> String {
     let listed = CODES.iter().map(|entry| (entry.code.to_string(), entry.code));
     let ranges = RANGES.iter().map(|(range, sample)| ((*range).to_owned(), *sample));
     for (label, code) in listed.chain(ranges) {
-        let answer = Answer::Api { http_status: 200, action_ok: false, code, info: String::new() };
+        let answer = Answer::Api {
+            http_status: 200,
+            action_ok: false,
+            code,
+            info: String::new(),
+            message: None,
+        };
         text.push_str(&row(&label, answer));
     }
     text.push_str(
@@ -101,7 +112,9 @@ pub fn tables() -> String {
 }
 
 fn row(label: &str, answer: Answer) -> String {
-    let Verdict::Failed { class, fault } = classify(answer) else { return String::new() };
+    let Verdict::Failed { class, fault } = classify(answer, codes::class_of) else {
+        return String::new();
+    };
     let Explanation { meaning, response, advice } = explain(class, &fault);
     let whole_job = match fault.code {
         Some(code) if codes::concerns_whole_job(code) => {

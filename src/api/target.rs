@@ -32,7 +32,7 @@ use crate::{
     diagnosis::{Cause, Diagnosis, Server, ServerKind, look_up},
 };
 
-const PATH: &str = "v4/group_open_http_svc/send_group_system_notification";
+const SERVICE: &str = "v4/group_open_http_svc";
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Servers and firewalls commonly close idle connections after a minute. The daemon closes its own
@@ -99,9 +99,9 @@ impl Target {
         Self {
             http,
             connections,
-            url: command_at(&app.endpoint),
+            url: command_at(&app.endpoint, app),
             backup: backup.map(|url| Backup {
-                url: command_at(url),
+                url: command_at(url, app),
                 endpoints: Mutex::new(Endpoints::new(Instant::now())),
             }),
             query: query_of(app),
@@ -190,7 +190,7 @@ impl Target {
     pub fn record(&self, address: Address, answer: &Answer) {
         let Some(backup) = &self.backup else { return };
         let reached = match answer {
-            Answer::Api { .. } => Reached::Answered,
+            Answer::Api { .. } | Answer::Dropped { .. } => Reached::Answered,
             Answer::Foreign { .. } | Answer::NoAnswer { .. } => Reached::Connected,
             Answer::NotSent { .. } => Reached::Unreachable,
             Answer::Withdrawn => return,
@@ -280,11 +280,11 @@ fn signer(app: &App) -> UserSigner {
     UserSigner::new(app.sdk_app_id, app.identifier.clone(), app.secret_key.clone())
 }
 
-/// The URL of the command at an endpoint.
-fn command_at(endpoint: &reqwest::Url) -> reqwest::Url {
+/// The URL of the app's command at an endpoint.
+fn command_at(endpoint: &reqwest::Url, app: &App) -> reqwest::Url {
     let mut url = endpoint.clone();
     let base = url.path().trim_end_matches('/').to_owned();
-    url.set_path(&format!("{base}/{PATH}"));
+    url.set_path(&format!("{base}/{SERVICE}/{}", app.command.name().as_str()));
     url
 }
 

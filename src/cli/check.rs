@@ -13,10 +13,10 @@ use super::{
 use crate::{
     api::{
         call::{Api, AtWrite, Caller},
-        classify::{self, Answer, classify},
+        classify::{self, Answer},
         codes::{Class, Effect},
+        command,
         explain::{Explanation, explain},
-        probe,
     },
     broker::{
         connection::{self, Connector},
@@ -243,9 +243,10 @@ async fn check_api(name: &str, app: &App, findings: &mut Findings) {
 async fn probe_at(endpoint: &Url, app: &App) -> Result<String, String> {
     let app = App { endpoint: endpoint.clone(), backup_endpoint: None, ..app.clone() };
     let caller = Caller::new(&app).map_err(|error| Failure::with_causes(error).0)?;
-    match caller.call(probe::body(), Box::new(|| AtWrite::Send)).await {
+    let command = command::of(&app.command);
+    match caller.call(command.probe(), Box::new(|| AtWrite::Send)).await {
         Answer::NotSent { why } => Err(in_lines(&why)),
-        answer => judge(endpoint.as_str(), classify(answer)),
+        answer => judge(endpoint.as_str(), command.judge(answer)),
     }
 }
 
@@ -286,7 +287,7 @@ fn account(class: Class) -> Account {
     match class {
         Class::Job => Accepted("accepts the account; to a group that does not exist it answers"),
         Class::TooManyRecipients => Accepted("accepts the account, but not a single recipient"),
-        Class::RateLimited => {
+        Class::RateLimited | Class::GroupRateLimited => {
             Accepted("accepts the account, but calls come too fast at the moment")
         }
         Class::JobOrConfiguration => NotAccepted(
@@ -374,7 +375,7 @@ mod tests {
             (
                 Class::Transient(Effect::Unknown),
                 None,
-                ["no useful answer", "did not come", "request_timeout"],
+                ["no useful answer", "no complete answer came", "request_timeout"],
             ),
         ];
         for (class, code, expected) in cases {

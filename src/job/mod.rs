@@ -8,6 +8,7 @@ pub mod outcome;
 
 use std::{fmt, ops::Range};
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 /// The number of recipients in one call that all of the vendor's documents allow. One document says
@@ -19,8 +20,7 @@ pub const SMALL_BATCH: u32 = 50;
 pub struct Job {
     pub group_id: String,
     pub topic_id: Option<String>,
-    /// The part of the request body that all batches share, as JSON without the closing brace.
-    pub opening: Vec<u8>,
+    pub content: String,
     pub audience: Audience,
 }
 
@@ -208,7 +208,7 @@ impl Job {
     /// The SHA-256, in hexadecimal, of what is sent and to whom. No other job has the same.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        hash.update(&self.opening);
+        hash.update(self.opening());
         if let Audience::Members(recipients) = &self.audience {
             hash.update(b",");
             hash.update(&recipients.json);
@@ -222,21 +222,53 @@ impl Job {
         self.body_for(0..self.batch_count())
     }
 
-    /// The API's request body for one batch.
+    /// The job with only the recipients of this batch, as the body of a message.
     pub fn request_body(&self, batch: u32) -> Vec<u8> {
         self.body_for(std::iter::once(batch))
     }
 
-    /// The job with only the recipients of these batches: a request body, or the body of a dead
-    /// letter.
+    /// The job with only the recipients of these batches, as the body of a message.
     ///
     /// # Panics
-    /// If `batches` is empty for an audience of members. A body without recipients would be a
-    /// broadcast.
+    /// If `batches` is empty for an audience of members.
     pub fn body_for(&self, batches: impl Iterator<Item = u32>) -> Vec<u8> {
-        let mut body = self.opening.clone();
+        self.with_recipients(self.opening(), "ToMembers_Account", batches)
+    }
+
+    /// The fields that all batches share, as JSON without the closing brace. They are written from
+    /// the parsed values, so only what was understood is sent.
+    fn opening(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Opening<'a> {
+            group_id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            topic_id: Option<&'a str>,
+            content: &'a str,
+        }
+        let Self { group_id, topic_id, content, .. } = self;
+        let mut json =
+            serde_json::to_vec(&Opening { group_id, topic_id: topic_id.as_deref(), content })
+                .expect("text is always JSON");
+        json.pop();
+        json
+    }
+
+    /// Completes a JSON object with the recipients of these batches in `field`. For an audience of
+    /// all, the object has no such field.
+    ///
+    /// # Panics
+    /// If `batches` is empty for an audience of members. A request without recipients would be a
+    /// broadcast.
+    pub fn with_recipients(
+        &self,
+        opening: Vec<u8>,
+        field: &str,
+        batches: impl Iterator<Item = u32>,
+    ) -> Vec<u8> {
+        let mut body = opening;
         if let Audience::Members(recipients) = &self.audience {
-            body.extend_from_slice(b",\"ToMembers_Account\":[");
+            body.extend_from_slice(format!(",\"{field}\":[").as_bytes());
             let before = body.len();
             for batch in batches {
                 if body.len() > before {
@@ -380,7 +412,7 @@ mod tests {
         let mut splitter = Splitter::new(batch_size, 0);
         recipients.iter().for_each(|recipient| splitter.push(recipient));
         let audience = Audience::Members(splitter.finish());
-        Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience }
+        Job { group_id: "g".into(), topic_id: None, content: "c".into(), audience }
     }
 
     fn bodies(job: &Job) -> Vec<Vec<u8>> {

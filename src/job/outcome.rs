@@ -2,7 +2,10 @@
 //! records them.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::DeliveryPromise;
 
 /// The maximum length of an error text in a result, in characters.
 pub const MAX_INFO_CHARS: usize = 2000;
@@ -40,6 +43,14 @@ pub enum FailureKind {
     Undeliverable,
 }
 
+/// What identifies a message that the vendor keeps, together with its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MessageId {
+    pub seq: u64,
+    /// Seconds since the Unix epoch, by the vendor's clock.
+    pub time: i64,
+}
+
 /// How one batch ended. `attempts` leaves out rate-limited answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BatchOutcome {
@@ -71,7 +82,24 @@ pub struct BatchProgress {
     /// The time up to which `first_attempt_at` leaves out idle time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attempt_at: Option<Timestamp>,
+    /// How often the batch has gone on as a new message, because the vendor surely did not deliver
+    /// the one before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u32,
+    /// When the present message was first sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_sent_at: Option<Timestamp>,
+    /// What came back from the first call of the present message that may have had its effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Fault>,
+    /// Only of a message to all members that the vendor keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageId>,
     pub state: BatchState,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -85,20 +113,37 @@ pub enum BatchState {
 }
 
 impl BatchProgress {
-    /// Ends an intended call as unknown. The daemon ended before it recorded whether it made that
-    /// call, which must not be repeated.
+    /// Opens a batch with an intended call again. The daemon ended before it recorded whether it
+    /// made that call.
     pub fn conclude_intent(&mut self) {
         if self.state == BatchState::Intended {
-            let fault = Fault {
-                code: None,
-                http_status: None,
-                info: "the daemon ended during the call".into(),
-            };
+            let info = "the daemon ended during the call".into();
             self.calls += 1;
             self.attempts += 1;
-            self.state =
-                BatchState::Ended(BatchOutcome::Unknown { fault, attempts: self.attempts });
+            self.state = BatchState::Open;
+            self.doubt.get_or_insert(Fault { code: None, http_status: None, info });
         }
+    }
+
+    /// Ends the batch without a further call. If an earlier call may have had its effect, and the
+    /// job forbids to repeat it, the outcome is unknown.
+    pub fn end(&mut self, kind: FailureKind, fault: Fault, promise: DeliveryPromise) {
+        let attempts = self.attempts;
+        self.state = BatchState::Ended(match (&self.doubt, promise) {
+            (Some(doubt), DeliveryPromise::AtMostOnce) => {
+                BatchOutcome::Unknown { fault: doubt.clone(), attempts }
+            }
+            (None, _) | (_, DeliveryPromise::AtLeastOnce) => {
+                BatchOutcome::Failed { kind, fault, attempts }
+            }
+        });
+    }
+
+    /// The present message was surely not delivered. The batch goes on with a new one.
+    pub fn begin_next_message(&mut self) {
+        self.epoch += 1;
+        self.message_sent_at = None;
+        self.doubt = None;
     }
 
     pub fn outcome(&self) -> Option<&BatchOutcome> {
@@ -115,16 +160,19 @@ pub struct Report {
     pub batches: Vec<BatchOutcome>,
     /// Requests sent, including rate-limited ones.
     pub calls: u64,
+    /// Only of a job to all members, if the vendor keeps its message.
+    pub message: Option<MessageId>,
 }
 
 impl Report {
     /// The report on batches that have all ended.
     pub fn of(batches: Vec<BatchProgress>) -> Self {
         let calls = batches.iter().map(|batch| u64::from(batch.calls)).sum();
+        let message = batches.first().and_then(|batch| batch.message);
         let outcome = |batch: BatchProgress| match batch.state {
             BatchState::Ended(outcome) => Some(outcome),
             BatchState::Open | BatchState::Intended => None,
         };
-        Self { batches: batches.into_iter().filter_map(outcome).collect(), calls }
+        Self { batches: batches.into_iter().filter_map(outcome).collect(), calls, message }
     }
 }

@@ -8,11 +8,15 @@ use tracing::{Span, debug, info, warn};
 
 use super::{Context, Pipeline};
 use crate::{
+    api::command,
     broker::{Destination, queues},
     clock,
     job::{Envelope, GIVEN_UP_HEADER, Job, Rejection, outcome::Report},
     progress::Entry,
-    settle::{EndedJob, JobContent, Owed, Tally, dead_letter, parking, reply, result::JobResult},
+    settle::{
+        EndedJob, JobContent, Owed, Tally, dead_letter, parking, reply,
+        result::{JobResult, Origin},
+    },
 };
 
 impl Pipeline {
@@ -73,7 +77,7 @@ impl Pipeline {
         fingerprint: String,
     ) -> Owed {
         let finished_at = clock::now();
-        let result = JobResult::finished(&self.app, envelope, job, &report, finished_at);
+        let result = JobResult::finished(self.origin(), envelope, job, &report, finished_at);
         self.log(&result);
         let json = result.json();
         Owed::Answer {
@@ -105,7 +109,7 @@ impl Pipeline {
         context: &Context,
     ) -> Owed {
         let finished_at = clock::now();
-        let result = JobResult::rejected(&self.app, envelope, &rejection, finished_at);
+        let result = JobResult::rejected(self.origin(), envelope, &rejection, finished_at);
         self.log(&result);
         let reply = reply::compose(&result, &result.json(), envelope).map(Box::new);
         let letter_is_confirmed = envelope.owes_result;
@@ -120,6 +124,10 @@ impl Pipeline {
             unrecorded: None,
         };
         Owed::Answer { dead_letter, reply, record: None, tally, job }
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin { app: &self.app, command: command::of(&self.config().command).name() }
     }
 
     fn log(&self, result: &JobResult) {

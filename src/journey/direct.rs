@@ -9,12 +9,12 @@ use tracing::Span;
 use super::reading::read_body;
 use crate::{
     accept::{decode::Rules, envelope},
-    api::call::Caller,
+    api::{call::Caller, command},
     clock,
     config::App,
     pace::Pacer,
     send::{self, Advance, Dispatcher, Ending, Submission},
-    settle::result::JobResult,
+    settle::result::{JobResult, Origin},
     subscribe::lease::Lease,
 };
 
@@ -29,10 +29,11 @@ pub async fn deliver_directly(
     told: watch::Sender<Advance>,
 ) -> Result<JobResult, reqwest::Error> {
     let (envelope, checked) = envelope::read(properties, name, None, &app.replies, clock::now());
+    let origin = Origin { app: name, command: command::of(&app.command).name() };
     let job = match read_body(body, checked, rules).1 {
         Ok((job, _)) => Arc::new(job),
         Err(rejection) => {
-            return Ok(JobResult::rejected(name, &envelope, &rejection, clock::now()));
+            return Ok(JobResult::rejected(origin, &envelope, &rejection, clock::now()));
         }
     };
     let pacer = Pacer::new(app.calls_per_second, app.burst, Instant::now());
@@ -52,7 +53,7 @@ pub async fn deliver_directly(
         let Submission { job, envelope, .. } = &submission;
         match dispatcher.send(&submission).await {
             Ok(Ending::Finished(report)) => {
-                return Ok(JobResult::finished(name, envelope, job, &report, clock::now()));
+                return Ok(JobResult::finished(origin, envelope, job, &report, clock::now()));
             }
             Ok(Ending::TooLarge(touched)) => submission = submission.split_again(&touched),
             Ok(Ending::Parked(_)) | Err(_) => {

@@ -12,7 +12,10 @@ use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 
 use crate::{
-    api::classify::{Answer, Verdict, classify},
+    api::{
+        classify::{Answer, Verdict, classify},
+        codes::class_of,
+    },
     pace::Pacer,
     send::condition::Condition,
     settle::{
@@ -96,6 +99,8 @@ enum AnswerCode {
     Http(u16),
     NotSent,
     NoAnswer,
+    /// `MsgFreqCtrl` is the only reason that the vendor documents.
+    Dropped,
     Other,
 }
 
@@ -106,6 +111,7 @@ impl fmt::Display for AnswerCode {
             Self::Http(status) => write!(out, "http_{status}"),
             Self::NotSent => out.write_str("not_sent"),
             Self::NoAnswer => out.write_str("no_answer"),
+            Self::Dropped => out.write_str("MsgFreqCtrl"),
             Self::Other => out.write_str("other"),
         }
     }
@@ -180,7 +186,7 @@ impl Meter {
             return;
         }
         self.call_seconds.record(took);
-        let verdict = classify(answer.clone());
+        let verdict = classify(answer.clone(), class_of);
         match verdict {
             Verdict::Sent => self.calls_sent.increment(1),
             Verdict::Failed { .. } if verdict.may_have_had_effect() => {
@@ -255,6 +261,7 @@ fn call_counter(app: &str, outcome: Outcome, code: AnswerCode) -> Counter {
 fn code_of(answer: &Answer) -> AnswerCode {
     match answer {
         Answer::Api { code, .. } => AnswerCode::Api(*code),
+        Answer::Dropped { .. } => AnswerCode::Dropped,
         Answer::Foreign { http_status, .. } => AnswerCode::Http(*http_status),
         Answer::NotSent { .. } | Answer::Withdrawn => AnswerCode::NotSent,
         Answer::NoAnswer { .. } => AnswerCode::NoAnswer,
@@ -299,7 +306,8 @@ mod tests {
     }
 
     fn api(code: i64) -> Answer {
-        Answer::Api { http_status: 200, action_ok: code == 0, code, info: String::new() }
+        let (action_ok, info) = (code == 0, String::new());
+        Answer::Api { http_status: 200, action_ok, code, info, message: None }
     }
 
     #[test]
@@ -308,7 +316,13 @@ mod tests {
         let answers = [
             (api(0), r#"outcome="sent",code="0""#),
             (
-                Answer::Api { http_status: 502, action_ok: true, code: 0, info: info() },
+                Answer::Api {
+                    http_status: 502,
+                    action_ok: true,
+                    code: 0,
+                    info: info(),
+                    message: None,
+                },
                 r#"outcome="unknown",code="0""#,
             ),
             (api(10010), r#"outcome="failed",code="10010""#),

@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span, warn};
 
 pub use self::{direct::deliver_directly, pipeline::Pipeline, reading::rules};
-use self::{earlier::Found, reading::ReadMessage};
+use self::{earlier::Found, generated_ids::GeneratedId, reading::ReadMessage};
 use crate::{
+    api::command,
     broker::BrokerError,
+    job::Identity,
     progress::store::{Scope, StoreLost},
     send::{Submission, Unfinished},
     settle::{Owed, Tally},
@@ -24,6 +26,7 @@ mod answering;
 mod direct;
 mod earlier;
 pub mod failures;
+mod generated_ids;
 pub mod measured;
 pub mod meter;
 mod owing;
@@ -68,13 +71,31 @@ impl Pipeline {
     async fn carry(&self, delivery: Delivery, lease: Lease) -> Result<(), Interrupted> {
         let Delivery { source, body, properties, .. } = delivery;
         let context = Context { properties, lease, delivered_at: Instant::now() };
-        let received = self.receive(body, source, &context).await;
+        let mut received = self.receive(body, source, &context).await;
+        let generated_id = self.keep_generated_id(&mut received);
         let span = spans::of_job(&self.app, &received.envelope);
         let owed = self.find_what_is_owed(received, &context).instrument(span).await?;
         let is_recorded = owed.is_recorded();
         let tally = context.lease.unless_lost(self.settle(owed, &context)).await??;
         self.count(tally);
-        self.acknowledge(&context.lease, is_recorded).await
+        self.acknowledge(&context.lease, is_recorded).await?;
+        if let Some(id) = generated_id {
+            id.settled();
+        }
+        Ok(())
+    }
+
+    /// Gives a job without an id the one that it had in an unfinished delivery, if the app's
+    /// command sends it again with the same number.
+    fn keep_generated_id(&self, received: &mut ReadMessage) -> Option<GeneratedId> {
+        let ReadMessage { envelope, job: Ok((_, fingerprint)), .. } = received else { return None };
+        command::of(&self.config().command).dedup_window()?;
+        if envelope.identity == Identity::Given {
+            return None;
+        }
+        let (job_id, kept) = self.generated_ids.of(fingerprint, envelope.job_id.clone());
+        envelope.job_id = job_id;
+        Some(kept)
     }
 
     /// Looks the job up and sends its open batches. Returns what the daemon owes for it then.

@@ -138,9 +138,9 @@ fn progress_of(report: &Report) -> Vec<(u32, BatchProgress)> {
             BatchProgress {
                 calls: std::mem::take(&mut calls),
                 attempts,
-                first_attempt_at: None,
-                last_attempt_at: None,
+                message: report.message,
                 state,
+                ..BatchProgress::default()
             },
         )
     };

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Interrupted, failures::Failures, measured::Measured, meter::Meter, reading::rules};
+use super::{
+    Interrupted, failures::Failures, generated_ids::GeneratedIds, measured::Measured, meter::Meter,
+    reading::rules,
+};
 use crate::{
     accept::decode::Rules,
     api::call::Api,
@@ -57,6 +60,7 @@ pub struct Pipeline {
     pub(super) tenure: Tenure,
     pub(super) meter: Arc<Meter>,
     pub(super) failures: Failures,
+    pub(super) generated_ids: GeneratedIds,
     /// Since when an operator has paused the app.
     pub(super) halted: watch::Sender<Option<Timestamp>>,
     /// When the present subscription took the jobs over, after its first delivery.
@@ -192,6 +196,7 @@ impl Pipeline {
             tenure,
             meter,
             failures: Failures::default(),
+            generated_ids: GeneratedIds::default(),
             halted,
             taken_over_at: Arc::new(Mutex::new(Instant::now())),
             subscribed_at,

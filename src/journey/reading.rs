@@ -8,6 +8,7 @@ use crate::{
         decode::{Rules, decode},
         envelope,
     },
+    api::command,
     clock,
     config::App,
     job::{Envelope, Job, Rejection},
@@ -56,6 +57,7 @@ pub fn rules(app: &App, max_job_bytes: u64) -> Rules {
         max_job_bytes: usize::try_from(max_job_bytes.min(1 << 31)).unwrap_or(usize::MAX),
         batch_size: app.batch_size as u32,
         empty_recipients: app.empty_recipients,
+        recipients: command::of(&app.command).recipients(),
     }
 }
 

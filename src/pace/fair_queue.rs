@@ -18,7 +18,6 @@ const TURNS_PER_BEGUN_JOB: u32 = 16;
 
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    /// A job that was removed stays in its lane until its turn comes.
     lanes: [Lane; PRIORITIES],
     jobs: HashMap<JobKey, Waiting>,
     /// Jobs with a batch ready.
@@ -62,18 +61,17 @@ impl FairQueue {
         job.batches.push_front(batch);
     }
 
-    /// Takes the next batch.
-    pub fn take_next(&mut self) -> Option<(JobKey, u32)> {
+    /// Takes the next batch of a job that may go. Jobs that may not go keep their place.
+    pub fn take_next(&mut self, may_go: impl Fn(JobKey) -> bool) -> Option<(JobKey, u32)> {
         for lane in self.lanes.iter_mut().rev() {
-            while let Some(key) = lane.take_next() {
-                let Some(job) = self.jobs.get_mut(&key) else { continue };
-                let Some(batch) = job.batches.pop_front() else { continue };
-                match job.batches.is_empty() {
-                    true => self.ready -= 1,
-                    false => lane.begun.push_back(key),
-                }
-                return Some((key, batch));
+            let Some(key) = lane.take_next(&may_go) else { continue };
+            let Some(job) = self.jobs.get_mut(&key) else { continue };
+            let Some(batch) = job.batches.pop_front() else { continue };
+            match job.batches.is_empty() {
+                true => self.ready -= 1,
+                false => lane.begun.push_back(key),
             }
+            return Some((key, batch));
         }
         None
     }
@@ -83,13 +81,17 @@ impl FairQueue {
         let job = self.jobs.get_mut(&key)?;
         let batch = job.batches.pop_front()?;
         let lane = &mut self.lanes[job.priority as usize];
-        lane.newcomers.retain(|other| *other != key);
-        lane.begun.retain(|other| *other != key);
+        lane.remove(key);
         match job.batches.is_empty() {
             true => self.ready -= 1,
             false => lane.begun.push_back(key),
         }
         Some(batch)
+    }
+
+    /// The jobs that have a batch ready.
+    pub fn ready(&self) -> impl Iterator<Item = JobKey> {
+        self.jobs.iter().filter(|(_, job)| !job.batches.is_empty()).map(|(key, _)| *key)
     }
 
     /// Whether a batch of this job is ready.
@@ -98,7 +100,9 @@ impl FairQueue {
     }
 
     pub fn remove(&mut self, key: JobKey) {
-        if self.jobs.remove(&key).is_some_and(|job| !job.batches.is_empty()) {
+        let Some(job) = self.jobs.remove(&key) else { return };
+        if !job.batches.is_empty() {
+            self.lanes[job.priority as usize].remove(key);
             self.ready -= 1;
         }
     }
@@ -110,15 +114,24 @@ impl FairQueue {
 }
 
 impl Lane {
-    fn take_next(&mut self) -> Option<JobKey> {
+    fn take_next(&mut self, may_go: impl Fn(JobKey) -> bool) -> Option<JobKey> {
+        let take = |jobs: &mut VecDeque<JobKey>| {
+            let index = jobs.iter().position(|key| may_go(*key))?;
+            jobs.remove(index)
+        };
         let is_for_newcomers =
             self.begun.is_empty() || self.newcomers_in_a_row < TURNS_PER_BEGUN_JOB - 1;
-        if is_for_newcomers && let Some(key) = self.newcomers.pop_front() {
+        if is_for_newcomers && let Some(key) = take(&mut self.newcomers) {
             self.newcomers_in_a_row += 1;
             return Some(key);
         }
         self.newcomers_in_a_row = 0;
-        self.begun.pop_front()
+        take(&mut self.begun).or_else(|| take(&mut self.newcomers))
+    }
+
+    fn remove(&mut self, key: JobKey) {
+        self.newcomers.retain(|other| *other != key);
+        self.begun.retain(|other| *other != key);
     }
 }
 

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn drain(queue: &mut FairQueue) -> Vec<(JobKey, u32)> {
-    std::iter::from_fn(|| queue.take_next()).collect()
+    std::iter::from_fn(|| queue.take_next(|_| true)).collect()
 }
 
 #[test]
@@ -19,7 +19,7 @@ fn jobs_of_one_priority_take_turns() {
 fn a_higher_priority_goes_first_even_if_it_comes_later() {
     let mut queue = FairQueue::default();
     queue.add(1, 4, 0..3);
-    assert_eq!(queue.take_next(), Some((1, 0)));
+    assert_eq!(queue.take_next(|_| true), Some((1, 0)));
     queue.add(2, 9, 0..2);
     assert_eq!(drain(&mut queue), [(2, 0), (2, 1), (1, 1), (1, 2)]);
 }
@@ -28,7 +28,7 @@ fn a_higher_priority_goes_first_even_if_it_comes_later() {
 fn a_batch_put_back_goes_before_the_jobs_other_batches() {
     let mut queue = FairQueue::default();
     queue.add(1, 4, 0..3);
-    assert_eq!(queue.take_next(), Some((1, 0)));
+    assert_eq!(queue.take_next(|_| true), Some((1, 0)));
     queue.put_back(1, 0);
     assert_eq!(drain(&mut queue), [(1, 0), (1, 1), (1, 2)]);
     queue.put_back(1, 2);
@@ -51,16 +51,35 @@ fn a_newcomer_goes_before_those_that_have_begun_and_cannot_keep_them_waiting() {
     let mut queue = FairQueue::default();
     queue.add(0, 4, 0..1000);
     queue.add(1, 4, 0..1000);
-    assert_eq!([queue.take_next(), queue.take_next()], [Some((0, 0)), Some((1, 0))]);
+    assert_eq!(
+        [queue.take_next(|_| true), queue.take_next(|_| true)],
+        [Some((0, 0)), Some((1, 0))]
+    );
     queue.add(2, 4, 0..1);
-    assert_eq!([queue.take_next(), queue.take_next()], [Some((2, 0)), Some((0, 1))]);
+    assert_eq!(
+        [queue.take_next(|_| true), queue.take_next(|_| true)],
+        [Some((2, 0)), Some((0, 1))]
+    );
     (100..400).for_each(|key| queue.add(key, 4, 0..1));
     let of_the_large: Vec<JobKey> = (0..160)
-        .filter_map(|_| queue.take_next())
+        .filter_map(|_| queue.take_next(|_| true))
         .map(|(key, _)| key)
         .filter(|key| *key < 2)
         .collect();
     assert_eq!(of_the_large, [1, 0, 1, 0, 1, 0, 1, 0, 1, 0]);
+}
+
+#[test]
+fn a_job_that_may_not_go_delays_no_other_and_keeps_its_turn() {
+    let mut queue = FairQueue::default();
+    queue.add(1, 9, 0..2);
+    queue.add(2, 4, 0..1);
+    queue.add(3, 4, 0..1);
+    let others = |queue: &mut FairQueue| queue.take_next(|key| key != 1 && key != 2);
+    assert_eq!((others(&mut queue), others(&mut queue)), (Some((3, 0)), None));
+    assert!(!queue.is_empty());
+    queue.add(4, 4, 0..1);
+    assert_eq!(drain(&mut queue), [(1, 0), (1, 1), (2, 0), (4, 0)]);
 }
 
 #[derive(Debug, Clone)]
@@ -155,7 +174,7 @@ proptest! {
                     next_key += 1;
                 }
                 Operation::Take => {
-                    let next = queue.take_next();
+                    let next = queue.take_next(|_| true);
                     model.take(next)?;
                     taken.extend(next);
                 }
@@ -174,9 +193,9 @@ proptest! {
             prop_assert_eq!(queue.is_empty(), model.jobs.values().all(|job| job.ready.is_empty()));
         }
         while !queue.is_empty() {
-            model.take(queue.take_next())?;
+            model.take(queue.take_next(|_| true))?;
         }
-        model.take(queue.take_next())?;
+        model.take(queue.take_next(|_| true))?;
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub enum WindowRoom {
 
 impl SendWindow {
     pub fn new(limit: usize) -> Self {
-        Self { limit, stamps: VecDeque::with_capacity(limit), unwritten: 0, most_in_one_second: 0 }
+        Self { limit, stamps: VecDeque::new(), unwritten: 0, most_in_one_second: 0 }
     }
 
     /// Applies from the next call on. The calls of the last [`SPAN`] count towards it.
@@ -75,6 +75,12 @@ impl SendWindow {
     /// Frees a slot for which nothing was written and nothing will be.
     pub fn released(&mut self) {
         self.unwritten -= 1;
+    }
+
+    /// Whether it has no call of the last [`SPAN`] and no reserved slot.
+    pub fn is_idle(&mut self, now: Instant) -> bool {
+        self.forget_old(now);
+        self.stamps.is_empty() && self.unwritten == 0
     }
 
     fn forget_old(&mut self, now: Instant) {

@@ -20,8 +20,11 @@ use crate::{
         codes::{Class, concerns_whole_job},
     },
     clock,
-    job::outcome::{
-        BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
+    job::{
+        DeliveryPromise,
+        outcome::{
+            BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
+        },
     },
     telemetry::spans,
 };
@@ -35,6 +38,7 @@ pub(super) struct Batches {
     /// How many have ended, and have their outcome recorded.
     ended: Arc<AtomicU32>,
     advance: Option<watch::Sender<Advance>>,
+    promise: DeliveryPromise,
     /// A refusal of one batch that every other batch would get too.
     refusal: Option<Fault>,
 }
@@ -47,12 +51,21 @@ pub(super) enum Request {
 }
 
 impl Batches {
-    pub fn of(submission: &Submission) -> Self {
+    /// The progress from earlier runs. `may_repeat` says whether a call that may have had its
+    /// effect can be repeated without a second effect.
+    pub fn of(submission: &Submission, may_repeat: impl Fn(&BatchProgress) -> bool) -> Self {
+        let promise = submission.envelope.delivery;
         let mut batches = vec![BatchProgress::default(); submission.job.batch_count() as usize];
         for (batch, progress) in &submission.batches {
             if let Some(known) = batches.get_mut(*batch as usize) {
                 known.clone_from(progress);
                 known.conclude_intent();
+                if let (Some(doubt), DeliveryPromise::AtMostOnce) = (known.doubt.clone(), promise)
+                    && known.outcome().is_none()
+                    && !may_repeat(known)
+                {
+                    known.end(FailureKind::Transient, doubt, promise);
+                }
             }
         }
         let ended = batches.iter().filter(|batch| batch.outcome().is_some()).count() as u32;
@@ -60,7 +73,7 @@ impl Batches {
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
         let refusal = batches.iter().find_map(|batch| refusal_of_job(batch.outcome()?)).cloned();
         let ended = Arc::new(ended.into());
-        let batches = Self { batches, failing, spans, ended, advance, refusal };
+        let batches = Self { batches, failing, spans, ended, advance, promise, refusal };
         batches.report_advance(batches.ended.load(Ordering::Relaxed));
         batches
     }
@@ -87,6 +100,20 @@ impl Batches {
 
     pub fn get(&self, batch: u32) -> &BatchProgress {
         &self.batches[batch as usize]
+    }
+
+    pub fn get_mut(&mut self, batch: u32) -> &mut BatchProgress {
+        &mut self.batches[batch as usize]
+    }
+
+    /// Ends a batch without a further call.
+    pub fn end(&mut self, batch: u32, kind: FailureKind, fault: Fault) -> BatchOutcome {
+        let promise = self.promise;
+        let progress = self.get_mut(batch);
+        progress.end(kind, fault, promise);
+        let outcome = progress.outcome().cloned().expect("it has just ended");
+        self.set_state(batch, BatchState::Ended(outcome.clone()));
+        outcome
     }
 
     pub fn set_state(&mut self, batch: u32, state: BatchState) {
@@ -127,7 +154,10 @@ impl Batches {
         let failing_since = *self.failing.entry(batch).or_insert(now);
         progress.calls += u32::from(request == Request::Sent);
         match verdict {
-            Verdict::Failed { class: Class::RateLimited | Class::TooManyRecipients, .. } => {}
+            Verdict::Failed {
+                class: Class::RateLimited | Class::GroupRateLimited | Class::TooManyRecipients,
+                ..
+            } => {}
             Verdict::Failed { .. } | Verdict::Sent => progress.attempts += 1,
         }
         let since_first = progress.failing_for(idle, wall);
@@ -163,8 +193,7 @@ impl Batches {
             }
         };
         for batch in self.batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
-            let (fault, attempts) = (fault.clone(), batch.attempts);
-            batch.state = BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts });
+            batch.end(kind, fault.clone(), self.promise);
         }
         let ended = self.batches.len() as u32;
         self.ended.store(ended, Ordering::Relaxed);
@@ -216,7 +245,15 @@ mod tests {
     fn batches() -> Batches {
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
         let batches = vec![BatchProgress::default()];
-        Batches { batches, failing, spans, ended: Arc::default(), advance: None, refusal: None }
+        Batches {
+            batches,
+            failing,
+            spans,
+            ended: Arc::default(),
+            advance: None,
+            promise: DeliveryPromise::default(),
+            refusal: None,
+        }
     }
 
     fn failed(class: Class) -> Verdict {

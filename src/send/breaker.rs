@@ -218,7 +218,7 @@ impl Breaker {
                 self.count_transport_failure(*class, fault, now);
                 Blame::Batch
             }
-            Class::Transient(_) | Class::RateLimited => {
+            Class::Transient(_) | Class::RateLimited | Class::GroupRateLimited => {
                 self.reach(now);
                 Blame::Batch
             }
@@ -276,8 +276,8 @@ impl Breaker {
             Class::JobOrConfiguration | Class::TransientOrJob => self.pass(now),
             Class::Transient(_) if fault.code.is_none() => {}
             // It is reached; whether the account is in order again is not said.
-            Class::Transient(_) | Class::RateLimited if is_paused => {}
-            Class::Transient(_) | Class::RateLimited => self.resume(now),
+            Class::Transient(_) | Class::RateLimited | Class::GroupRateLimited if is_paused => {}
+            Class::Transient(_) | Class::RateLimited | Class::GroupRateLimited => self.resume(now),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     api::{
         classify::Verdict,
-        codes::{Class, Effect},
+        codes::{self, Class, Effect},
     },
     config::Retry,
     delay,
@@ -94,11 +94,31 @@ pub struct Circumstances<'a> {
     pub supervision: Supervision,
     /// From 0 to 1.
     pub jitter: f64,
+    /// Whether an earlier call for the same message may have had its effect.
+    pub is_repeat: bool,
+    /// For how long a repeat of this message is surely discarded by the vendor if it has the
+    /// message already.
+    pub repeatable_for: Duration,
+}
+
+impl Circumstances<'_> {
+    /// Whether the call may have notified its recipients, and the job forbids to repeat it after
+    /// `delay`.
+    fn forbid_repeat(&self, verdict: &Verdict, delay: Duration) -> bool {
+        self.promise == DeliveryPromise::AtMostOnce
+            && verdict.may_have_had_effect()
+            && delay >= self.repeatable_for
+    }
+
+    fn backoff(&self) -> Duration {
+        let Retry { first_delay, max_delay, .. } = *self.policy;
+        delay::after_attempt(self.attempts.count, first_delay, max_delay, self.jitter)
+    }
 }
 
 /// Decides what follows for the batch.
 pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
-    let Circumstances { blame, promise, attempts, group_refused_for, policy, .. } = circumstances;
+    let Circumstances { blame, attempts, group_refused_for, policy, .. } = circumstances;
     let waited_enough = attempts.since_first > policy.give_up_after;
     match blame {
         Blame::OldUserSig | Blame::UserSig => Decision::AgainAtOnce,
@@ -108,7 +128,7 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
         // notified its recipients. Any other batch should not be the first to be tried when the app
         // works again, so it is parked. It is not tried for ever.
         Blame::AppOrBatch
-            if !is_in_doubt(&verdict, *promise)
+            if !circumstances.forbid_repeat(&verdict, circumstances.backoff())
                 && !waited_enough
                 && *group_refused_for <= policy.give_up_after =>
         {
@@ -118,23 +138,22 @@ pub fn decide(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     }
 }
 
-/// Whether the call may have notified its recipients and the job forbids repeating it.
-fn is_in_doubt(verdict: &Verdict, promise: DeliveryPromise) -> bool {
-    promise == DeliveryPromise::AtMostOnce && verdict.may_have_had_effect()
-}
-
 /// Decides what follows if the batch itself or a temporary fault is to blame.
 fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
-    let Circumstances { promise, attempts, policy, hold, supervision, jitter, .. } = circumstances;
-    let is_in_doubt = is_in_doubt(&verdict, *promise);
+    let Circumstances { promise, attempts, policy, hold, supervision, is_repeat, .. } =
+        circumstances;
+    let backoff = circumstances.backoff();
+    let forbid_repeat = circumstances.forbid_repeat(&verdict, backoff);
     let Verdict::Failed { class, fault } = verdict else {
         return Decision::Ended(BatchOutcome::Sent);
     };
     let failed = |kind, fault: Fault| {
         Decision::Ended(BatchOutcome::Failed { kind, fault, attempts: attempts.count })
     };
-    let backoff =
-        delay::after_attempt(attempts.count, policy.first_delay, policy.max_delay, *jitter);
+    let unknown =
+        |fault| Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count });
+    // Nobody documents how the vendor answers a message that it discards as repeated.
+    let may_be_answer_to_repeat = *is_repeat && !fault.code.is_none_or(codes::is_documented);
     let later = |after: Duration, fault: Fault| match supervision {
         _ if attempts.held + after <= *hold => Decision::Again { after },
         Supervision::Unattended => Decision::Park,
@@ -146,9 +165,12 @@ fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
             false => later(after, fault),
         };
     match class {
-        _ if is_in_doubt => {
-            Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count })
+        _ if forbid_repeat || may_be_answer_to_repeat => unknown(fault),
+        // The vendor may have dropped the repeat of a message that it has delivered.
+        Class::GroupRateLimited if *is_repeat && *promise == DeliveryPromise::AtMostOnce => {
+            unknown(fault)
         }
+        Class::GroupRateLimited => for_a_while(AFTER_RATE_LIMIT, fault),
         Class::RateLimited => later(AFTER_RATE_LIMIT, fault),
         Class::Transient(Effect::None | Effect::Unknown) => for_a_while(backoff, fault),
         Class::TransientOrJob if attempts.count < ATTEMPTS_AT_UNDOCUMENTED => {
@@ -209,6 +231,8 @@ mod tests {
             hold: POLICY.hold,
             supervision: Supervision::Unattended,
             jitter: 0.5,
+            is_repeat: false,
+            repeatable_for: Duration::ZERO,
         })
     }
 
@@ -306,6 +330,58 @@ mod tests {
         assert_eq!(next(class, 59, Supervision::Unattended), Decision::Park);
         assert_eq!(next(Class::RateLimited, 60, Supervision::Unattended), Decision::Park);
         assert!(is_failed(&next(class, 59, Supervision::Attended), FailureKind::Transient));
+    }
+
+    #[test]
+    fn where_the_vendor_discards_repeats_an_unknown_outcome_is_repeated_in_time() {
+        let class = Class::Transient(Effect::Unknown);
+        let next = |repeatable_for| {
+            decide(
+                failed(class),
+                &in_these(Blame::Batch, AtMostOnce, attempts(3, 1), |same| Circumstances {
+                    repeatable_for: Duration::from_secs(repeatable_for),
+                    ..same
+                }),
+            )
+        };
+        assert_eq!(next(3), Decision::Again { after: Duration::from_secs(2) });
+        assert!(is_unknown(&next(2)));
+    }
+
+    #[test]
+    fn an_undocumented_refusal_of_a_repeat_may_be_the_answer_to_a_repeated_message() {
+        let refused = |code, is_repeat| {
+            let fault = Fault { code: Some(code), http_status: None, info: String::new() };
+            decide(
+                Verdict::Failed { class: Class::JobOrConfiguration, fault },
+                &in_these(Blame::Batch, AtLeastOnce, attempts(2, 1), |same| Circumstances {
+                    is_repeat,
+                    ..same
+                }),
+            )
+        };
+        assert!(is_unknown(&refused(10_999, true)));
+        assert!(is_failed(&refused(10_999, false), FailureKind::Job));
+        assert!(is_failed(&refused(10_010, true), FailureKind::Job));
+    }
+
+    #[test]
+    fn a_dropped_message_goes_again_and_is_unknown_only_as_an_at_most_once_repeat() {
+        let class = Class::GroupRateLimited;
+        let again = Decision::Again { after: AFTER_RATE_LIMIT };
+        let next = |promise, is_repeat, since_first| {
+            decide(
+                failed(class),
+                &in_these(Blame::Batch, promise, attempts(1, since_first), |same| Circumstances {
+                    is_repeat,
+                    ..same
+                }),
+            )
+        };
+        assert_eq!(next(AtMostOnce, false, 1), again);
+        assert_eq!(next(AtLeastOnce, true, 1), again);
+        assert!(is_unknown(&next(AtMostOnce, true, 1)));
+        assert!(is_failed(&next(AtLeastOnce, false, 24 * 3600), FailureKind::Transient));
     }
 
     #[test]

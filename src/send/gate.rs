@@ -35,12 +35,17 @@ use super::{
     condition::Condition,
     idle::IdleTimes,
     patience,
+    random::{MessageNumbers, UsedNumbers},
 };
 use crate::{
+    api::command,
     clock,
     config::App,
     job::{Envelope, Job},
-    pace::{FairQueue, SendSlot, Turn, fair_queue::JobKey},
+    pace::{
+        FairQueue, GroupPace, GroupSlot, SendSlot, Turn, fair_queue::JobKey,
+        send_window::WindowRoom,
+    },
 };
 
 /// How soon to look again when no event tells that calls may start.
@@ -52,12 +57,14 @@ pub(super) struct Gate {
     pub condition: watch::Sender<Condition>,
     /// Wakes the driver before the time that it has planned.
     pub look_again: Notify,
+    pub group_pace: GroupPace,
     state: Mutex<GateState>,
 }
 
 pub(super) struct GateState {
     pub breaker: Breaker,
     pub idle: IdleTimes,
+    pub used_numbers: UsedNumbers,
     /// A job that is not done after this time is parked, whatever it waits for.
     pub held_at_most: Duration,
     /// When the driver looks for calls to grant, if no event comes before.
@@ -96,6 +103,7 @@ pub(super) struct Grant {
     pub batch: u32,
     pub granted_at: Instant,
     pub slot: SendSlot,
+    pub group_slot: GroupSlot,
     pub room: Room,
 }
 
@@ -127,6 +135,7 @@ impl Gate {
         let state = GateState {
             breaker: Breaker::new(waits, settings.supervision, Instant::now()),
             idle: IdleTimes::new(),
+            used_numbers: UsedNumbers::default(),
             held_at_most: patience::HELD_AT_MOST,
             driver_looks_at: None,
             queue: FairQueue::default(),
@@ -134,7 +143,8 @@ impl Gate {
             next_key: 0,
             in_flight: 0,
         };
-        Self { settings, config, condition, look_again: Notify::new(), state: Mutex::new(state) }
+        let (look_again, group_pace) = (Notify::new(), GroupPace::default());
+        Self { settings, config, condition, look_again, group_pace, state: Mutex::new(state) }
     }
 
     /// No code panics while it holds the lock.
@@ -209,12 +219,16 @@ impl Gate {
             self.announce_condition(state, now);
             return Next::At(now);
         }
+        let per_group = command::of(&self.config.borrow().command).calls_per_second_per_group();
         while !state.queue.is_empty() && state.in_flight < most_in_flight {
             if !(self.settings.may_start)() {
                 return Next::At(now + LOOK_AGAIN_AFTER);
             }
+            if let Some(at) = self.groups_are_busy_until(state, per_group, now) {
+                return Next::At(at);
+            }
             match self.settings.pacer.turn(now) {
-                Turn::Now(slot) => self.grant(state, slot, now),
+                Turn::Now(slot) => self.grant(state, slot, per_group, now),
                 Turn::At(at) => return Next::At(at),
                 Turn::AfterAWrite => return Next::At(now + LOOK_AGAIN_AFTER),
             }
@@ -222,12 +236,56 @@ impl Gate {
         Next::AtAnEvent
     }
 
-    fn grant(self: &Arc<Self>, state: &mut GateState, slot: SendSlot, granted_at: Instant) {
-        let Some((key, batch)) = state.choose() else { return slot.unused() };
+    /// Grants a call to the job whose turn it is. Its group has room.
+    fn grant(
+        self: &Arc<Self>,
+        state: &mut GateState,
+        slot: SendSlot,
+        per_group: Option<u32>,
+        now: Instant,
+    ) {
+        let has_room = |group: &str| match per_group {
+            Some(limit) => self.group_pace.room(group, limit, now) == WindowRoom::Now,
+            None => true,
+        };
+        let Some((key, batch)) = state.choose(has_room) else { return slot.unused() };
         let Some(member) = state.jobs.get_mut(&key) else { return slot.unused() };
+        let group_slot = match per_group {
+            Some(limit) => self.group_pace.reserve(&member.job.group_id, limit, now),
+            None => GroupSlot::unlimited(),
+        };
         state.in_flight += 1;
-        member.granted.push_back(Grant { batch, granted_at, slot, room: Room(self.clone()) });
+        let room = Room(self.clone());
+        member.granted.push_back(Grant { batch, granted_at: now, slot, group_slot, room });
         member.wake.notify_one();
+    }
+
+    /// When the first group has room again, if no group with a ready batch has room now.
+    fn groups_are_busy_until(
+        &self,
+        state: &GateState,
+        per_group: Option<u32>,
+        now: Instant,
+    ) -> Option<Instant> {
+        let limit = per_group?;
+        let mut earliest: Option<Instant> = None;
+        for key in state.queue.ready() {
+            let Some(member) = state.jobs.get(&key) else { continue };
+            let at = match self.group_pace.room(&member.job.group_id, limit, now) {
+                WindowRoom::Now => return None,
+                WindowRoom::At(at) => at,
+                WindowRoom::AfterAWrite => now + LOOK_AGAIN_AFTER,
+            };
+            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+        }
+        earliest
+    }
+
+    /// The numbers of a job's messages.
+    pub fn numbers_of(&self, Submission { job, envelope, .. }: &Submission) -> MessageNumbers {
+        let app = self.config.borrow();
+        let sender = command::of(&app.command).sender().unwrap_or(&app.identifier);
+        MessageNumbers::of(app.sdk_app_id, sender, job, envelope)
     }
 
     /// Whether the breaker has paused the app.
@@ -253,10 +311,15 @@ impl GateState {
         self.breaker.condition().is_paused() || self.jobs.values().any(|member| member.is_sending)
     }
 
-    fn choose(&mut self) -> Option<(JobKey, u32)> {
-        match self.of_another_group().filter(|_| self.breaker.prefers_other_groups()) {
+    /// Takes the next batch of a job whose group has room.
+    fn choose(&mut self, has_room: impl Fn(&str) -> bool) -> Option<(JobKey, u32)> {
+        let jobs = &self.jobs;
+        let may_go = |key| jobs.get(&key).is_some_and(|member| has_room(&member.job.group_id));
+        let is_preferred = self.breaker.prefers_other_groups();
+        let another = is_preferred.then(|| self.of_another_group()).flatten();
+        match another.filter(|key| may_go(*key)) {
             Some(key) => self.queue.take_of(key).map(|batch| (key, batch)),
-            None => self.queue.take_next(),
+            None => self.queue.take_next(may_go),
         }
     }
 

@@ -24,10 +24,11 @@ use super::{
     batches::Batches,
     gate::{Event, Gate, Place, Room},
     patience::MayTry,
+    random::MessageNumbers,
 };
 use crate::{
     clock,
-    job::outcome::{BatchOutcome, BatchState, FailureKind, Fault},
+    job::outcome::{FailureKind, Fault},
     progress::store::StoreLost,
     send::condition::Trouble,
 };
@@ -38,6 +39,7 @@ pub(super) struct SendingJob<'a> {
     pub deadline: Option<Instant>,
     /// Set when the job wants no further call. A call that is not yet written is withdrawn.
     pub calls_ended: Arc<AtomicBool>,
+    pub numbers: MessageNumbers,
     batches: Mutex<Batches>,
     began_at: Instant,
 }
@@ -69,8 +71,9 @@ impl<'a> SendingJob<'a> {
     pub fn new(gate: &'a Arc<Gate>, submission: &'a Submission) -> Self {
         let now = Instant::now();
         let deadline = submission.envelope.deadline.map(|at| instant_of(at, now));
-        let batches = Mutex::new(Batches::of(submission));
-        Self { gate, submission, deadline, calls_ended: Arc::default(), batches, began_at: now }
+        let batches = Mutex::new(Batches::of(submission, |progress| gate.may_repeat_now(progress)));
+        let (numbers, calls_ended) = (gate.numbers_of(submission), Arc::default());
+        Self { gate, submission, deadline, calls_ended, numbers, batches, began_at: now }
     }
 
     pub async fn run(self) -> Result<Ending, Unfinished> {
@@ -185,13 +188,7 @@ impl<'a> SendingJob<'a> {
     /// Ends a batch without a call, as the outage `why` would end it.
     fn give_up<'b>(&'b self, batch: u32, why: Trouble) -> BoxFuture<'b, Attempted> {
         let fault = Fault { code: None, http_status: why.http_status, info: why.info };
-        let outcome = {
-            let mut batches = self.batches();
-            let (kind, attempts) = (FailureKind::Transient, batches.get(batch).attempts);
-            let outcome = BatchOutcome::Failed { kind, fault, attempts };
-            batches.set_state(batch, BatchState::Ended(outcome.clone()));
-            outcome
-        };
+        let outcome = self.batches().end(batch, FailureKind::Transient, fault);
         Box::pin(async move {
             let decision = self.record(batch).await.map(|()| Decision::Ended(outcome));
             Attempted { batch, decision, room: None }

@@ -12,30 +12,103 @@ use super::{
     breaker::Blame,
     decision::{Circumstances, Decision, decide},
     gate::Gate,
+    random::MessageNumbers,
 };
 use crate::{
     api::{
-        classify::{Answer, Verdict, classify},
+        classify::{Answer, Verdict},
         codes::Class,
+        command::{self, Command},
     },
+    clock,
+    config::App,
     delay,
+    job::{
+        Audience, DeliveryPromise,
+        outcome::{BatchProgress, Fault},
+    },
 };
 
+/// The vendor's clock and its window may differ from ours by this.
+const DEDUP_MARGIN: Duration = Duration::from_secs(30);
+
+/// What a call has shown about its message.
+enum Fate {
+    Delivered,
+    NotDelivered,
+    /// It may have been delivered.
+    InDoubt(Fault),
+    /// Nothing new.
+    AsBefore,
+}
+
+fn fate_of_message(
+    verdict: &Verdict,
+    request: Request,
+    is_repeat: bool,
+    promise: DeliveryPromise,
+) -> Fate {
+    match verdict {
+        Verdict::Sent => Fate::Delivered,
+        Verdict::Failed { .. } if request == Request::NotSent => Fate::AsBefore,
+        Verdict::Failed { fault, .. } if verdict.may_have_had_effect() => {
+            Fate::InDoubt(fault.clone())
+        }
+        // An earlier call may have delivered it. But the vendor recognises repeated messages before
+        // it counts those of a group, or it has dropped this one: a new message may be the second,
+        // an old one may be lost.
+        Verdict::Failed { class: Class::GroupRateLimited, .. }
+            if is_repeat && promise == DeliveryPromise::AtLeastOnce =>
+        {
+            Fate::NotDelivered
+        }
+        Verdict::Failed { .. } if is_repeat => Fate::AsBefore,
+        Verdict::Failed { .. } => Fate::NotDelivered,
+    }
+}
+
+/// For how long a repeat of the batch's message may still be sent. A vendor that knows no repeated
+/// messages allows none.
+pub(super) fn repeatable_for(
+    command: &dyn Command,
+    progress: &BatchProgress,
+    config: &App,
+) -> Duration {
+    let (Some(window), Some(sent_at)) = (command.dedup_window(), progress.message_sent_at) else {
+        return Duration::ZERO;
+    };
+    let age: Duration = clock::now().duration_since(sent_at).try_into().unwrap_or(Duration::MAX);
+    window.saturating_sub(DEDUP_MARGIN + config.request_timeout).saturating_sub(age)
+}
+
 impl Gate {
+    /// Whether the vendor would discard a repeat of the batch's message.
+    pub fn may_repeat_now(&self, progress: &BatchProgress) -> bool {
+        let config = self.config.borrow();
+        !repeatable_for(command::of(&config.command), progress, &config).is_zero()
+    }
+
     /// Decides what follows from the answer to a batch's call, which was granted at `granted_at`.
     pub fn decide(
         &self,
         submission: &Submission,
         batches: &mut Batches,
-        (batch, granted_at): (u32, Instant),
+        (batch, granted_at, numbers): (u32, Instant, &MessageNumbers),
         answer: Answer,
     ) -> Decision {
+        let config = self.config.borrow().clone();
+        let command = command::of(&config.command);
         let Submission { job, envelope, .. } = submission;
         let request = match answer {
             Answer::NotSent { .. } => Request::NotSent,
             _ => Request::Sent,
         };
-        let verdict = classify(answer).on_batch_of(job.recipients_in(batch));
+        if let (Answer::Api { message, .. }, Audience::All) = (&answer, &job.audience)
+            && command.stores_messages(&job.group_id)
+        {
+            batches.get_mut(batch).message = *message;
+        }
+        let verdict = command.judge(answer).on_batch_of(job.recipients_in(batch));
         let state = &mut *self.lock();
         let now = Instant::now();
         let attempts = batches.count(batch, request, &verdict, &state.idle);
@@ -43,8 +116,12 @@ impl Gate {
         let refused_since = state.breaker.refused_since(&job.group_id);
         let group_refused_for = refused_since.map_or(Duration::ZERO, |since| now - since);
         if let Verdict::Failed { class, fault } = &verdict {
-            if *class == Class::RateLimited {
-                self.settings.pacer.slow_down(now);
+            match (class, command.calls_per_second_per_group()) {
+                (Class::RateLimited, _) => self.settings.pacer.slow_down(now),
+                (Class::GroupRateLimited, Some(limit)) => {
+                    self.group_pace.slow_down(&job.group_id, limit, delay::jitter(), now);
+                }
+                _ => {}
             }
             let (job_id, code, info) = (&envelope.job_id, fault.code, &fault.info);
             debug!(job_id, batch, code, info, "a call failed");
@@ -52,7 +129,9 @@ impl Gate {
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();
         }
-        let config = self.config.borrow().clone();
+        let is_repeat = batches.get(batch).doubt.is_some();
+        let repeatable_for = repeatable_for(command, batches.get(batch), &config);
+        let fate = fate_of_message(&verdict, request, is_repeat, envelope.delivery);
         let decision = decide(
             verdict,
             &Circumstances {
@@ -64,8 +143,27 @@ impl Gate {
                 hold: config.retry.hold.min(state.held_at_most),
                 supervision: self.settings.supervision,
                 jitter: delay::jitter(),
+                is_repeat,
+                repeatable_for,
             },
         );
+        let progress = batches.get_mut(batch);
+        match fate {
+            Fate::Delivered => {}
+            Fate::NotDelivered => {
+                state.used_numbers.spend(numbers, batch, progress.epoch);
+                progress.begin_next_message();
+            }
+            Fate::InDoubt(fault) => {
+                progress.doubt.get_or_insert(fault);
+            }
+            Fate::AsBefore => {
+                // Nothing was sent, so the vendor does not know the message yet.
+                if !is_repeat {
+                    progress.message_sent_at = None;
+                }
+            }
+        }
         batches.set_state(batch, decision.state());
         self.announce_condition(state, now);
         decision

@@ -18,6 +18,7 @@ mod job;
 mod judge;
 mod patience;
 mod probe;
+mod random;
 mod split_again;
 mod submission;
 

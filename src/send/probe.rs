@@ -16,9 +16,9 @@ use super::{
 use crate::{
     api::{
         call::AtWrite,
-        classify::{Answer, Verdict, classify},
+        classify::{Answer, Verdict},
         codes::Class,
-        probe,
+        command,
     },
     clock,
     pace::{SendSlot, Turn},
@@ -75,6 +75,7 @@ impl Gate {
         }
         state.breaker.probe_leaves();
         let api = self.settings.api.clone();
+        let body = command::of(&self.config.borrow().command).probe();
         let on_write = move || {
             slot.written(Instant::now());
             AtWrite::Send
@@ -87,13 +88,14 @@ impl Gate {
             {
                 return None;
             }
-            Some(api.call(probe::body(), Box::new(on_write)).await)
+            Some(api.call(body, Box::new(on_write)).await)
         })
     }
 
     fn judge_probe(&self, answer: Option<Answer>) {
         let (mut state, now) = (self.lock(), Instant::now());
-        match answer.map(classify) {
+        let judge = |answer| command::of(&self.config.borrow().command).judge(answer);
+        match answer.map(judge) {
             // This replica must subscribe too, so that it gets the jobs if the other one stops.
             None => state.breaker.resume(now),
             Some(verdict) => {

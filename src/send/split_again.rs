@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn progress(calls: u32, state: BatchState) -> BatchProgress {
-        BatchProgress { calls, attempts: 1, first_attempt_at: None, last_attempt_at: None, state }
+        BatchProgress { calls, attempts: 1, state, ..BatchProgress::default() }
     }
 
     fn any_progress() -> impl Strategy<Value = BatchProgress> {

@@ -79,7 +79,7 @@ pub(super) fn submission(recipients: u32, batch_size: u32) -> Submission {
     let mut splitter = Splitter::new(batch_size, 0);
     (0..recipients).for_each(|number| splitter.push(&number.to_string()));
     let audience = Audience::Members(splitter.finish());
-    let job = Job { group_id: "g".into(), topic_id: None, opening: b"{\"x\":0".to_vec(), audience };
+    let job = Job { group_id: "g".into(), topic_id: None, content: "c".into(), audience };
     let received_at = jiff::Timestamp::UNIX_EPOCH;
     let properties = lapin::BasicProperties::default();
     let (envelope, _) = envelope::read(&properties, "a", None, &Replies::anywhere(), received_at);

@@ -57,7 +57,7 @@ impl Api for ScriptedApi {
 
 fn answer(code: i64) -> Answer {
     let action_ok = code == 0;
-    Answer::Api { http_status: 200, action_ok, code, info: String::new() }
+    Answer::Api { http_status: 200, action_ok, code, info: String::new(), message: None }
 }
 
 fn app(lines: &str) -> Arc<App> {
@@ -85,7 +85,6 @@ fn job_to(group: &str, batches: u32, priority: u8) -> Submission {
     let mut submission = submission(batches, 1);
     let job = Arc::make_mut(&mut submission.job);
     job.group_id = group.to_owned();
-    job.opening = format!("{{\"GroupId\":\"{group}\"").into_bytes();
     Arc::make_mut(&mut submission.envelope).priority = priority;
     submission
 }

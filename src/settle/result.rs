@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{
     Audience, Envelope, Job, Rejection,
-    outcome::{BatchOutcome, FailureKind, Fault, MAX_INFO_CHARS, Report},
+    outcome::{BatchOutcome, FailureKind, Fault, MAX_INFO_CHARS, MessageId, Report},
 };
 
 /// A job's result.
@@ -14,6 +14,9 @@ use crate::job::{
 pub struct JobResult {
     pub job_id: String,
     pub app: String,
+    /// The API call that the app uses.
+    #[serde(default = "first_command")]
+    pub command: String,
     pub status: Status,
     /// `null` if the job was rejected and the field could not be read.
     pub group_id: Option<String>,
@@ -28,12 +31,23 @@ pub struct JobResult {
     pub calls: u64,
     /// Batches that were not sent, those with the same cause together.
     pub errors: Vec<ErrorEntry>,
+    /// What identifies the message in its group. `null` unless the job was for all members and the
+    /// API keeps its message.
+    #[serde(default)]
+    pub message: Option<MessageId>,
     /// Whether this repeats the recorded result of an earlier copy of the job.
     pub duplicate: bool,
     /// RFC 3339, UTC, milliseconds.
     pub received_at: String,
     /// RFC 3339, UTC, milliseconds.
     pub finished_at: String,
+}
+
+/// Whose result it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    pub app: &'a str,
+    pub command: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -152,7 +166,7 @@ impl JobResult {
     }
 
     pub fn rejected(
-        app: &str,
+        Origin { app, command }: Origin,
         envelope: &Envelope,
         rejection: &Rejection,
         finished_at: Timestamp,
@@ -169,6 +183,7 @@ impl JobResult {
         Self {
             job_id: envelope.job_id.clone(),
             app: app.to_owned(),
+            command: command.to_owned(),
             status: Status::Rejected,
             group_id: rejection.group_id.clone(),
             topic_id: rejection.topic_id.clone(),
@@ -177,6 +192,7 @@ impl JobResult {
             batches: None,
             calls: 0,
             errors: vec![error],
+            message: None,
             duplicate: false,
             received_at: rfc3339(envelope.received_at),
             finished_at: rfc3339(finished_at),
@@ -184,7 +200,7 @@ impl JobResult {
     }
 
     pub fn finished(
-        app: &str,
+        Origin { app, command }: Origin,
         envelope: &Envelope,
         job: &Job,
         report: &Report,
@@ -205,6 +221,7 @@ impl JobResult {
         Self {
             job_id: envelope.job_id.clone(),
             app: app.to_owned(),
+            command: command.to_owned(),
             status: status(batches, report),
             group_id: Some(job.group_id.clone()),
             topic_id: job.topic_id.clone(),
@@ -213,11 +230,17 @@ impl JobResult {
             batches: Some(batches),
             calls: report.calls,
             errors: group_errors(job, report),
+            message: report.message,
             duplicate: false,
             received_at: rfc3339(envelope.received_at),
             finished_at: rfc3339(finished_at),
         }
     }
+}
+
+/// Results of the first edition do not name their command.
+fn first_command() -> String {
+    "send_group_system_notification".to_owned()
 }
 
 fn rfc3339(moment: Timestamp) -> String {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     accept::{
-        decode::{Rules, decode},
+        decode::{RecipientRule, Rules, decode},
         envelope,
     },
     config::EmptyRecipients,
@@ -12,6 +12,7 @@ fn job(recipients: usize) -> Job {
         max_job_bytes: 1 << 20,
         batch_size: 2,
         empty_recipients: EmptyRecipients::Broadcast,
+        recipients: RecipientRule::Always,
     };
     let users: Vec<String> = (0..recipients).map(|number| format!("u{number}")).collect();
     let body = serde_json::json!({ "GroupId": "g", "Content": "c", "ToMembers_Account": users });
@@ -22,7 +23,9 @@ fn result(job: &Job, batches: Vec<BatchOutcome>) -> JobResult {
     let now = Timestamp::constant(1_800_000_000, 5_000_000);
     let (envelope, _) =
         envelope::read(&Default::default(), "app", None, &crate::config::Replies::anywhere(), now);
-    JobResult::finished("app", &envelope, job, &Report { batches, calls: 7 }, now)
+    let origin = Origin { app: "app", command: "send_group_msg" };
+    let report = Report { batches, calls: 7, message: None };
+    JobResult::finished(origin, &envelope, job, &report, now)
 }
 
 fn failed(kind: FailureKind, code: i64, attempts: u32) -> BatchOutcome {

@@ -11,7 +11,7 @@ use crate::{
     clock,
     job::{
         Envelope, Job,
-        outcome::{BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault},
+        outcome::{BatchProgress, DEADLINE_PASSED, FailureKind, Fault},
     },
 };
 
@@ -38,8 +38,7 @@ pub fn conclude(
     };
     for batch in batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
         let fault = Fault { code: None, http_status: None, info: info.clone() };
-        batch.state =
-            BatchState::Ended(BatchOutcome::Failed { kind, fault, attempts: batch.attempts });
+        batch.end(kind, fault, envelope.delivery);
     }
     batches
 }

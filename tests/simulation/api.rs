@@ -263,6 +263,7 @@ impl SimulatedApi {
             action_ok: code == 0,
             code,
             info: "told".into(),
+            message: None,
         };
         let foreign = |http_status: u16| Answer::Foreign { http_status, info: "told".into() };
         if matches!(outcome, Outcome::Account | Outcome::RefusedAll(_)) {

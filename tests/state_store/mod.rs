@@ -104,7 +104,14 @@ fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
 
 fn progress(attempts: u32, state: BatchState) -> BatchProgress {
     let at = Some("2026-01-01T00:00:01Z".parse().unwrap());
-    BatchProgress { calls: attempts, attempts, first_attempt_at: at, last_attempt_at: at, state }
+    BatchProgress {
+        calls: attempts,
+        attempts,
+        first_attempt_at: at,
+        last_attempt_at: at,
+        state,
+        ..BatchProgress::default()
+    }
 }
 
 fn ended(attempts: u32) -> BatchProgress {
