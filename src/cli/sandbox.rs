@@ -15,7 +15,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::{Conclusion, Failure};
-use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, SandboxSettings};
+use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, SandboxMessageSettings, SandboxSettings};
 
 /// Run a stand-in for the API on this machine.
 ///
@@ -133,6 +133,7 @@ async fn start(args: &Args) -> Result<Sandbox, Error> {
         max_recipients: args.max_recipients,
         latency: args.latency,
         jitter: args.jitter,
+        messages: SandboxMessageSettings::default(),
     };
     let listen = args.listen;
     Sandbox::start(settings).await.map_err(|source| match source.kind() {

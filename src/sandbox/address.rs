@@ -5,17 +5,17 @@
 use hyper::Method;
 use url::form_urlencoded;
 
-use super::refusal::{
-    ApiRefusal, BAD_ACCOUNT, BAD_COMMAND, BAD_SDK_APP_ID, BAD_URL, NO_SUCH_RESOURCE,
-    SDK_APP_ID_MISSING, USER_SIG_EMPTY,
+use super::{
+    command::SandboxCommand,
+    refusal::{
+        ApiRefusal, BAD_ACCOUNT, BAD_SDK_APP_ID, BAD_URL, SDK_APP_ID_MISSING, USER_SIG_EMPTY,
+    },
 };
-
-pub const SERVICE: &str = "group_open_http_svc";
-pub const COMMAND: &str = "send_group_system_notification";
 
 /// What a well-formed address says about the caller.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CallerAddress {
+    pub command: SandboxCommand,
     pub sdk_app_id: u64,
     pub identifier: String,
     pub user_sig: String,
@@ -23,23 +23,11 @@ pub struct CallerAddress {
 
 impl CallerAddress {
     pub fn read(method: &Method, path: &str, query: &str) -> Result<Self, ApiRefusal> {
-        check_path(path)?;
+        let command = SandboxCommand::in_path(path)?;
         if method != Method::POST {
             return Err(ApiRefusal::new(BAD_URL, "the method must be POST"));
         }
-        Parameters::split(query)?.check()
-    }
-}
-
-fn check_path(path: &str) -> Result<(), ApiRefusal> {
-    let Some((service, command)) = path.strip_prefix("/v4/").and_then(|rest| rest.split_once('/'))
-    else {
-        return Err(ApiRefusal::new(BAD_URL, "the path must be /v4/<service>/<command>"));
-    };
-    match (service, command) {
-        (SERVICE, COMMAND) => Ok(()),
-        (SERVICE, _) => Err(ApiRefusal::new(BAD_COMMAND, "the command is not known")),
-        _ => Err(ApiRefusal::new(NO_SUCH_RESOURCE, "the service is not known")),
+        Parameters::split(query)?.check(command)
     }
 }
 
@@ -75,7 +63,7 @@ impl Parameters {
         Ok(found)
     }
 
-    fn check(self) -> Result<CallerAddress, ApiRefusal> {
+    fn check(self, command: SandboxCommand) -> Result<CallerAddress, ApiRefusal> {
         let sdk_app_id =
             self.sdk_app_id.ok_or(ApiRefusal::new(SDK_APP_ID_MISSING, "sdkappid is required"))?;
         let sdk_app_id = sdk_app_id
@@ -92,7 +80,7 @@ impl Parameters {
         if self.content_type.as_deref() != Some("json") {
             return Err(ApiRefusal::new(BAD_URL, "contenttype must be json"));
         }
-        Ok(CallerAddress { sdk_app_id, identifier, user_sig })
+        Ok(CallerAddress { command, sdk_app_id, identifier, user_sig })
     }
 }
 
@@ -118,8 +106,20 @@ mod tests {
         let address = CallerAddress::read(&Method::POST, PATH, QUERY).unwrap();
         assert_eq!(
             address,
-            CallerAddress { sdk_app_id: 88, identifier: "admin".into(), user_sig: "sig".into() }
+            CallerAddress {
+                command: SandboxCommand::SendGroupSystemNotification,
+                sdk_app_id: 88,
+                identifier: "admin".into(),
+                user_sig: "sig".into()
+            }
         );
+    }
+
+    #[test]
+    fn both_commands_have_an_address() {
+        let second = PATH.replace("send_group_system_notification", "send_group_msg");
+        assert_eq!((code(Method::POST, PATH, QUERY), code(Method::POST, &second, QUERY)), (0, 0));
+        assert_eq!(code(Method::GET, &second, QUERY), 60002);
     }
 
     #[test]
@@ -137,7 +137,7 @@ mod tests {
             60002
         );
         assert_eq!(code(Method::POST, "/v4/openim/sendmsg", QUERY), 60009);
-        assert_eq!(code(Method::POST, "/v4/group_open_http_svc/send_group_msg", QUERY), 10003);
+        assert_eq!(code(Method::POST, "/v4/group_open_http_svc/get_group_info", QUERY), 10003);
         assert_eq!(code(Method::POST, &PATH.to_uppercase().replace("/V4", "/v4"), QUERY), 60009);
     }
 

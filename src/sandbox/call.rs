@@ -6,12 +6,16 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    address::CallerAddress, credential::Credential, notification::Notification, refusal::ApiRefusal,
+    address::CallerAddress,
+    command::{CallBody, SandboxCommand},
+    credential::Credential,
+    refusal::ApiRefusal,
 };
 
 pub struct Call<'a> {
     pub credential: Result<Credential, ApiRefusal>,
-    pub notification: Result<Notification<'a>, ApiRefusal>,
+    /// If the path names no command, this is the refusal of the path.
+    pub body: Result<CallBody<'a>, ApiRefusal>,
 }
 
 impl<'a> Call<'a> {
@@ -23,13 +27,13 @@ impl<'a> Call<'a> {
     ) -> Self {
         Self {
             credential: CallerAddress::read(method, path, query).and_then(Credential::read),
-            notification: body.and_then(Notification::read),
+            body: SandboxCommand::in_path(path).and_then(|command| CallBody::read(command, body?)),
         }
     }
 
     /// The group, if it could be read.
     pub fn group(&self) -> Option<&str> {
-        self.notification.as_ref().ok().map(|notification| &*notification.group)
+        self.body.as_ref().ok().map(|body| &*body.notification().group)
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::{
     address::CallerAddress,
+    command::SandboxCommand,
     refusal::{
         ApiRefusal, BAD_SDK_APP_ID, NOT_ADMIN, USER_SIG_EXPIRED, USER_SIG_MISMATCH,
         USER_SIG_OF_OTHER_ACCOUNT, USER_SIG_OF_OTHER_APP, USER_SIG_UNREADABLE,
@@ -53,6 +54,14 @@ impl Credential {
             return Err(ApiRefusal::new(USER_SIG_UNREADABLE, "usersig is not of version 2.0"));
         }
         Ok(Self { address, stated })
+    }
+
+    pub fn command(&self) -> SandboxCommand {
+        self.address.command
+    }
+
+    pub fn identifier(&self) -> &str {
+        &self.address.identifier
     }
 
     /// Checks that the app accepts the caller at `now` (Unix seconds).

@@ -44,7 +44,16 @@ fn code(address: CallerAddress, settings: &SandboxSettings, now: u64) -> i64 {
 }
 
 fn code_of(user_sig: String) -> i64 {
-    code(CallerAddress { sdk_app_id: 88, identifier: "admin".into(), user_sig }, &settings(), NOW)
+    code(
+        CallerAddress {
+            command: SandboxCommand::SendGroupMsg,
+            sdk_app_id: 88,
+            identifier: "admin".into(),
+            user_sig,
+        },
+        &settings(),
+        NOW,
+    )
 }
 
 fn packed(json: &str, level: Compression) -> String {
@@ -67,6 +76,7 @@ fn a_user_sig_of_the_vendors_packages_is_accepted_until_it_expires() {
                 let identifier = vector.identifier.clone();
                 code(
                     CallerAddress {
+                        command: SandboxCommand::SendGroupMsg,
                         sdk_app_id: vector.sdkappid,
                         identifier,
                         user_sig: user_sig.clone(),
@@ -95,6 +105,7 @@ fn a_user_sig_over_a_userbuf_is_refused() {
             ..SandboxSettings::default()
         };
         let address = CallerAddress {
+            command: SandboxCommand::SendGroupMsg,
             sdk_app_id: vector.sdkappid,
             identifier: vector.identifier,
             user_sig: vector.node_usersig,
@@ -124,6 +135,7 @@ fn each_mismatch_has_its_code() {
     assert_eq!(code_of(SignedClaims { sdk_app_id: 89, ..claims() }.sign("key")), 70014);
     assert_eq!(code_of(SignedClaims { time: NOW - 61, ..claims() }.sign("key")), 70001);
     let other_app = CallerAddress {
+        command: SandboxCommand::SendGroupMsg,
         sdk_app_id: 89,
         identifier: "admin".into(),
         user_sig: claims().sign("key"),
@@ -131,6 +143,7 @@ fn each_mismatch_has_its_code() {
     assert_eq!(code(other_app, &settings(), NOW), 60006);
     let no_admin = SandboxSettings { admins: vec!["root".into()], ..settings() };
     let address = CallerAddress {
+        command: SandboxCommand::SendGroupMsg,
         sdk_app_id: 88,
         identifier: "admin".into(),
         user_sig: claims().sign("key"),

@@ -1,9 +1,10 @@
 //! A stand-in for the Tencent Chat REST API, for tests, benchmarks and first steps without an
-//! account. It knows one command, `send_group_system_notification`, and no groups or members: it
-//! judges calls by the documented rules.
+//! account. It knows two commands, `send_group_system_notification` and `send_group_msg`, and no
+//! groups or members: it judges calls by the documented rules.
 //!
-//! A call passes `listener → call (address, credential, notification) → verdict (second, fault,
-//! deliveries, received, stats) → reply`. `control` is the API under `/_sandbox/`. It sets faults
+//! A call passes `listener → call (address, credential, command) → verdict (second, fault,
+//! messages, deliveries, received, stats) → reply`. The body of a call is a `notification` or an
+//! `incoming_message`. `control` is the API under `/_sandbox/`. It sets faults
 //! and settings, and shows what arrived.
 //!
 //! It uses HTTP without TLS, and its control API requires no credential. So a real key must not be
@@ -11,11 +12,15 @@
 
 mod address;
 mod call;
+mod command;
 mod control;
 mod credential;
 mod deliveries;
 mod fault;
+mod incoming_message;
 mod listener;
+mod message_settings;
+mod messages;
 mod notification;
 mod received;
 mod refusal;
@@ -36,8 +41,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::verdict::SandboxState;
 pub use self::{
+    command::SandboxCommand,
     deliveries::{DeliveryCounts, Repeated},
     fault::{FaultRule, InjectedFault},
+    message_settings::{
+        DuplicateAnswer, DuplicateKey, GroupLimitAnswer, SandboxMessageSettings, TargetingPlan,
+    },
+    messages::MessageCounts,
     received::{ReceivedAudience, ReceivedCall},
     settings::{PUBLIC_KEY, SandboxSettings, SettingsPatch},
     stats::Stats,
@@ -124,5 +134,7 @@ impl SharedSandbox {
     }
 }
 
+#[cfg(test)]
+mod message_tests;
 #[cfg(test)]
 mod tests;

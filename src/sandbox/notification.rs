@@ -14,11 +14,11 @@ use super::refusal::{
 /// A custom group id is at most this long; only a community's may be longer.
 const MAX_GROUP_ID_BYTES: usize = 48;
 const MAX_TOPIC_ID_BYTES: usize = 96;
-const MAX_USER_ID_BYTES: usize = 32;
+pub const MAX_USER_ID_BYTES: usize = 32;
 const COMMUNITY_PREFIX: &str = "@TGS#_";
 
 /// A well-formed body. Text without escapes is borrowed from it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Notification<'a> {
     #[serde(rename = "GroupId", borrow)]
     pub group: Cow<'a, str>,
@@ -31,7 +31,7 @@ pub struct Notification<'a> {
     pub topic: Option<Cow<'a, str>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct UserId<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
 /// `null` is a wrong type, not an absent field.
@@ -50,32 +50,42 @@ impl<'a> Notification<'a> {
 
     /// Checks the rules of the API, and whether the group's id marks it as missing.
     pub fn check(&self, max_recipients: usize) -> Result<(), ApiRefusal> {
-        self.check_group_id()?;
-        self.check_topic_id()?;
-        if self.recipients.len() > max_recipients {
-            let info = format!(
-                "{} accounts in ToMembers_Account, at most {max_recipients}",
-                self.recipients.len()
-            );
-            return Err(ApiRefusal::new(TOO_MANY_ACCOUNTS, info));
-        }
-        if self.recipients.iter().any(|UserId(id)| id.is_empty() || id.len() > MAX_USER_ID_BYTES) {
+        self.check_addressees("ToMembers_Account", max_recipients)?;
+        if is_avchatroom(&self.group) && !self.recipients.is_empty() {
             return Err(ApiRefusal::new(
                 BAD_PARAMETER,
-                "a UserID in ToMembers_Account is empty or over 32 bytes",
+                "an AVChatRoom can only be notified as a whole",
             ));
         }
+        Ok(())
+    }
+
+    /// Checks the group, the topic and the recipients, which are in the named field.
+    pub fn check_addressees(
+        &self,
+        recipients_field: &str,
+        max_recipients: usize,
+    ) -> Result<(), ApiRefusal> {
+        self.check_group_id()?;
+        self.check_topic_id()?;
+        self.check_recipients(recipients_field, max_recipients)?;
         if self.group.contains("unknown") {
             return Err(ApiRefusal::new(
                 NO_SUCH_GROUP,
                 "the group does not exist or was disbanded",
             ));
         }
-        if self.group.contains("avchatroom") && !self.recipients.is_empty() {
-            return Err(ApiRefusal::new(
-                BAD_PARAMETER,
-                "an AVChatRoom can only be notified as a whole",
-            ));
+        Ok(())
+    }
+
+    fn check_recipients(&self, field: &str, most: usize) -> Result<(), ApiRefusal> {
+        if self.recipients.len() > most {
+            let info = format!("{} accounts in {field}, at most {most}", self.recipients.len());
+            return Err(ApiRefusal::new(TOO_MANY_ACCOUNTS, info));
+        }
+        if self.recipients.iter().any(|UserId(id)| id.is_empty() || id.len() > MAX_USER_ID_BYTES) {
+            let info = format!("a UserID in {field} is empty or over {MAX_USER_ID_BYTES} bytes");
+            return Err(ApiRefusal::new(BAD_PARAMETER, info));
         }
         Ok(())
     }
@@ -105,6 +115,11 @@ impl<'a> Notification<'a> {
     fn is_community(&self) -> bool {
         self.group.starts_with(COMMUNITY_PREFIX)
     }
+}
+
+/// Whether the group's id marks it as an AVChatRoom.
+pub fn is_avchatroom(group: &str) -> bool {
+    group.contains("avchatroom")
 }
 
 /// Finds out why the body could not be read. The typed read stops at the first mistake, so this

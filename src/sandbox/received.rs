@@ -4,8 +4,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
-use super::notification::Notification;
+use super::{
+    command::SandboxCommand, incoming_message::IncomingMessage, messages::PostedMessage,
+    notification::Notification,
+};
 
 /// The newest calls of a benchmark are enough. With 500 recipients each they take about 80 MB.
 const MAX_CALLS: usize = 10_000;
@@ -16,6 +20,7 @@ const MAX_RECIPIENTS_KEPT: usize = 500;
 /// One delivered call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReceivedCall {
+    pub command: SandboxCommand,
     pub group: String,
     pub content: String,
     pub topic: Option<String>,
@@ -25,6 +30,11 @@ pub struct ReceivedCall {
     /// 0 for everyone.
     pub recipient_count: usize,
     pub at: Timestamp,
+    /// `Random` of the body. This and the following fields are `None` for a system notification.
+    pub random: Option<u32>,
+    /// The body without `To_Account`.
+    pub message: Option<Value>,
+    pub msg_seq: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,19 +48,43 @@ pub enum ReceivedAudience {
 /// times the memory.
 #[derive(Debug)]
 pub struct StoredCall {
+    command: SandboxCommand,
     group: Box<str>,
     content: Box<str>,
     topic: Option<Box<str>>,
     recipients_json: Option<Box<str>>,
     recipient_count: usize,
     at: Timestamp,
+    message: Option<StoredMessage>,
+}
+
+#[derive(Debug)]
+struct StoredMessage {
+    random: u32,
+    fields_json: Box<str>,
+    seq: u64,
 }
 
 impl StoredCall {
-    fn new(notification: &Notification, at: Timestamp) -> Self {
+    pub fn of_notification(notification: &Notification, at: Timestamp) -> Self {
+        Self::new(SandboxCommand::SendGroupSystemNotification, notification, at)
+    }
+
+    pub fn of_message(message: &IncomingMessage, posted: &PostedMessage, at: Timestamp) -> Self {
+        let stored = StoredMessage {
+            random: message.random,
+            fields_json: Box::from(&*message.fields_json),
+            seq: posted.seq,
+        };
+        let call = Self::new(SandboxCommand::SendGroupMsg, &posted.audience, at);
+        Self { message: Some(stored), ..call }
+    }
+
+    fn new(command: SandboxCommand, notification: &Notification, at: Timestamp) -> Self {
         let Notification { group, content, topic, recipients } = notification;
         let kept = (1..=MAX_RECIPIENTS_KEPT).contains(&recipients.len());
         Self {
+            command,
             group: Box::from(&**group),
             content: Box::from(&**content),
             topic: topic.as_deref().map(Box::from),
@@ -58,12 +92,15 @@ impl StoredCall {
                 .then(|| serde_json::to_string(recipients).expect("a list of strings").into()),
             recipient_count: recipients.len(),
             at,
+            message: None,
         }
     }
 
     pub fn unfold(&self) -> ReceivedCall {
         let recipients = self.recipients_json.as_deref();
+        let message = self.message.as_ref();
         ReceivedCall {
+            command: self.command,
             group: self.group.to_string(),
             content: self.content.to_string(),
             topic: self.topic.as_deref().map(str::to_owned),
@@ -76,6 +113,11 @@ impl StoredCall {
                 .map(|json| serde_json::from_str(json).expect("the list it was made from")),
             recipient_count: self.recipient_count,
             at: self.at,
+            random: message.map(|message| message.random),
+            message: message.map(|message| {
+                serde_json::from_str(&message.fields_json).expect("the object it was made from")
+            }),
+            msg_seq: message.map(|message| message.seq),
         }
     }
 }
@@ -84,11 +126,11 @@ impl StoredCall {
 pub struct Inbox(VecDeque<Arc<StoredCall>>);
 
 impl Inbox {
-    pub fn record(&mut self, notification: &Notification, at: Timestamp) {
+    pub fn record(&mut self, call: StoredCall) {
         if self.0.len() == MAX_CALLS {
             self.0.pop_front();
         }
-        self.0.push_back(Arc::new(StoredCall::new(notification, at)));
+        self.0.push_back(Arc::new(call));
     }
 
     /// The calls of one group, or of all, oldest first. They are shared, so that they are decoded
@@ -111,7 +153,8 @@ mod tests {
     }
 
     fn record(inbox: &mut Inbox, body: &str) {
-        inbox.record(&Notification::read(body.as_bytes()).unwrap(), Timestamp::UNIX_EPOCH);
+        let notification = Notification::read(body.as_bytes()).unwrap();
+        inbox.record(StoredCall::of_notification(&notification, Timestamp::UNIX_EPOCH));
     }
 
     #[test]
@@ -122,6 +165,7 @@ mod tests {
             r#"{"GroupId":"g","Content":"c","ToMembers_Account":["a","\"b"],"TopicId":"t"}"#,
         );
         let expected = ReceivedCall {
+            command: SandboxCommand::SendGroupSystemNotification,
             group: "g".into(),
             content: "c".into(),
             topic: Some("t".into()),
@@ -129,6 +173,9 @@ mod tests {
             recipients: Some(vec!["a".into(), "\"b".into()]),
             recipient_count: 2,
             at: Timestamp::UNIX_EPOCH,
+            random: None,
+            message: None,
+            msg_seq: None,
         };
         assert_eq!(unfolded(&inbox, None), [expected]);
     }

@@ -23,6 +23,7 @@ pub async fn reply(verdict: SandboxVerdict) -> Result<Reply, ResetConnection> {
     }
     match verdict.answer {
         SandboxAnswer::Accepted => Ok(json(StatusCode::OK, ACCEPTED_JSON)),
+        SandboxAnswer::Sent(reply) => Ok(json(StatusCode::OK, reply.to_json())),
         SandboxAnswer::Refused(refusal) => Ok(json(StatusCode::OK, refusal.to_json())),
         SandboxAnswer::Faulty(fault) => faulty(fault).await,
     }

@@ -6,7 +6,12 @@ use std::{net::SocketAddr, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::refusal;
+use super::{
+    message_settings::{
+        DuplicateAnswer, DuplicateKey, GroupLimitAnswer, SandboxMessageSettings, TargetingPlan,
+    },
+    refusal,
+};
 
 /// The default key. It is not a secret: only a sandbox accepts it.
 pub const PUBLIC_KEY: &str = "sandbox-secret-key";
@@ -20,12 +25,12 @@ pub struct SandboxSettings {
     pub admins: Vec<String>,
     #[serde(skip)]
     pub secret_key: SecretString,
-    /// Most calls accepted in any one second; 0: no limit.
+    /// Most calls of one command accepted in any one second; 0: no limit.
     pub calls_per_second: u32,
     /// The `ErrorCode` of a call over that limit. The vendor documents several, and does not say
     /// when each one is used.
     pub limit_code: i64,
-    /// Most recipients of one call.
+    /// Most recipients of one system notification.
     pub max_recipients: usize,
     /// How long every answer takes.
     #[serde(rename = "latency_ms", serialize_with = "milliseconds")]
@@ -33,6 +38,8 @@ pub struct SandboxSettings {
     /// The most that is added to the latency, drawn anew for each call.
     #[serde(rename = "jitter_ms", serialize_with = "milliseconds")]
     pub jitter: Duration,
+    #[serde(flatten)]
+    pub messages: SandboxMessageSettings,
 }
 
 impl Default for SandboxSettings {
@@ -47,6 +54,7 @@ impl Default for SandboxSettings {
             max_recipients: 500,
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
+            messages: SandboxMessageSettings::default(),
         }
     }
 }
@@ -78,10 +86,20 @@ pub struct SettingsPatch {
     pub max_recipients: Option<usize>,
     pub latency_ms: Option<u64>,
     pub jitter_ms: Option<u64>,
+    pub max_targets: Option<usize>,
+    pub targeting: Option<TargetingPlan>,
+    pub avchatroom: Option<Vec<String>>,
+    pub messages_per_second_per_group: Option<u32>,
+    pub group_limit_answer: Option<GroupLimitAnswer>,
+    pub dropped_occupies_key: Option<bool>,
+    pub dedup_key: Option<DuplicateKey>,
+    pub dedup_window_ms: Option<u64>,
+    pub duplicate_answer: Option<DuplicateAnswer>,
 }
 
 impl SettingsPatch {
-    pub(super) fn apply(self, settings: &mut SandboxSettings) {
+    pub(super) fn apply(mut self, settings: &mut SandboxSettings) {
+        self.apply_to_messages(&mut settings.messages);
         replace(&mut settings.sdk_app_id, self.sdk_app_id);
         replace(&mut settings.admins, self.admins);
         replace(&mut settings.secret_key, self.secret_key);
@@ -90,6 +108,18 @@ impl SettingsPatch {
         replace(&mut settings.max_recipients, self.max_recipients);
         replace(&mut settings.latency, self.latency_ms.map(Duration::from_millis));
         replace(&mut settings.jitter, self.jitter_ms.map(Duration::from_millis));
+    }
+
+    fn apply_to_messages(&mut self, settings: &mut SandboxMessageSettings) {
+        replace(&mut settings.max_targets, self.max_targets);
+        replace(&mut settings.targeting, self.targeting);
+        replace(&mut settings.avchatroom, self.avchatroom.take());
+        replace(&mut settings.messages_per_second_per_group, self.messages_per_second_per_group);
+        replace(&mut settings.group_limit_answer, self.group_limit_answer);
+        replace(&mut settings.dropped_occupies_key, self.dropped_occupies_key);
+        replace(&mut settings.dedup_key, self.dedup_key);
+        replace(&mut settings.dedup_window, self.dedup_window_ms.map(Duration::from_millis));
+        replace(&mut settings.duplicate_answer, self.duplicate_answer);
     }
 }
 
@@ -103,6 +133,9 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretStr
     String::deserialize(deserializer).map(|key| Some(key.into()))
 }
 
-fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn milliseconds<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{deliveries::DeliveryCounts, verdict::SandboxAnswer};
+use super::{deliveries::DeliveryCounts, messages::MessageCounts, verdict::SandboxAnswer};
 
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Stats {
@@ -19,10 +19,12 @@ pub struct Stats {
     pub by_fault: BTreeMap<&'static str, u64>,
     /// Most calls that arrived in any one second.
     pub max_in_1s: usize,
-    /// Most calls that were accepted in any one second.
+    /// Most calls of one command that were accepted in any one second.
     pub max_accepted_in_1s: usize,
     #[serde(flatten)]
     pub deliveries: DeliveryCounts,
+    #[serde(flatten)]
+    pub messages: MessageCounts,
 }
 
 #[derive(Debug, Default)]

@@ -15,26 +15,29 @@ use crate::api::user_sig::SignedClaims;
 /// Far longer than any operation here takes. A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-async fn started(calls_per_second: u32) -> Sandbox {
+pub(super) async fn started(calls_per_second: u32) -> Sandbox {
     Sandbox::start(SandboxSettings { calls_per_second, ..SandboxSettings::default() })
         .await
         .unwrap()
 }
 
 fn path() -> String {
+    path_of("send_group_system_notification")
+}
+
+pub(super) fn path_of(command: &str) -> String {
     let time = u64::try_from(jiff::Timestamp::now().as_second()).unwrap();
     let claims =
         SignedClaims { sdk_app_id: 1_400_000_000, identifier: "administrator", time, expire: 3600 };
     let user_sig = claims.sign(PUBLIC_KEY);
     format!(
-        "/v4/{}/{}?sdkappid=1400000000&identifier=administrator&usersig={user_sig}&random=1&contenttype=json",
-        address::SERVICE,
-        address::COMMAND
+        "/v4/group_open_http_svc/{command}?sdkappid=1400000000&identifier=administrator\
+            &usersig={user_sig}&random=1&contenttype=json"
     )
 }
 
 /// Sends a request, and reads until the sandbox closes the connection.
-async fn exchange(
+pub(super) async fn exchange(
     sandbox: &Sandbox,
     method: &Method,
     path: &str,
@@ -60,12 +63,17 @@ async fn notify(sandbox: &Sandbox, group: &str) -> io::Result<String> {
     exchange(sandbox, &Method::POST, &path(), &body).await
 }
 
-async fn control(sandbox: &Sandbox, method: Method, command: &str, body: Value) -> Value {
+pub(super) async fn control(
+    sandbox: &Sandbox,
+    method: Method,
+    command: &str,
+    body: Value,
+) -> Value {
     let answer = exchange(sandbox, &method, &format!("/_sandbox/{command}"), &body).await.unwrap();
     json_in(&answer)
 }
 
-fn json_in(answer: &str) -> Value {
+pub(super) fn json_in(answer: &str) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").expect("a head and a body").1).unwrap()
 }
 

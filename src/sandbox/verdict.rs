@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use super::{
     call::{ArrivalTime, Call},
+    command::{CallBody, PerCommand, SandboxCommand},
     deliveries::Deliveries,
     fault::{Faults, InjectedFault, StrikeEffect},
+    incoming_message::IncomingMessage,
+    messages::{MessageReply, SandboxMessages},
     notification::Notification,
-    received::Inbox,
+    received::{Inbox, StoredCall},
     refusal::ApiRefusal,
     second::SlidingSecond,
     settings::SandboxSettings,
@@ -23,7 +26,10 @@ pub struct SandboxVerdict {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum SandboxAnswer {
+    /// The system notification is accepted.
     Accepted,
+    /// The message is accepted, or the caller is told so.
+    Sent(MessageReply),
     Refused(ApiRefusal),
     Faulty(InjectedFault),
 }
@@ -32,7 +38,7 @@ impl SandboxAnswer {
     /// The `ErrorCode` that the caller reads, if it gets one.
     pub fn code(&self) -> Option<i64> {
         match self {
-            Self::Accepted => Some(0),
+            Self::Accepted | Self::Sent(_) => Some(0),
             Self::Refused(refusal) => Some(refusal.code),
             Self::Faulty(InjectedFault::Error { code, .. }) => Some(*code),
             Self::Faulty(
@@ -52,7 +58,8 @@ pub struct SandboxState {
     pub faults: Faults,
     pub inbox: Inbox,
     arrivals: SlidingSecond,
-    accepted: SlidingSecond,
+    accepted: PerCommand<SlidingSecond>,
+    messages: SandboxMessages,
     deliveries: Deliveries,
     tally: CallTally,
 }
@@ -64,7 +71,8 @@ impl SandboxState {
             faults: Faults::default(),
             inbox: Inbox::default(),
             arrivals: SlidingSecond::default(),
-            accepted: SlidingSecond::default(),
+            accepted: PerCommand::default(),
+            messages: SandboxMessages::default(),
             deliveries: Deliveries::default(),
             tally: CallTally::default(),
         }
@@ -75,16 +83,14 @@ impl SandboxState {
         self.arrivals.record(now.instant);
         self.tally.calls += 1;
         let examined = self.examine(call, now);
-        let strike = self.faults.strike(examined.as_ref().ok().copied());
+        let strike = self.faults.strike(examined.as_ref().ok().map(|body| body.notification()));
         let answer = match (strike.fault, examined) {
-            (None, Ok(notification)) => {
-                self.deliver(notification, now);
-                SandboxAnswer::Accepted
-            }
+            (None, Ok(body)) => self.carry_out(body, now),
             (None, Err(refusal)) => SandboxAnswer::Refused(refusal),
-            (Some(fault), Ok(notification)) => {
+            (Some(fault), Ok(body)) => {
                 if strike.effect == StrikeEffect::Happens {
-                    self.deliver(notification, now);
+                    // The caller does not learn this answer.
+                    self.carry_out(body, now);
                 }
                 SandboxAnswer::Faulty(fault)
             }
@@ -98,37 +104,63 @@ impl SandboxState {
         &self,
         call: &'c Call,
         now: ArrivalTime,
-    ) -> Result<&'c Notification<'c>, ApiRefusal> {
+    ) -> Result<&'c CallBody<'c>, ApiRefusal> {
         let credential = call.credential.as_ref().map_err(ApiRefusal::clone)?;
         credential.verify(&self.settings, now.unix_seconds())?;
-        self.check_limit(now)?;
-        let notification = call.notification.as_ref().map_err(ApiRefusal::clone)?;
-        notification.check(self.settings.max_recipients)?;
-        Ok(notification)
+        self.check_limit(credential.command(), now)?;
+        let body = call.body.as_ref().map_err(ApiRefusal::clone)?;
+        body.check(&self.settings)?;
+        Ok(body)
     }
 
-    /// Only accepted calls count against the limit.
-    fn check_limit(&self, now: ArrivalTime) -> Result<(), ApiRefusal> {
+    /// Each command has a limit of its own. Only accepted calls count against it.
+    fn check_limit(&self, command: SandboxCommand, now: ArrivalTime) -> Result<(), ApiRefusal> {
         let limit = self.settings.calls_per_second;
-        if limit > 0 && self.accepted.count(now.instant) >= limit as usize {
+        if limit > 0 && self.accepted.of(command).count(now.instant) >= limit as usize {
             let info = format!("over {limit} calls per second");
             return Err(ApiRefusal::new(self.settings.limit_code, info));
         }
         Ok(())
     }
 
-    fn deliver(&mut self, notification: &Notification, now: ArrivalTime) {
-        self.accepted.record(now.instant);
+    fn carry_out(&mut self, body: &CallBody, now: ArrivalTime) -> SandboxAnswer {
+        self.accepted.of_mut(body.command()).record(now.instant);
+        match body {
+            CallBody::Notification(notification) => self.notify(notification, now),
+            CallBody::Message(message) => self.post(message, now),
+        }
+    }
+
+    fn notify(&mut self, notification: &Notification, now: ArrivalTime) -> SandboxAnswer {
+        self.deliver(notification);
+        self.inbox.record(StoredCall::of_notification(notification, now.wall_clock));
+        SandboxAnswer::Accepted
+    }
+
+    fn post(&mut self, message: &IncomingMessage, now: ArrivalTime) -> SandboxAnswer {
+        let posted = self.messages.post(message, &self.settings.messages, now);
+        self.deliver(&posted.audience);
+        self.inbox.record(StoredCall::of_message(message, &posted, now.wall_clock));
+        posted.answer
+    }
+
+    fn deliver(&mut self, notification: &Notification) {
         self.tally.accepted += 1;
         self.deliveries.record(notification);
-        self.inbox.record(notification, now.wall_clock);
     }
 
     pub fn stats(&self) -> Stats {
         Stats {
             max_in_1s: self.arrivals.most(),
-            max_accepted_in_1s: self.accepted.most(),
+            max_accepted_in_1s: self
+                .accepted
+                .all()
+                .map(SlidingSecond::most)
+                .into_iter()
+                .max()
+                .unwrap_or(0),
             deliveries: self.deliveries.counts().clone(),
+            messages: self.messages.counts().clone(),
             ..self.tally.stats()
         }
     }

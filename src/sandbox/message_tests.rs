@@ -1,0 +1,141 @@
+//! `send_group_msg` through a real socket.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::{
+    FaultRule, InjectedFault, ReceivedAudience, Sandbox, SandboxCommand,
+    tests::{control, exchange, json_in, path_of, started},
+};
+
+fn message(group: &str, random: u32) -> Value {
+    json!({
+        "GroupId": group,
+        "Random": random,
+        "MsgBody": [{"MsgType": "TIMCustomElem", "MsgContent": {"Data": "hello"}}],
+    })
+}
+
+fn targeted(random: u32, recipients: &[&str]) -> Value {
+    let mut body = message("g", random);
+    body["To_Account"] = json!(recipients);
+    body
+}
+
+async fn post(sandbox: &Sandbox, body: &Value) -> Value {
+    let answer = exchange(sandbox, &Method::POST, &path_of("send_group_msg"), body).await.unwrap();
+    json_in(&answer)
+}
+
+async fn notify(sandbox: &Sandbox) -> Value {
+    let path = path_of("send_group_system_notification");
+    let body = json!({"GroupId": "g", "Content": "hello", "ToMembers_Account": ["a"]});
+    json_in(&exchange(sandbox, &Method::POST, &path, &body).await.unwrap())
+}
+
+async fn set(sandbox: &Sandbox, settings: Value) {
+    let answer = control(sandbox, Method::PATCH, "settings", settings).await;
+    assert!(answer["error"].is_null(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_message_is_answered_and_received() {
+    let sandbox = started(200).await;
+    let mut body = targeted(7, &["a", "b"]);
+    let answer = post(&sandbox, &body).await;
+    let received = sandbox.received(None).remove(0);
+    assert_eq!(
+        answer,
+        json!({
+            "ActionStatus": "OK", "ErrorInfo": "", "ErrorCode": 0, "MsgSeq": 1,
+            "MsgTime": received.at.as_second(),
+        })
+    );
+    assert_eq!((received.command, received.random), (SandboxCommand::SendGroupMsg, Some(7)));
+    assert_eq!((&*received.content, received.audience), ("hello", ReceivedAudience::Members));
+    assert_eq!(received.recipients, Some(vec!["a".into(), "b".into()]));
+    body.as_object_mut().unwrap().remove("To_Account");
+    assert_eq!((received.message, received.msg_seq), (Some(body), Some(1)));
+}
+
+#[tokio::test]
+async fn the_list_of_calls_names_the_command() {
+    let sandbox = started(200).await;
+    notify(&sandbox).await;
+    post(&sandbox, &message("g", 1)).await;
+    let calls = control(&sandbox, Method::GET, "received", json!(null)).await;
+    assert_eq!(
+        (&calls[0]["command"], &calls[0]["message"]),
+        (&json!("send_group_system_notification"), &json!(null))
+    );
+    assert_eq!(
+        (&calls[1]["command"], &calls[1]["audience"]),
+        (&json!("send_group_msg"), &json!("all"))
+    );
+}
+
+#[tokio::test]
+async fn only_stored_messages_advance_the_sequence_of_their_group() {
+    let sandbox = started(200).await;
+    let mut online = message("g", 3);
+    online["OnlineOnlyFlag"] = json!(1);
+    let mut seqs = Vec::new();
+    for body in [
+        message("g", 1),
+        message("g", 2),
+        online,
+        message("h", 4),
+        message("avchatroom", 5),
+        message("g", 6),
+    ] {
+        seqs.push(post(&sandbox, &body).await["MsgSeq"].as_u64().unwrap());
+    }
+    assert_eq!(seqs, [1, 2, 2, 1, 0, 3]);
+}
+
+#[tokio::test]
+async fn a_plan_that_ignores_recipients_tells_the_whole_group() {
+    let sandbox = started(200).await;
+    set(&sandbox, json!({"targeting": "broadcast"})).await;
+    assert_eq!(post(&sandbox, &targeted(1, &["a"])).await["ErrorCode"], 0);
+    assert_eq!(post(&sandbox, &message("g", 2)).await["ErrorCode"], 0);
+    let received = sandbox.received(None).remove(0);
+    assert_eq!((received.audience, received.recipients), (ReceivedAudience::All, None));
+    let stats = sandbox.stats();
+    assert_eq!((stats.messages.ignored_targets, stats.deliveries.repeated_recipients), (1, 1));
+}
+
+#[tokio::test]
+async fn a_plan_without_targeting_refuses_a_message_with_recipients() {
+    let sandbox = started(200).await;
+    set(&sandbox, json!({"targeting": "refuse"})).await;
+    assert_eq!(post(&sandbox, &targeted(1, &["a"])).await["ErrorCode"], 10059);
+    assert_eq!(post(&sandbox, &targeted(2, &[])).await["ErrorCode"], 0);
+    assert_eq!((sandbox.stats().accepted, sandbox.stats().refused), (1, 1));
+}
+
+#[tokio::test]
+async fn each_command_has_a_call_limit_of_its_own() {
+    let sandbox = started(1).await;
+    assert_eq!(notify(&sandbox).await["ErrorCode"], 0);
+    assert_eq!(post(&sandbox, &message("g", 1)).await["ErrorCode"], 0);
+    assert_eq!(sandbox.stats().max_accepted_in_1s, 1);
+}
+
+#[tokio::test]
+async fn a_recipient_reached_by_both_commands_is_a_repeat() {
+    let sandbox = started(200).await;
+    notify(&sandbox).await;
+    post(&sandbox, &targeted(1, &["a", "b"])).await;
+    assert_eq!(sandbox.stats().deliveries.repeated_recipients, 1);
+}
+
+#[tokio::test]
+async fn faults_strike_messages_by_their_group_and_recipients() {
+    let sandbox = started(200).await;
+    let fault = InjectedFault::Error { code: 10101, info: String::new() };
+    sandbox.add_fault(FaultRule { matching: Some("b".into()), ..fault.into() }).unwrap();
+    assert_eq!(post(&sandbox, &targeted(1, &["a"])).await["ErrorCode"], 0);
+    assert_eq!(post(&sandbox, &targeted(2, &["b"])).await["ErrorCode"], 10101);
+    assert_eq!(sandbox.received(None).len(), 1);
+}
