@@ -13,6 +13,7 @@ mod delivery;
 mod documents;
 mod examples;
 mod failures;
+mod group_msg;
 mod hung_files;
 mod kubernetes;
 mod memory;

@@ -84,6 +84,7 @@ async fn they_count_what_was_done() {
     for (name, expected) in [
         ("groupcast_jobs_held", 0.0),
         ("groupcast_calls_in_flight", 0.0),
+        ("groupcast_groups_throttled", 0.0),
         ("groupcast_calls_per_second_limit", 200.0),
         ("groupcast_jobs_parked_total", 0.0),
     ] {

@@ -149,6 +149,8 @@ const CHECK_REGION: &str = "the app is in another region, or sdk_app_id is wrong
     and data centre in the vendor's console and correct sdk_app_id and region (or endpoint)";
 const BATCHES_OF_50: &str = "nothing; batch_size = 50 saves the refused call";
 const NOT_EXPECTED: &str = "no cause is known: read info in the result, and ask the vendor";
+const OTHER_COMMAND: &str = "the vendor offers send_group_system_notification to no new customer: \
+    set command = \"send_group_msg\" for this app; if it is set, ask the vendor";
 const RECALL: &str = "a message cannot be recalled or deleted";
 const ATTRIBUTES: &str = "custom attributes of a group over a limit, or in conflict";
 const OTHER_OPERATION: &str = "attributes, read receipts, counters or pinned messages of a group";
@@ -165,7 +167,7 @@ pub static CODES: &[Code] = &[
     code(-10108, Class::Account, "payment overdue", "settle the account in the vendor's console"),
     code(-302, TRANSIENT, "overloaded, refused", RETRIED),
     code(10002, TRANSIENT_UNKNOWN, "internal server error", RETRIED),
-    code(10003, Class::Account, "invalid API name, or the API was withdrawn", CHECK_CONSOLE),
+    code(10003, Class::Account, "invalid API name, or the API was withdrawn", OTHER_COMMAND),
     code(10004, Class::Job, "invalid parameter", FIX_JOB),
     code(TOO_MANY_ACCOUNTS, Class::TooManyRecipients, "too many accounts in one \
         call", BATCHES_OF_50),
@@ -189,8 +191,7 @@ pub static CODES: &[Code] = &[
     code(10023, Class::RateLimited, "message frequency limit", SLOWED),
     code(10024, Class::Job, "already processed", NOT_EXPECTED),
     code(10025, Class::Job, "group id is in use, by the caller", NOT_EXPECTED),
-    code(10026, Class::Account, "API forbidden for this SDKAppID", "new customers cannot use this \
-        API; ask the vendor"),
+    code(10026, Class::Account, "API forbidden for this SDKAppID", OTHER_COMMAND),
     code(10030, Class::Job, RECALL, NOT_EXPECTED),
     code(10031, Class::Job, RECALL, NOT_EXPECTED),
     code(10032, Class::Job, RECALL, NOT_EXPECTED),

@@ -6,9 +6,9 @@ use std::{fmt::Display, path::Path};
 use url::Url;
 
 use super::{
-    Conclusion, Failure,
+    Conclusion, Failure, choose_app,
     running::{self, Answered},
-    say,
+    say, test_message,
 };
 use crate::{
     api::{
@@ -35,12 +35,30 @@ use crate::{
 /// job counts as delivered. The call to the API notifies no user: it names one recipient of a group
 /// that does not exist. If a daemon answers at `admin.listen`, what its `/readyz` says is shown.
 ///
+/// With `--group` and `--to` it also sends one real message, to one user of the group. By that you
+/// see whether the API notifies this user alone.
+///
 /// Exit code 1 means that jobs would not be sent.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  groupcast --config groupcast.toml check")]
-pub struct Args {}
+#[command(after_help = "Examples:\n  groupcast --config groupcast.toml check\n  groupcast check \
+    --group @TGS#2C5SZEAEF --to alice")]
+pub struct Args {
+    /// The group of the test message.
+    #[arg(long, requires = "to")]
+    group: Option<String>,
+    /// The only user who is to see the test message.
+    #[arg(long, requires = "group", value_name = "USER")]
+    to: Option<String>,
+    /// The app of the test message; by default the only app of the configuration.
+    #[arg(long, requires = "group")]
+    app: Option<String>,
+}
 
-pub async fn run(_: Args, config: Config) -> Result<Conclusion, Failure> {
+pub async fn run(args: Args, config: Config) -> Result<Conclusion, Failure> {
+    let test_message = match (args.group, args.to) {
+        (Some(group), Some(user)) => Some((choose_app(&config, args.app.as_deref())?, group, user)),
+        _ => None,
+    };
     let mut findings = Findings { verdict: Conclusion::Good };
     findings.good(
         "configuration",
@@ -50,6 +68,13 @@ pub async fn run(_: Args, config: Config) -> Result<Conclusion, Failure> {
     check_state(&config, &mut findings).await;
     for (name, app) in &config.apps {
         check_api(name, app, &mut findings).await;
+    }
+    if let Some(((name, app), group, user)) = test_message {
+        let what = format!("test message of app {name}");
+        match test_message::send(app, &group, &user).await {
+            Ok(found) => findings.good(&what, found),
+            Err(found) => findings.bad(&what, found),
+        }
     }
     show_daemon(&config, &mut findings).await;
     Ok(findings.verdict)

@@ -9,6 +9,7 @@ mod running;
 mod sandbox;
 mod schema;
 mod send;
+mod test_message;
 mod topology;
 mod trial;
 mod unrouted;

@@ -24,8 +24,8 @@ use crate::{
     },
     telemetry::metrics::{
         APP_PAUSED, CALL_SECONDS, CALLS, CALLS_IN_FLIGHT, CALLS_MAX_1S, CALLS_PER_SECOND_LIMIT,
-        JOB_SECONDS, JOBS, JOBS_HELD, JOBS_PARKED, RECIPIENTS, start_counting_unrouted,
-        start_counting_vanished_queues,
+        GROUPS_THROTTLED, JOB_SECONDS, JOBS, JOBS_HELD, JOBS_PARKED, RECIPIENTS,
+        start_counting_unrouted, start_counting_vanished_queues,
     },
 };
 
@@ -69,6 +69,7 @@ struct Mirrors {
     in_flight: Gauge,
     calls_per_second_limit: Gauge,
     calls_max_1s: Gauge,
+    groups_throttled: Gauge,
     /// The last reason for a pause, and its gauge.
     paused: Mutex<Option<(String, Gauge)>>,
 }
@@ -152,6 +153,7 @@ impl Meter {
                 in_flight: CALLS_IN_FLIGHT.gauge(&[app]),
                 calls_per_second_limit: CALLS_PER_SECOND_LIMIT.gauge(&[app]),
                 calls_max_1s: CALLS_MAX_1S.gauge(&[app]),
+                groups_throttled: GROUPS_THROTTLED.gauge(&[app]),
                 paused: Mutex::default(),
             },
         }
@@ -207,7 +209,8 @@ impl Meter {
     }
 
     /// Sets the gauges that mirror the present state.
-    pub fn mirror(&self, pacer: &Pacer, condition: &Condition) {
+    pub fn mirror(&self, pacer: &Pacer, groups_throttled: usize, condition: &Condition) {
+        self.mirrors.groups_throttled.set(groups_throttled as f64);
         self.mirrors.held.set(self.held.count() as f64);
         self.mirrors.in_flight.set(self.in_flight.count() as f64);
         self.mirrors.calls_per_second_limit.set(pacer.rate(Instant::now()));
@@ -381,7 +384,7 @@ mod tests {
         let pacer = Pacer::new(200, 20, Instant::now());
         let after = |conditions: &[Condition]| {
             let lines = lines("groupcast_app_paused", |meter| {
-                conditions.iter().for_each(|condition| meter.mirror(&pacer, condition))
+                conditions.iter().for_each(|condition| meter.mirror(&pacer, 0, condition))
             });
             lines.into_iter().filter(|line| line.ends_with(" 1")).collect::<Vec<_>>()
         };

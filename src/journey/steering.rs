@@ -83,6 +83,7 @@ impl Pipeline {
 
     /// Sets the gauges that mirror the present state.
     pub fn mirror(&self) {
-        self.meter.mirror(&self.pacer, &self.condition_now());
+        let throttled = self.dispatcher.groups_throttled();
+        self.meter.mirror(&self.pacer, throttled, &self.condition_now());
     }
 }

@@ -94,7 +94,8 @@ pub struct Circumstances<'a> {
     pub supervision: Supervision,
     /// From 0 to 1.
     pub jitter: f64,
-    /// Whether an earlier call for the same message may have had its effect.
+    /// Whether an earlier call for the same message may have had its effect, so that the vendor may
+    /// discard this one. Never for a command without numbers.
     pub is_repeat: bool,
     /// For how long a repeat of this message is surely discarded by the vendor if it has the
     /// message already.

@@ -79,6 +79,11 @@ impl Dispatcher {
         self.gate.lock().held_at_most
     }
 
+    /// How many groups get fewer calls, because the vendor has dropped messages of them.
+    pub fn groups_throttled(&self) -> usize {
+        self.gate.group_pace.throttled(tokio::time::Instant::now())
+    }
+
     /// Notes that the app has no subscription, and so no jobs. From now on, time does not count
     /// towards giving a batch up.
     pub fn begin_idle_time(&self) {

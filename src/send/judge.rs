@@ -129,7 +129,7 @@ impl Gate {
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();
         }
-        let is_repeat = batches.get(batch).doubt.is_some();
+        let is_repeat = command.dedup_window().is_some() && batches.get(batch).doubt.is_some();
         let repeatable_for = repeatable_for(command, batches.get(batch), &config);
         let fate = fate_of_message(&verdict, request, is_repeat, envelope.delivery);
         let decision = decide(

@@ -169,7 +169,15 @@ pub static BUILD_INFO: Metric = Metric {
     meaning: "always 1; tells the version",
 };
 
-pub static ALL: [&Metric; 17] = [
+pub static GROUPS_THROTTLED: Metric = Metric {
+    name: "groupcast_groups_throttled",
+    kind: MetricKind::Gauge,
+    labels: &["app"],
+    unit: "groups",
+    meaning: "groups whose calls are slowed down because the vendor dropped messages of them",
+};
+
+pub static ALL: [&Metric; 18] = [
     &JOBS,
     &JOB_SECONDS,
     &RECIPIENTS,
@@ -183,6 +191,7 @@ pub static ALL: [&Metric; 17] = [
     &CALLS_IN_FLIGHT,
     &CALLS_PER_SECOND_LIMIT,
     &CALLS_MAX_1S,
+    &GROUPS_THROTTLED,
     &APP_PAUSED,
     &BROKER_CONNECTED,
     &LOG_LINES_DROPPED,
