@@ -4,7 +4,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{
-    FaultRule, InjectedFault, ReceivedAudience, Sandbox, SandboxCommand,
+    DiscardReason, FaultRule, InjectedFault, ReceivedAudience, Sandbox, SandboxCommand,
     tests::{control, exchange, json_in, path_of, started},
 };
 
@@ -138,4 +138,38 @@ async fn faults_strike_messages_by_their_group_and_recipients() {
     assert_eq!(post(&sandbox, &targeted(1, &["a"])).await["ErrorCode"], 0);
     assert_eq!(post(&sandbox, &targeted(2, &["b"])).await["ErrorCode"], 10101);
     assert_eq!(sandbox.received(None).len(), 1);
+}
+
+/// Two messages of one group at once, of which the limit lets one pass.
+async fn post_two(sandbox: &Sandbox) -> [Value; 2] {
+    let (first, second) = (message("g", 1), message("g", 2));
+    tokio::join!(post(sandbox, &first), post(sandbox, &second)).into()
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_of_its_group_is_dropped_with_a_reason() {
+    let sandbox = started(200).await;
+    set(&sandbox, json!({"messages_per_second_per_group": 1})).await;
+    let answers = post_two(&sandbox).await;
+    let dropped = answers.iter().find(|answer| answer["MsgDropReason"] == "MsgFreqCtrl").unwrap();
+    assert_eq!((&dropped["ErrorCode"], &dropped["MsgSeq"]), (&json!(0), &json!(0)));
+    assert!(post(&sandbox, &message("h", 3)).await["MsgDropReason"].is_null());
+    let calls = sandbox.received(Some("g"));
+    assert_eq!((calls[1].discarded, calls[1].msg_seq), (Some(DiscardReason::GroupLimit), None));
+    let stats = sandbox.stats();
+    assert_eq!((stats.calls, stats.accepted, stats.refused), (3, 2, 0));
+    assert_eq!(
+        (stats.messages.dropped_over_group_limit, stats.messages.max_of_a_group_in_1s),
+        (1, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_of_its_group_can_be_refused() {
+    let sandbox = started(200).await;
+    let settings = json!({"messages_per_second_per_group": 1, "group_limit_answer": "10023"});
+    set(&sandbox, settings).await;
+    let mut codes = post_two(&sandbox).await.map(|answer| answer["ErrorCode"].as_i64());
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(10023)]);
 }

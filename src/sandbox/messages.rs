@@ -7,16 +7,43 @@ use serde::Serialize;
 
 use super::{
     call::ArrivalTime,
+    group_limit::GroupRates,
     incoming_message::IncomingMessage,
-    message_settings::{SandboxMessageSettings, TargetingPlan},
+    message_settings::{GroupLimitAnswer, SandboxMessageSettings, TargetingPlan},
     notification::Notification,
+    refusal::{ApiRefusal, GROUP_TOO_FREQUENT},
     verdict::SandboxAnswer,
 };
 
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct MessageCounts {
+    /// Messages over the limit of their group.
+    pub dropped_over_group_limit: u64,
+    /// Most messages that one group got in any one second.
+    pub max_of_a_group_in_1s: usize,
     /// Delivered messages whose recipients were ignored: the whole group got them.
     pub ignored_targets: u64,
+}
+
+impl MessageCounts {
+    /// Messages that were delivered to nobody.
+    pub(super) fn discarded(&self) -> u64 {
+        self.dropped_over_group_limit
+    }
+
+    fn count_discarded(&mut self, reason: DiscardReason) {
+        match reason {
+            DiscardReason::GroupLimit => self.dropped_over_group_limit += 1,
+        }
+    }
+}
+
+/// Why an acceptable message was delivered to nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiscardReason {
+    /// The group was at its limit.
+    GroupLimit,
 }
 
 /// The answer of success.
@@ -29,11 +56,24 @@ pub struct MessageReply {
     /// Unix seconds.
     msg_time: u64,
     msg_seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    msg_drop_reason: Option<&'static str>,
 }
 
 impl MessageReply {
-    fn new(msg_time: u64, msg_seq: u64) -> Self {
-        Self { action_status: "OK", error_info: "", error_code: 0, msg_time, msg_seq }
+    fn sent(msg_time: u64, msg_seq: u64) -> Self {
+        Self {
+            action_status: "OK",
+            error_info: "",
+            error_code: 0,
+            msg_time,
+            msg_seq,
+            msg_drop_reason: None,
+        }
+    }
+
+    fn dropped(msg_time: u64) -> Self {
+        Self { msg_drop_reason: Some("MsgFreqCtrl"), ..Self::sent(msg_time, 0) }
     }
 
     pub fn to_json(&self) -> String {
@@ -44,12 +84,35 @@ impl MessageReply {
 /// A message that was processed.
 pub struct PostedMessage<'a> {
     pub audience: Cow<'a, Notification<'static>>,
-    pub seq: u64,
+    pub fate: MessageFate,
     pub answer: SandboxAnswer,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum MessageFate {
+    Delivered { seq: u64 },
+    Discarded(DiscardReason),
+}
+
+impl MessageFate {
+    pub fn seq(self) -> Option<u64> {
+        match self {
+            Self::Delivered { seq } => Some(seq),
+            Self::Discarded(_) => None,
+        }
+    }
+
+    pub fn discard_reason(self) -> Option<DiscardReason> {
+        match self {
+            Self::Delivered { .. } => None,
+            Self::Discarded(reason) => Some(reason),
+        }
+    }
 }
 
 #[derive(Default)]
 pub struct SandboxMessages {
+    rates: GroupRates,
     /// The number of stored messages by group.
     stored: HashMap<String, u64>,
     counts: MessageCounts,
@@ -62,15 +125,46 @@ impl SandboxMessages {
         settings: &SandboxMessageSettings,
         now: ArrivalTime,
     ) -> PostedMessage<'a> {
+        let (fate, answer) = self.process(message, settings, now);
         let audience = audience(message, settings.targeting);
-        self.counts.ignored_targets += u64::from(matches!(audience, Cow::Owned(_)));
-        let seq = self.number(message, settings);
-        let answer = SandboxAnswer::Sent(MessageReply::new(now.unix_seconds(), seq));
-        PostedMessage { audience, seq, answer }
+        match fate {
+            MessageFate::Delivered { .. } => {
+                self.counts.ignored_targets += u64::from(matches!(audience, Cow::Owned(_)));
+            }
+            MessageFate::Discarded(reason) => self.counts.count_discarded(reason),
+        }
+        PostedMessage { audience, fate, answer }
     }
 
-    pub fn counts(&self) -> &MessageCounts {
-        &self.counts
+    pub fn counts(&self) -> MessageCounts {
+        MessageCounts { max_of_a_group_in_1s: self.rates.most(), ..self.counts.clone() }
+    }
+
+    fn process(
+        &mut self,
+        message: &IncomingMessage,
+        settings: &SandboxMessageSettings,
+        now: ArrivalTime,
+    ) -> (MessageFate, SandboxAnswer) {
+        if self.is_over_limit(message, settings, now) {
+            let answer = limit_answer(settings.group_limit_answer, now);
+            return (MessageFate::Discarded(DiscardReason::GroupLimit), answer);
+        }
+        self.rates.record(&message.notification.group, now.instant);
+        let seq = self.number(message, settings);
+        let reply = MessageReply::sent(now.unix_seconds(), seq);
+        (MessageFate::Delivered { seq }, SandboxAnswer::Sent(reply))
+    }
+
+    /// The API keeps the messages with the highest priority. The sandbox keeps the first ones.
+    fn is_over_limit(
+        &mut self,
+        message: &IncomingMessage,
+        settings: &SandboxMessageSettings,
+        now: ArrivalTime,
+    ) -> bool {
+        let limit = settings.messages_per_second_per_group;
+        limit > 0 && self.rates.count(&message.notification.group, now.instant) >= limit as usize
     }
 
     /// Only stored messages have a number of their own. The vendor does not document the number of
@@ -83,6 +177,18 @@ impl SandboxMessages {
         let seq = self.stored.entry_ref(group).or_default();
         *seq += 1;
         *seq
+    }
+}
+
+fn limit_answer(answer: GroupLimitAnswer, now: ArrivalTime) -> SandboxAnswer {
+    match answer {
+        GroupLimitAnswer::DropReason => {
+            SandboxAnswer::Sent(MessageReply::dropped(now.unix_seconds()))
+        }
+        GroupLimitAnswer::Refusal => SandboxAnswer::Refused(ApiRefusal::new(
+            GROUP_TOO_FREQUENT,
+            "msg count exceeds limit,please retry later",
+        )),
     }
 }
 

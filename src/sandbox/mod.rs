@@ -17,6 +17,7 @@ mod control;
 mod credential;
 mod deliveries;
 mod fault;
+mod group_limit;
 mod incoming_message;
 mod listener;
 mod message_settings;
@@ -47,7 +48,7 @@ pub use self::{
     message_settings::{
         DuplicateAnswer, DuplicateKey, GroupLimitAnswer, SandboxMessageSettings, TargetingPlan,
     },
-    messages::MessageCounts,
+    messages::{DiscardReason, MessageCounts},
     received::{ReceivedAudience, ReceivedCall},
     settings::{PUBLIC_KEY, SandboxSettings, SettingsPatch},
     stats::Stats,
@@ -101,7 +102,7 @@ impl Sandbox {
         patch.apply(&mut self.shared.lock().settings);
     }
 
-    /// The newest 10,000 delivered calls, oldest first; of one group, or of all.
+    /// The newest 10,000 delivered or discarded calls, oldest first; of one group, or of all.
     pub fn received(&self, group: Option<&str>) -> Vec<ReceivedCall> {
         self.shared.received(group)
     }

@@ -1,4 +1,4 @@
-//! The newest delivered calls with their recipients, for tests and people to inspect.
+//! The newest delivered and discarded calls with their recipients, for tests and people to inspect.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    command::SandboxCommand, incoming_message::IncomingMessage, messages::PostedMessage,
+    command::SandboxCommand,
+    incoming_message::IncomingMessage,
+    messages::{DiscardReason, MessageFate, PostedMessage},
     notification::Notification,
 };
 
@@ -17,7 +19,7 @@ const MAX_CALLS: usize = 10_000;
 /// recipients.
 const MAX_RECIPIENTS_KEPT: usize = 500;
 
-/// One delivered call.
+/// One delivered call, or one whose message was discarded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReceivedCall {
     pub command: SandboxCommand,
@@ -34,7 +36,10 @@ pub struct ReceivedCall {
     pub random: Option<u32>,
     /// The body without `To_Account`.
     pub message: Option<Value>,
+    /// `None` for a discarded message too.
     pub msg_seq: Option<u64>,
+    /// Why the message was delivered to nobody, if it was not.
+    pub discarded: Option<DiscardReason>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -62,7 +67,7 @@ pub struct StoredCall {
 struct StoredMessage {
     random: u32,
     fields_json: Box<str>,
-    seq: u64,
+    fate: MessageFate,
 }
 
 impl StoredCall {
@@ -74,7 +79,7 @@ impl StoredCall {
         let stored = StoredMessage {
             random: message.random,
             fields_json: Box::from(&*message.fields_json),
-            seq: posted.seq,
+            fate: posted.fate,
         };
         let call = Self::new(SandboxCommand::SendGroupMsg, &posted.audience, at);
         Self { message: Some(stored), ..call }
@@ -117,7 +122,8 @@ impl StoredCall {
             message: message.map(|message| {
                 serde_json::from_str(&message.fields_json).expect("the object it was made from")
             }),
-            msg_seq: message.map(|message| message.seq),
+            msg_seq: message.and_then(|message| message.fate.seq()),
+            discarded: message.and_then(|message| message.fate.discard_reason()),
         }
     }
 }
@@ -176,6 +182,7 @@ mod tests {
             random: None,
             message: None,
             msg_seq: None,
+            discarded: None,
         };
         assert_eq!(unfolded(&inbox, None), [expected]);
     }

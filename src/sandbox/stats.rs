@@ -1,5 +1,5 @@
 //! The statistics of the calls. A call counts once its request is complete. `calls` is always
-//! `accepted` plus `refused`.
+//! `accepted` plus `refused` plus the discarded messages.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,6 @@ impl CallTally {
         Stats {
             calls: self.calls,
             accepted: self.accepted,
-            refused: self.calls - self.accepted,
             by_code: self.by_code.clone(),
             by_fault: self.by_fault.clone(),
             ..Stats::default()

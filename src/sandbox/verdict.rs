@@ -139,7 +139,9 @@ impl SandboxState {
 
     fn post(&mut self, message: &IncomingMessage, now: ArrivalTime) -> SandboxAnswer {
         let posted = self.messages.post(message, &self.settings.messages, now);
-        self.deliver(&posted.audience);
+        if posted.fate.discard_reason().is_none() {
+            self.deliver(&posted.audience);
+        }
         self.inbox.record(StoredCall::of_message(message, &posted, now.wall_clock));
         posted.answer
     }
@@ -160,13 +162,18 @@ impl SandboxState {
                 .max()
                 .unwrap_or(0),
             deliveries: self.deliveries.counts().clone(),
-            messages: self.messages.counts().clone(),
+            messages: self.messages.counts(),
+            refused: self.refused(),
             ..self.tally.stats()
         }
     }
 
     pub fn calls_so_far(&self) -> CallsSoFar {
-        CallsSoFar { calls: self.tally.calls, refused: self.tally.calls - self.tally.accepted }
+        CallsSoFar { calls: self.tally.calls, refused: self.refused() }
+    }
+
+    fn refused(&self) -> u64 {
+        self.tally.calls - self.tally.accepted - self.messages.counts().discarded()
     }
 
     /// Removes calls and faults. The settings stay.
