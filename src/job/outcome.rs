@@ -85,7 +85,7 @@ pub struct BatchProgress {
     /// How often the batch has gone on as a new message, because the vendor surely did not deliver
     /// the one before.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub epoch: u32,
+    pub message_epoch: u32,
     /// When the present message was first sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_sent_at: Option<Timestamp>,
@@ -141,7 +141,7 @@ impl BatchProgress {
 
     /// The present message was surely not delivered. The batch goes on with a new one.
     pub fn begin_next_message(&mut self) {
-        self.epoch += 1;
+        self.message_epoch += 1;
         self.message_sent_at = None;
         self.doubt = None;
     }

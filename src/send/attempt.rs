@@ -118,13 +118,13 @@ impl SendingJob<'_> {
         if command.dedup_window().is_none() {
             return (command.body(job, batch, 0), false);
         }
-        let before = progress.epoch;
+        let before = progress.message_epoch;
         let now = Instant::now();
         let used = &mut self.gate.lock().used_numbers;
-        progress.epoch = used.take(&self.numbers, batch, before, now);
+        progress.message_epoch = used.take(&self.numbers, batch, before, now);
         progress.message_sent_at.get_or_insert_with(clock::now);
-        let number = self.numbers.number(batch, progress.epoch);
-        (command.body(job, batch, number), progress.epoch != before)
+        let number = self.numbers.number(batch, progress.message_epoch);
+        (command.body(job, batch, number), progress.message_epoch != before)
     }
 
     /// Records what must be known if the daemon ends during the call: that a call which must not

@@ -151,7 +151,7 @@ impl Gate {
         match fate {
             Fate::Delivered => {}
             Fate::NotDelivered => {
-                state.used_numbers.spend(numbers, batch, progress.epoch);
+                state.used_numbers.spend(numbers, batch, progress.message_epoch);
                 progress.begin_next_message();
             }
             Fate::InDoubt(fault) => {
