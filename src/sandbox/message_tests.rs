@@ -173,3 +173,121 @@ async fn a_message_over_the_limit_of_its_group_can_be_refused() {
     codes.sort_unstable();
     assert_eq!(codes, [Some(0), Some(10023)]);
 }
+
+#[tokio::test]
+async fn a_duplicate_is_answered_like_the_first_message_and_reaches_nobody() {
+    let sandbox = started(200).await;
+    let first = post(&sandbox, &targeted(1, &["a"])).await;
+    post(&sandbox, &message("g", 2)).await;
+    assert_eq!(post(&sandbox, &targeted(1, &["a"])).await, first);
+    let stats = sandbox.stats();
+    assert_eq!(
+        (stats.messages.duplicates_discarded, stats.messages.different_messages_discarded),
+        (1, 0)
+    );
+    assert_eq!((stats.accepted, stats.refused, stats.deliveries.repeated_recipients), (2, 0, 0));
+    let calls = control(&sandbox, Method::GET, "received", json!(null)).await;
+    assert_eq!(
+        (&calls[0]["discarded"], &calls[2]["discarded"]),
+        (&json!(null), &json!("duplicate"))
+    );
+}
+
+#[tokio::test]
+async fn a_different_message_with_the_same_key_is_discarded_and_counted_apart() {
+    let sandbox = started(200).await;
+    post(&sandbox, &targeted(1, &["a"])).await;
+    post(&sandbox, &targeted(1, &["b"])).await;
+    let stats = sandbox.stats();
+    assert_eq!(
+        (stats.messages.duplicates_discarded, stats.messages.different_messages_discarded),
+        (0, 1)
+    );
+    assert_eq!(sandbox.received(None)[1].discarded, Some(DiscardReason::DifferentMessage));
+}
+
+#[tokio::test]
+async fn the_answer_to_a_duplicate_can_be_set() {
+    let sandbox = started(200).await;
+    post(&sandbox, &message("g", 1)).await;
+    for (answer, code, seq) in
+        [("zero_seq", json!(0), json!(0)), ("10024", json!(10024), json!(null))]
+    {
+        set(&sandbox, json!({"duplicate_answer": answer})).await;
+        let got = post(&sandbox, &message("g", 1)).await;
+        assert_eq!((&got["ErrorCode"], &got["MsgSeq"]), (&code, &seq), "{answer}");
+    }
+    let stats = sandbox.stats();
+    assert_eq!((stats.messages.duplicates_discarded, stats.refused), (2, 0));
+}
+
+#[tokio::test]
+async fn the_deduplication_can_be_switched_off() {
+    let sandbox = started(200).await;
+    for settings in
+        [json!({"dedup_key": "off"}), json!({"dedup_key": "random", "dedup_window_ms": 0})]
+    {
+        set(&sandbox, settings).await;
+        post(&sandbox, &message("g", 1)).await;
+        post(&sandbox, &message("g", 1)).await;
+    }
+    assert_eq!((sandbox.stats().accepted, sandbox.stats().deliveries.repeated_recipients), (4, 3));
+}
+
+#[tokio::test]
+async fn a_message_delivered_by_a_fault_occupies_its_key() {
+    let sandbox = started(200).await;
+    for fault in [
+        InjectedFault::HttpStatus(502),
+        InjectedFault::Reset,
+        InjectedFault::Error { code: 60008, info: String::new() },
+    ] {
+        sandbox.reset();
+        let rule = FaultRule { calls: Some(1), after_effect: true, ..fault.into() };
+        sandbox.add_fault(rule).unwrap();
+        let path = path_of("send_group_msg");
+        // The answer is lost.
+        drop(exchange(&sandbox, &Method::POST, &path, &targeted(1, &["a"])).await);
+        assert_eq!(post(&sandbox, &targeted(1, &["a"])).await["MsgSeq"], 1);
+        let stats = sandbox.stats();
+        assert_eq!((stats.accepted, stats.messages.duplicates_discarded), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_fault_without_effect_leaves_the_key_free() {
+    let sandbox = started(200).await;
+    let rule = FaultRule { calls: Some(1), ..InjectedFault::HttpStatus(502).into() };
+    sandbox.add_fault(rule).unwrap();
+    let path = path_of("send_group_msg");
+    exchange(&sandbox, &Method::POST, &path, &message("g", 1)).await.unwrap();
+    assert_eq!(post(&sandbox, &message("g", 1)).await["MsgSeq"], 1);
+    assert_eq!(sandbox.stats().messages.duplicates_discarded, 0);
+}
+
+/// The answer to a message with the `Random` of one that the limit of the group dropped before.
+async fn repeat_of_a_dropped_message(dropped_occupies_key: bool) -> (Sandbox, Value) {
+    let sandbox = started(200).await;
+    let limited =
+        json!({"messages_per_second_per_group": 1, "dropped_occupies_key": dropped_occupies_key});
+    set(&sandbox, limited).await;
+    let answers = post_two(&sandbox).await;
+    let dropped = if answers[0]["MsgDropReason"].is_null() { 2 } else { 1 };
+    set(&sandbox, json!({"messages_per_second_per_group": 0})).await;
+    let answer = post(&sandbox, &message("g", dropped)).await;
+    (sandbox, answer)
+}
+
+#[tokio::test]
+async fn a_dropped_message_occupies_its_key() {
+    let (sandbox, answer) = repeat_of_a_dropped_message(true).await;
+    assert_eq!((&answer["ErrorCode"], &answer["MsgSeq"]), (&json!(0), &json!(0)));
+    assert_eq!(sandbox.stats().messages.duplicates_discarded, 1);
+}
+
+#[tokio::test]
+async fn a_dropped_message_can_leave_its_key_free() {
+    let (sandbox, answer) = repeat_of_a_dropped_message(false).await;
+    assert_eq!(answer["MsgSeq"], 2);
+    assert_eq!(sandbox.stats().messages.duplicates_discarded, 0);
+}

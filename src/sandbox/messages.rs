@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::{
     call::ArrivalTime,
+    dedup::{FirstMessage, MessageFingerprint, RecentMessages},
     group_limit::GroupRates,
     incoming_message::IncomingMessage,
-    message_settings::{GroupLimitAnswer, SandboxMessageSettings, TargetingPlan},
+    message_settings::{DuplicateAnswer, GroupLimitAnswer, SandboxMessageSettings, TargetingPlan},
     notification::Notification,
     refusal::{ApiRefusal, GROUP_TOO_FREQUENT},
     verdict::SandboxAnswer,
@@ -17,6 +18,10 @@ use super::{
 
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct MessageCounts {
+    /// Messages that arrived before.
+    pub duplicates_discarded: u64,
+    /// Messages that differ from the first one with the same key, for example in the recipients.
+    pub different_messages_discarded: u64,
     /// Messages over the limit of their group.
     pub dropped_over_group_limit: u64,
     /// Most messages that one group got in any one second.
@@ -28,11 +33,15 @@ pub struct MessageCounts {
 impl MessageCounts {
     /// Messages that were delivered to nobody.
     pub(super) fn discarded(&self) -> u64 {
-        self.dropped_over_group_limit
+        self.duplicates_discarded
+            + self.different_messages_discarded
+            + self.dropped_over_group_limit
     }
 
     fn count_discarded(&mut self, reason: DiscardReason) {
         match reason {
+            DiscardReason::Duplicate => self.duplicates_discarded += 1,
+            DiscardReason::DifferentMessage => self.different_messages_discarded += 1,
             DiscardReason::GroupLimit => self.dropped_over_group_limit += 1,
         }
     }
@@ -42,6 +51,10 @@ impl MessageCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiscardReason {
+    /// The same message arrived before.
+    Duplicate,
+    /// A different message with the same key arrived before.
+    DifferentMessage,
     /// The group was at its limit.
     GroupLimit,
 }
@@ -112,6 +125,7 @@ impl MessageFate {
 
 #[derive(Default)]
 pub struct SandboxMessages {
+    recent: RecentMessages,
     rates: GroupRates,
     /// The number of stored messages by group.
     stored: HashMap<String, u64>,
@@ -122,10 +136,18 @@ impl SandboxMessages {
     pub fn post<'a>(
         &mut self,
         message: &'a IncomingMessage,
+        caller: &str,
         settings: &SandboxMessageSettings,
         now: ArrivalTime,
     ) -> PostedMessage<'a> {
-        let (fate, answer) = self.process(message, settings, now);
+        let fingerprint = self.recent.fingerprint(message, caller, settings.dedup_key);
+        let (fate, answer) = match self.first_message(fingerprint, settings, now) {
+            Some((first, reason)) => (
+                MessageFate::Discarded(reason),
+                duplicate_answer(settings.duplicate_answer, first, now),
+            ),
+            None => self.process(message, fingerprint, settings, now),
+        };
         let audience = audience(message, settings.targeting);
         match fate {
             MessageFate::Delivered { .. } => {
@@ -140,20 +162,47 @@ impl SandboxMessages {
         MessageCounts { max_of_a_group_in_1s: self.rates.most(), ..self.counts.clone() }
     }
 
+    /// The earlier message that occupies the key.
+    fn first_message(
+        &mut self,
+        fingerprint: Option<MessageFingerprint>,
+        settings: &SandboxMessageSettings,
+        now: ArrivalTime,
+    ) -> Option<(FirstMessage, DiscardReason)> {
+        let fingerprint = fingerprint?;
+        let first = self.recent.find(fingerprint, settings.dedup_window, now.instant)?;
+        let reason = if first.is_same(fingerprint) {
+            DiscardReason::Duplicate
+        } else {
+            DiscardReason::DifferentMessage
+        };
+        Some((first, reason))
+    }
+
+    /// Processes a message that is no duplicate.
     fn process(
         &mut self,
         message: &IncomingMessage,
+        fingerprint: Option<MessageFingerprint>,
         settings: &SandboxMessageSettings,
         now: ArrivalTime,
     ) -> (MessageFate, SandboxAnswer) {
         if self.is_over_limit(message, settings, now) {
+            self.remember(fingerprint.filter(|_| settings.dropped_occupies_key), 0, now);
             let answer = limit_answer(settings.group_limit_answer, now);
             return (MessageFate::Discarded(DiscardReason::GroupLimit), answer);
         }
         self.rates.record(&message.notification.group, now.instant);
         let seq = self.number(message, settings);
+        self.remember(fingerprint, seq, now);
         let reply = MessageReply::sent(now.unix_seconds(), seq);
         (MessageFate::Delivered { seq }, SandboxAnswer::Sent(reply))
+    }
+
+    fn remember(&mut self, fingerprint: Option<MessageFingerprint>, seq: u64, now: ArrivalTime) {
+        if let Some(fingerprint) = fingerprint {
+            self.recent.remember(fingerprint, seq, now.unix_seconds(), now.instant);
+        }
     }
 
     /// The API keeps the messages with the highest priority. The sandbox keeps the first ones.
@@ -177,6 +226,20 @@ impl SandboxMessages {
         let seq = self.stored.entry_ref(group).or_default();
         *seq += 1;
         *seq
+    }
+}
+
+fn duplicate_answer(
+    answer: DuplicateAnswer,
+    first: FirstMessage,
+    now: ArrivalTime,
+) -> SandboxAnswer {
+    match answer {
+        DuplicateAnswer::OldSeq => SandboxAnswer::Sent(MessageReply::sent(first.time, first.seq)),
+        DuplicateAnswer::ZeroSeq => SandboxAnswer::Sent(MessageReply::sent(now.unix_seconds(), 0)),
+        DuplicateAnswer::Code(code) => {
+            SandboxAnswer::Refused(ApiRefusal::new(code, "the message is a duplicate"))
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod call;
 mod command;
 mod control;
 mod credential;
+mod dedup;
 mod deliveries;
 mod fault;
 mod group_limit;

@@ -53,6 +53,14 @@ impl SandboxAnswer {
     }
 }
 
+/// A call that no rule of the API refuses.
+#[derive(Clone, Copy)]
+struct AcceptableCall<'c> {
+    /// The identifier of its credential.
+    caller: &'c str,
+    body: &'c CallBody<'c>,
+}
+
 pub struct SandboxState {
     pub settings: SandboxSettings,
     pub faults: Faults,
@@ -83,14 +91,15 @@ impl SandboxState {
         self.arrivals.record(now.instant);
         self.tally.calls += 1;
         let examined = self.examine(call, now);
-        let strike = self.faults.strike(examined.as_ref().ok().map(|body| body.notification()));
+        let strike =
+            self.faults.strike(examined.as_ref().ok().map(|call| call.body.notification()));
         let answer = match (strike.fault, examined) {
-            (None, Ok(body)) => self.carry_out(body, now),
+            (None, Ok(call)) => self.carry_out(call, now),
             (None, Err(refusal)) => SandboxAnswer::Refused(refusal),
-            (Some(fault), Ok(body)) => {
+            (Some(fault), Ok(call)) => {
                 if strike.effect == StrikeEffect::Happens {
                     // The caller does not learn this answer.
-                    self.carry_out(body, now);
+                    self.carry_out(call, now);
                 }
                 SandboxAnswer::Faulty(fault)
             }
@@ -104,13 +113,13 @@ impl SandboxState {
         &self,
         call: &'c Call,
         now: ArrivalTime,
-    ) -> Result<&'c CallBody<'c>, ApiRefusal> {
+    ) -> Result<AcceptableCall<'c>, ApiRefusal> {
         let credential = call.credential.as_ref().map_err(ApiRefusal::clone)?;
         credential.verify(&self.settings, now.unix_seconds())?;
         self.check_limit(credential.command(), now)?;
         let body = call.body.as_ref().map_err(ApiRefusal::clone)?;
         body.check(&self.settings)?;
-        Ok(body)
+        Ok(AcceptableCall { caller: credential.identifier(), body })
     }
 
     /// Each command has a limit of its own. Only accepted calls count against it.
@@ -123,11 +132,11 @@ impl SandboxState {
         Ok(())
     }
 
-    fn carry_out(&mut self, body: &CallBody, now: ArrivalTime) -> SandboxAnswer {
-        self.accepted.of_mut(body.command()).record(now.instant);
-        match body {
+    fn carry_out(&mut self, call: AcceptableCall, now: ArrivalTime) -> SandboxAnswer {
+        self.accepted.of_mut(call.body.command()).record(now.instant);
+        match call.body {
             CallBody::Notification(notification) => self.notify(notification, now),
-            CallBody::Message(message) => self.post(message, now),
+            CallBody::Message(message) => self.post(message, call.caller, now),
         }
     }
 
@@ -137,8 +146,8 @@ impl SandboxState {
         SandboxAnswer::Accepted
     }
 
-    fn post(&mut self, message: &IncomingMessage, now: ArrivalTime) -> SandboxAnswer {
-        let posted = self.messages.post(message, &self.settings.messages, now);
+    fn post(&mut self, message: &IncomingMessage, caller: &str, now: ArrivalTime) -> SandboxAnswer {
+        let posted = self.messages.post(message, caller, &self.settings.messages, now);
         if posted.fate.discard_reason().is_none() {
             self.deliver(&posted.audience);
         }
