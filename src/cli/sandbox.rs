@@ -10,32 +10,39 @@ use std::{
 
 use clap::ArgAction;
 use secrecy::SecretString;
+use serde::de::{DeserializeOwned, IntoDeserializer};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::{Conclusion, Failure};
-use crate::sandbox::{CallsSoFar, PUBLIC_KEY, Sandbox, SandboxMessageSettings, SandboxSettings};
+use crate::sandbox::{
+    CallsSoFar, DuplicateAnswer, DuplicateKey, GroupLimitAnswer, PUBLIC_KEY, Sandbox,
+    SandboxMessageSettings, SandboxSettings, TargetingPlan,
+};
 
 /// Run a stand-in for the API on this machine.
 ///
-/// It checks the URL parameters and the UserSig, enforces the call limit, the recipient limit and
-/// the documented errors, injects latency and faults, and lists what it received.
+/// It plays `send_group_system_notification` and `send_group_msg`. It checks the URL parameters and
+/// the UserSig, enforces the limits and the documented errors, injects latency and faults, and lists
+/// what it received.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// Where to listen; port 0 picks a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8089")]
     listen: SocketAddr,
-    /// Most calls accepted in any one second; 0: no limit
+    /// Most calls of one command accepted in any one second; 0: no limit
     #[arg(long, value_name = "CALLS", default_value_t = 200)]
     limit: u32,
     /// ErrorCode of a call over the limit
     #[arg(long, value_name = "CODE", default_value_t = 60007)]
     limit_code: i64,
-    /// Most recipients of one call
+    /// Most recipients of one system notification
     #[arg(long, value_name = "COUNT", default_value_t = 500)]
     max_recipients: usize,
+    #[command(flatten)]
+    messages: MessageArgs,
     /// How long every answer takes
     #[arg(long, value_name = "DURATION", default_value = "20ms")]
     #[arg(value_parser = humantime::parse_duration)]
@@ -56,6 +63,61 @@ pub struct Args {
     /// Log every call
     #[arg(long, short)]
     verbose: bool,
+}
+
+/// How it plays `send_group_msg`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of send_group_msg")]
+struct MessageArgs {
+    /// Most recipients of one message
+    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    max_targets: usize,
+    /// A message with recipients is delivered to them (on), refused with 10059 (refuse), or
+    /// delivered to the whole group (broadcast)
+    #[arg(long, value_name = "PLAN", default_value = "on", value_parser = word::<TargetingPlan>)]
+    targeting: TargetingPlan,
+    /// A group that is an AVChatRoom; repeat it for more
+    #[arg(long, value_name = "GROUP", action = ArgAction::Append)]
+    avchatroom: Vec<String>,
+    /// Most messages of one group in any one second; 0: no limit
+    #[arg(long, value_name = "MESSAGES", default_value_t = 40)]
+    messages_per_second_per_group: u32,
+    /// Answer to a message over the group's limit: drop_reason or 10023
+    #[arg(long, value_name = "ANSWER", default_value = "drop_reason")]
+    #[arg(value_parser = word::<GroupLimitAnswer>)]
+    group_limit_answer: GroupLimitAnswer,
+    /// What makes a message a duplicate, besides its Random: random (nothing), sender, group, or
+    /// content (group, sender and MsgBody); off: no message is a duplicate
+    #[arg(long, value_name = "KEY", default_value = "content", value_parser = word::<DuplicateKey>)]
+    dedup_key: DuplicateKey,
+    /// How long after the first message a duplicate is discarded
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    #[arg(value_parser = humantime::parse_duration)]
+    dedup_window: Duration,
+    /// Answer to a duplicate: old_seq, zero_seq or an ErrorCode
+    #[arg(long, value_name = "ANSWER", default_value = "old_seq")]
+    duplicate_answer: DuplicateAnswer,
+}
+
+impl MessageArgs {
+    fn settings(&self) -> SandboxMessageSettings {
+        SandboxMessageSettings {
+            max_targets: self.max_targets,
+            targeting: self.targeting,
+            avchatroom: self.avchatroom.clone(),
+            messages_per_second_per_group: self.messages_per_second_per_group,
+            group_limit_answer: self.group_limit_answer,
+            dedup_key: self.dedup_key,
+            dedup_window: self.dedup_window,
+            duplicate_answer: self.duplicate_answer,
+            ..SandboxMessageSettings::default()
+        }
+    }
+}
+
+/// Reads a setting as the control API does.
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, serde::de::value::Error> {
+    T::deserialize(text.into_deserializer())
 }
 
 const EXAMPLES: &str = r#"Groups are known by their id:
@@ -80,6 +142,8 @@ Examples:
   curl "$control/received?group=g1"
   curl $control/stats
   curl -X PATCH $control/settings -d '{"calls_per_second": 50, "latency_ms": 100}'
+  # a plan without targeting, and a vendor that refuses duplicates
+  curl -X PATCH $control/settings -d '{"targeting": "broadcast", "duplicate_answer": "10024"}'
   curl -X POST $control/reset"#;
 
 pub async fn run(args: Args) -> Result<Conclusion, Failure> {
@@ -133,7 +197,7 @@ async fn start(args: &Args) -> Result<Sandbox, Error> {
         max_recipients: args.max_recipients,
         latency: args.latency,
         jitter: args.jitter,
-        messages: SandboxMessageSettings::default(),
+        messages: args.messages.settings(),
     };
     let listen = args.listen;
     Sandbox::start(settings).await.map_err(|source| match source.kind() {

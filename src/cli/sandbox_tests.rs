@@ -26,12 +26,46 @@ fn the_examples_in_the_help_are_valid() {
         .lines()
         .filter_map(|line| Some(line.split_once(" -d '")?.1.trim_end_matches('\'')))
         .collect();
-    assert_eq!(bodies.len(), 4);
+    assert_eq!(bodies.len(), 5);
     for body in bodies {
         let rule = serde_json::from_str::<FaultRule>(body);
         let patch = serde_json::from_str::<SettingsPatch>(body);
         assert!(rule.is_ok() || patch.is_ok(), "{body}");
     }
+}
+
+#[test]
+fn the_defaults_of_messages_are_those_of_the_sandbox() {
+    let settings = |settings| serde_json::to_value(settings).unwrap();
+    let defaults = args(&[]).messages.settings();
+    assert_eq!(settings(defaults), settings(SandboxMessageSettings::default()));
+}
+
+#[test]
+fn the_settings_of_messages_can_be_chosen() {
+    let messages = args(&[
+        "--targeting",
+        "refuse",
+        "--avchatroom",
+        "live",
+        "--group-limit-answer",
+        "10023",
+        "--dedup-key",
+        "random",
+        "--dedup-window",
+        "1m",
+        "--duplicate-answer",
+        "10024",
+    ])
+    .messages
+    .settings();
+    assert_eq!(
+        (messages.targeting, messages.group_limit_answer, messages.dedup_key),
+        (TargetingPlan::Refuse, GroupLimitAnswer::Refusal, DuplicateKey::Random)
+    );
+    assert_eq!(messages.duplicate_answer, DuplicateAnswer::Code(10024));
+    let wrong = Command::try_parse_from(["sandbox", "--targeting", "off"]).err().unwrap();
+    assert!(wrong.to_string().contains("broadcast"), "{wrong}");
 }
 
 #[tokio::test]
