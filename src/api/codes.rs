@@ -100,9 +100,10 @@ pub fn find(code: i64) -> Option<&'static Code> {
     CODES.binary_search_by_key(&code, |entry| entry.code).ok().map(|index| &CODES[index])
 }
 
-/// Whether the vendor says what this code means.
-pub fn is_documented(code: i64) -> bool {
-    find(code).is_some() || is_of_webhook(code)
+/// Whether a refusal with this code may be the answer to a message that the vendor discards as
+/// repeated. It documents no answer, and 10024 only as "already processed".
+pub fn may_be_answer_to_repeat(code: i64) -> bool {
+    code == 10024 || (find(code).is_none() && !is_of_webhook(code))
 }
 
 /// The class of any code other than 0, documented or not, for the system notification.

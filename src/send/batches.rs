@@ -1,7 +1,7 @@
 //! The progress of one job's batches while the daemon sends them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -39,6 +39,8 @@ pub(super) struct Batches {
     ended: Arc<AtomicU32>,
     advance: Option<watch::Sender<Advance>>,
     promise: DeliveryPromise,
+    /// Batches whose call an earlier delivery of the job may have made without recording it.
+    perhaps_called: BTreeSet<u32>,
     /// A refusal of one batch that every other batch would get too.
     refusal: Option<Fault>,
 }
@@ -73,7 +75,20 @@ impl Batches {
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
         let refusal = batches.iter().find_map(|batch| refusal_of_job(batch.outcome()?)).cloned();
         let ended = Arc::new(ended.into());
-        let batches = Self { batches, failing, spans, ended, advance, promise, refusal };
+        let mut batches = Self {
+            batches,
+            failing,
+            spans,
+            ended,
+            advance,
+            promise,
+            perhaps_called: BTreeSet::new(),
+            refusal,
+        };
+        // With `at-most-once`, the intent of each call is recorded.
+        if submission.envelope.redeliveries > 0 && promise == DeliveryPromise::AtLeastOnce {
+            batches.perhaps_called = batches.unsent().collect();
+        }
         batches.report_advance(batches.ended.load(Ordering::Relaxed));
         batches
     }
@@ -100,6 +115,17 @@ impl Batches {
 
     pub fn get(&self, batch: u32) -> &BatchProgress {
         &self.batches[batch as usize]
+    }
+
+    /// Whether an earlier call for the batch's present message may have had its effect.
+    pub fn may_be_repeat(&self, batch: u32) -> bool {
+        self.get(batch).doubt.is_some() || self.perhaps_called.contains(&batch)
+    }
+
+    /// The batch's present message was surely not delivered. The batch goes on with a new one.
+    pub fn begin_next_message(&mut self, batch: u32) {
+        self.perhaps_called.remove(&batch);
+        self.get_mut(batch).begin_next_message();
     }
 
     pub fn get_mut(&mut self, batch: u32) -> &mut BatchProgress {
@@ -252,6 +278,7 @@ mod tests {
             ended: Arc::default(),
             advance: None,
             promise: DeliveryPromise::default(),
+            perhaps_called: BTreeSet::new(),
             refusal: None,
         }
     }

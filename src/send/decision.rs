@@ -97,6 +97,8 @@ pub struct Circumstances<'a> {
     /// Whether an earlier call for the same message may have had its effect, so that the vendor may
     /// discard this one. Never for a command without numbers.
     pub is_repeat: bool,
+    /// The `ErrorCode` of that earlier call's answer.
+    pub repeated_code: Option<i64>,
     /// For how long a repeat of this message is surely discarded by the vendor if it has the
     /// message already.
     pub repeatable_for: Duration,
@@ -154,7 +156,10 @@ fn of_the_batch(verdict: Verdict, circumstances: &Circumstances) -> Decision {
     let unknown =
         |fault| Decision::Ended(BatchOutcome::Unknown { fault, attempts: attempts.count });
     // Nobody documents how the vendor answers a message that it discards as repeated.
-    let may_be_answer_to_repeat = *is_repeat && !fault.code.is_none_or(codes::is_documented);
+    // The code that the first call got too says something else.
+    let may_be_answer_to_repeat = *is_repeat
+        && fault.code != circumstances.repeated_code
+        && fault.code.is_some_and(codes::may_be_answer_to_repeat);
     let later = |after: Duration, fault: Fault| match supervision {
         _ if attempts.held + after <= *hold => Decision::Again { after },
         Supervision::Unattended => Decision::Park,
@@ -233,6 +238,7 @@ mod tests {
             supervision: Supervision::Unattended,
             jitter: 0.5,
             is_repeat: false,
+            repeated_code: None,
             repeatable_for: Duration::ZERO,
         })
     }
@@ -357,12 +363,14 @@ mod tests {
                 Verdict::Failed { class: Class::JobOrConfiguration, fault },
                 &in_these(Blame::Batch, AtLeastOnce, attempts(2, 1), |same| Circumstances {
                     is_repeat,
+                    repeated_code: Some(10_998),
                     ..same
                 }),
             )
         };
-        assert!(is_unknown(&refused(10_999, true)));
+        assert!(is_unknown(&refused(10_999, true)) && is_unknown(&refused(10_024, true)));
         assert!(is_failed(&refused(10_999, false), FailureKind::Job));
+        assert!(is_failed(&refused(10_998, true), FailureKind::Job));
         assert!(is_failed(&refused(10_010, true), FailureKind::Job));
     }
 

@@ -45,7 +45,7 @@ enum Fate {
 fn fate_of_message(
     verdict: &Verdict,
     request: Request,
-    is_repeat: bool,
+    may_be_repeat: bool,
     promise: DeliveryPromise,
 ) -> Fate {
     match verdict {
@@ -58,11 +58,11 @@ fn fate_of_message(
         // it counts those of a group, or it has dropped this one: a new message may be the second,
         // an old one may be lost.
         Verdict::Failed { class: Class::GroupRateLimited, .. }
-            if is_repeat && promise == DeliveryPromise::AtLeastOnce =>
+            if may_be_repeat && promise == DeliveryPromise::AtLeastOnce =>
         {
             Fate::NotDelivered
         }
-        Verdict::Failed { .. } if is_repeat => Fate::AsBefore,
+        Verdict::Failed { .. } if may_be_repeat => Fate::AsBefore,
         Verdict::Failed { .. } => Fate::NotDelivered,
     }
 }
@@ -129,9 +129,12 @@ impl Gate {
         if blame == Blame::UserSig {
             self.settings.api.renew_user_sig();
         }
-        let is_repeat = command.dedup_window().is_some() && batches.get(batch).doubt.is_some();
+        let has_numbers = command.dedup_window().is_some();
+        let is_repeat = has_numbers && batches.get(batch).doubt.is_some();
+        let repeated_code = batches.get(batch).doubt.as_ref().and_then(|doubt| doubt.code);
+        let may_be_repeat = has_numbers && batches.may_be_repeat(batch);
         let repeatable_for = repeatable_for(command, batches.get(batch), &config);
-        let fate = fate_of_message(&verdict, request, is_repeat, envelope.delivery);
+        let fate = fate_of_message(&verdict, request, may_be_repeat, envelope.delivery);
         let decision = decide(
             verdict,
             &Circumstances {
@@ -144,25 +147,23 @@ impl Gate {
                 supervision: self.settings.supervision,
                 jitter: delay::jitter(),
                 is_repeat,
+                repeated_code,
                 repeatable_for,
             },
         );
-        let progress = batches.get_mut(batch);
         match fate {
             Fate::Delivered => {}
             Fate::NotDelivered => {
-                state.used_numbers.spend(numbers, batch, progress.message_epoch);
-                progress.begin_next_message();
+                let epoch = batches.get(batch).message_epoch;
+                state.used_numbers.spend(numbers, batch, epoch);
+                batches.begin_next_message(batch);
             }
             Fate::InDoubt(fault) => {
-                progress.doubt.get_or_insert(fault);
+                batches.get_mut(batch).doubt.get_or_insert(fault);
             }
-            Fate::AsBefore => {
-                // Nothing was sent, so the vendor does not know the message yet.
-                if !is_repeat {
-                    progress.message_sent_at = None;
-                }
-            }
+            // Nothing was sent, so the vendor does not know the message yet.
+            Fate::AsBefore if !may_be_repeat => batches.get_mut(batch).message_sent_at = None,
+            Fate::AsBefore => {}
         }
         batches.set_state(batch, decision.state());
         self.announce_condition(state, now);

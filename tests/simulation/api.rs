@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     defects::Defect,
-    scenario::{BATCH_SIZE, EpisodeKind, Planned},
-    world::{Life, Shared},
+    messages::{Arrival, Messages, WINDOW},
+    scenario::{BATCH_SIZE, EpisodeKind, Planned, Vendor},
+    world::{Life, Shared, World},
 };
 use crate::{
     api::{
@@ -34,6 +35,8 @@ const ROUNDING: Duration = Duration::from_millis(3);
 /// How long a process may know an outcome that is not recorded. After that it must make no call.
 const UNRECORDED_AT_MOST: Duration = Duration::from_millis(1003);
 
+/// The daemon repeats a message until so long before the vendor forgets it.
+const DEDUP_MARGIN: Duration = Duration::from_secs(30);
 /// How long the store's confirmation is valid that no other replica has the jobs.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,11 @@ pub struct Api {
     repeats: usize,
     /// When a group was first called for.
     first_tried: BTreeMap<String, Instant>,
+    pub messages: Messages,
+    /// The first number of each batch's messages.
+    first_numbers: BTreeMap<(String, String), u32>,
+    /// The calls of the last second for each group.
+    group_arrivals: BTreeMap<String, VecDeque<Instant>>,
     /// Calls during an episode after all other trouble has ended, even those that did not reach the
     /// API.
     pub calls_in_vain: u32,
@@ -73,14 +81,30 @@ pub struct Facts {
     told_to: Option<(Arc<Life>, Instant)>,
     /// When the last call was written that was accepted, or whose outcome the daemon does not know.
     doubtful_since: Option<Instant>,
+    /// The number of the last such call's message, and when the message was first written.
+    number_in_doubt: Option<(u32, Instant)>,
+    /// When the daemon was last told that the batch's message was dropped.
+    dropped_at: Option<Instant>,
+    /// Whether a message was dropped, and the daemon was not told.
+    drop_is_unheard: bool,
+    /// Whether that was before the present call.
+    drop_was_before: bool,
+    /// Whether the batch got a call after a drop that was not recorded.
+    pub drop_is_unrecorded: bool,
+    /// Whether a message was dropped after one that may have been delivered.
+    pub dropped_in_doubt: bool,
+    delivered_at: Option<Instant>,
 }
 
 #[derive(Deserialize)]
 struct Request {
     #[serde(rename = "GroupId")]
     group: String,
-    #[serde(rename = "ToMembers_Account")]
+    #[serde(rename = "ToMembers_Account", alias = "To_Account")]
     members: Option<Vec<String>>,
+    /// Only of `send_group_msg`.
+    #[serde(rename = "Random")]
+    number: Option<u32>,
 }
 
 /// The API as one process sees it.
@@ -89,6 +113,7 @@ pub struct SimulatedApi {
     pub life: Arc<Life>,
 }
 
+#[derive(Debug)]
 enum Outcome {
     Accepted,
     AcceptedUnheard,
@@ -98,12 +123,18 @@ enum Outcome {
     RateLimited,
     Account,
     RefusedAll(i64),
+    /// The group gets too many messages.
+    Dropped,
+    /// The vendor has seen the number of this message, and answers as if it had accepted it.
+    Discarded,
+    DiscardedUnheard,
 }
 
 impl crate::api::call::Api for SimulatedApi {
     fn call(&self, body: Vec<u8>, on_write: OnWrite) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
-            let request: Request = serde_json::from_slice(&body).expect("JSON");
+            let mut request: Request = serde_json::from_slice(&body).expect("JSON");
+            self.change_number(&mut request);
             let faults = &self.world.scenario().faults;
             // Sometimes the call needs a connection's handshake.
             if self.world.coin() {
@@ -145,9 +176,10 @@ impl crate::api::call::Api for SimulatedApi {
                     _ => self.answered(&request, &outcome),
                 };
             }
+            let outcome = self.fate_of_message(&request, outcome);
             self.written(&request, &outcome);
             let answer_after = match outcome {
-                Outcome::AcceptedUnheard | Outcome::LostUnheard => {
+                Outcome::AcceptedUnheard | Outcome::LostUnheard | Outcome::DiscardedUnheard => {
                     self.world.scenario().app.request_timeout
                 }
                 _ => self.world.up_to(
@@ -182,6 +214,91 @@ impl SimulatedApi {
         }
     }
 
+    /// The defects of a daemon that does not keep the number of a message.
+    fn change_number(&self, request: &mut Request) {
+        let batch = key(request);
+        let Some(number) = request.number.as_mut() else { return };
+        if self.world.has(Defect::NumberPerAttempt) {
+            *number = self.world.up_to(Duration::from_secs(4000)).as_micros() as u32;
+        }
+        if self.world.has(Defect::NumberAfterDrop) {
+            let mut world = self.world.lock();
+            *number = *world.api.first_numbers.entry(batch).or_insert(*number);
+        }
+    }
+
+    /// What the vendor makes of a message that would be accepted.
+    fn fate_of_message(&self, request: &Request, outcome: Outcome) -> Outcome {
+        let (Some(vendor), Some(number)) = (self.world.scenario().vendor, request.number) else {
+            return outcome;
+        };
+        let is_heard = match outcome {
+            Outcome::Accepted => true,
+            Outcome::AcceptedUnheard => false,
+            _ => return outcome,
+        };
+        let is_dropped = is_heard && self.world.happens(vendor.drops);
+        let mut world = self.world.lock();
+        if is_dropped {
+            if vendor.dropped_occupies_number {
+                world.api.messages.arrive(vendor.dedup_key, number, &key(request));
+            }
+            world.api.batches.entry(key(request)).or_default().drop_is_unheard = true;
+            return Outcome::Dropped;
+        }
+        match (world.api.messages.arrive(vendor.dedup_key, number, &key(request)), is_heard) {
+            (Arrival::New, _) => outcome,
+            (Arrival::Discarded, true) => Outcome::Discarded,
+            (Arrival::Discarded, false) => Outcome::DiscardedUnheard,
+        }
+    }
+
+    /// Checks what the daemon promises about the numbers of messages.
+    fn check_number(&self, request: &Request, outcome: &Outcome) {
+        let Some(number) = request.number else { return };
+        let now = Instant::now();
+        let mut world = self.world.lock();
+        let shared = world.api.messages.shares_number(number, &key(request));
+        let recorded_at = self.recorded_at(&world, request);
+        let facts = world.api.batches.entry(key(request)).or_default();
+        let is_delivered = matches!(outcome, Outcome::Accepted | Outcome::AcceptedUnheard);
+        let is_second = is_delivered
+            && facts.accepted > 0
+            && facts.delivered_at.is_some_and(|at| now < at + WINDOW - DEDUP_MARGIN)
+            // A drop after a doubtful call does not say whether that call was delivered.
+            && !facts.dropped_in_doubt;
+        let was_unheard = facts.drop_is_unheard && facts.drop_was_before;
+        facts.drop_was_before |= facts.drop_is_unheard;
+        facts.drop_is_unrecorded |=
+            was_unheard || facts.dropped_at.is_some_and(|at| recorded_at < Some(at));
+        if is_delivered {
+            facts.delivered_at = Some(now);
+        }
+        facts.dropped_in_doubt |=
+            matches!(outcome, Outcome::Dropped) && facts.doubtful_since.is_some();
+        drop(world);
+        if let Some(other) = shared {
+            self.world.broken(format!("{:?} and {other:?} share a number", key(request)));
+        }
+        let planned = self.planned(request);
+        let has_id =
+            planned.first().is_some_and(|n| self.world.scenario().messages[*n].id.is_some());
+        if is_second && has_id {
+            self.world.broken(format!("{:?} were notified twice", key(request)));
+        }
+    }
+
+    /// When the progress of this batch was last recorded. Jobs without an id have no record.
+    fn recorded_at(&self, world: &World, request: &Request) -> Option<Instant> {
+        let planned = &self.world.scenario().messages[*self.planned(request).first()?];
+        let members = request.members.clone().unwrap_or_default();
+        let batch = planned.job.as_ref()?.batches().iter().position(|batch| *batch == members)?;
+        match &planned.id {
+            Some(id) => world.records.noted_at(id, batch as u32),
+            None => Some(Instant::now()),
+        }
+    }
+
     /// The episode that applies to all calls now.
     fn episode(&self) -> Option<EpisodeKind> {
         let now = self.world.elapsed();
@@ -213,14 +330,22 @@ impl SimulatedApi {
         };
         let members = request.members.clone().unwrap_or_default();
         self.world.note(format_args!(
-            "replica {} calls for {} {members:?}",
-            self.life.replica, request.group
+            "replica {} calls for {} {members:?} {}{outcome:?}",
+            self.life.replica,
+            request.group,
+            // The numbers of a job without an id differ in each run.
+            request
+                .number
+                .filter(|_| planned.id.is_some())
+                .map_or_else(String::new, |number| format!("as {number}: ")),
         ));
         self.check_batch(planned, &numbers, request, &members);
         self.check_time(planned);
         self.check_pace();
+        self.check_group_pace(request);
         self.check_tenure();
         self.check_unrecorded();
+        self.check_number(request, outcome);
         if !self.world.lock().broker.holds(&self.life, &numbers) {
             self.world
                 .broken(format!("a call for {} by a replica that does not hold it", request.group));
@@ -231,7 +356,10 @@ impl SimulatedApi {
         let is_repeated = facts.is_accepted && planned.id.is_some();
         facts.is_accepted |= matches!(outcome, Outcome::Accepted);
         let accepted = matches!(outcome, Outcome::Accepted | Outcome::AcceptedUnheard);
-        let in_doubt = matches!(outcome, Outcome::AcceptedUnheard | Outcome::LostUnheard);
+        let in_doubt = matches!(
+            outcome,
+            Outcome::AcceptedUnheard | Outcome::LostUnheard | Outcome::DiscardedUnheard
+        );
         facts.accepted += u32::from(accepted);
         facts.in_doubt |= in_doubt;
         // The daemon may reject the jobs of four groups before a fifth group shows that the app is
@@ -244,6 +372,11 @@ impl SimulatedApi {
         facts.written_at = Some(Instant::now());
         if accepted || in_doubt {
             facts.doubtful_since = facts.written_at;
+        }
+        let is_same_message =
+            facts.number_in_doubt.is_some_and(|(number, _)| Some(number) == request.number);
+        if (accepted || in_doubt) && !is_same_message {
+            facts.number_in_doubt = request.number.map(|number| (number, Instant::now()));
         }
         world.api.repeats += usize::from(is_repeated);
         let app = &self.world.scenario().app;
@@ -270,15 +403,27 @@ impl SimulatedApi {
             self.refused(request);
         }
         match outcome {
-            Outcome::Accepted => {
+            Outcome::Accepted | Outcome::Discarded => {
                 let mut world = self.world.lock();
                 let facts = world.api.batches.entry(key(request)).or_default();
                 facts.told_of = facts.written_at;
                 facts.told_to = Some((self.life.clone(), Instant::now()));
                 api(0)
             }
-            Outcome::AcceptedUnheard | Outcome::LostUnheard => {
+            Outcome::AcceptedUnheard | Outcome::LostUnheard | Outcome::DiscardedUnheard => {
                 Answer::NoAnswer { info: "timed out".into() }
+            }
+            Outcome::Dropped if self.world.has(Defect::DropIgnored) => api(0),
+            Outcome::Dropped => {
+                let mut world = self.world.lock();
+                let facts = world.api.batches.entry(key(request)).or_default();
+                facts.dropped_at = Some(Instant::now());
+                (facts.drop_is_unheard, facts.drop_was_before) = (false, false);
+                drop(world);
+                match self.world.scenario().vendor {
+                    Some(Vendor { drops_with_code: true, .. }) => api(10_023),
+                    _ => Answer::Dropped { reason: "MsgFreqCtrl".into() },
+                }
             }
             Outcome::NoEffect => foreign(408),
             Outcome::Refused => api(10004),
@@ -352,9 +497,42 @@ impl SimulatedApi {
                 request.group
             ));
         }
-        if once && doubted {
+        if once && doubted && !self.is_safe_repeat(request) {
             self.world
                 .broken(format!("batch {batch} of {} was to be sent at most once", request.group));
+        }
+    }
+
+    /// Whether the vendor surely discards this message if it has it already.
+    fn is_safe_repeat(&self, request: &Request) -> bool {
+        let world = self.world.lock();
+        let facts = world.api.batches.get(&key(request));
+        facts.and_then(|facts| facts.number_in_doubt).is_some_and(|(number, first_written)| {
+            Some(number) == request.number && first_written.elapsed() < WINDOW
+        })
+    }
+
+    /// Checks that no group gets more calls in a second than its limit. A replica that was
+    /// displaced less than a second ago may make as many.
+    fn check_group_pace(&self, request: &Request) {
+        let command = crate::api::command::of(&self.world.scenario().app.command);
+        let Some(limit) = command.calls_per_second_per_group() else { return };
+        let now = Instant::now();
+        let mut world = self.world.lock();
+        let recently = now.checked_sub(CONFIRMED_FOR + Duration::from_secs(1));
+        let is_shared = world.records.taken_over_at().is_some_and(|at| {
+            recently.is_none_or(|recently| at > recently) && world.broker.was_partitioned_at(at)
+        });
+        let arrivals = world.api.group_arrivals.entry(request.group.clone()).or_default();
+        arrivals.push_back(now);
+        while arrivals.front().is_some_and(|at| now - *at >= Duration::from_secs(1)) {
+            arrivals.pop_front();
+        }
+        let (count, allowed) = (arrivals.len(), limit as usize * (1 + usize::from(is_shared)));
+        drop(world);
+        if count > allowed {
+            self.world
+                .broken(format!("{count} calls for a group in a second; {limit} are allowed"));
         }
     }
 

@@ -60,10 +60,18 @@ pub enum Defect {
     WaitForFullQueue,
     /// When the broker does not confirm, the daemon assumes that the queue is missing.
     SilenceIsMissing,
+    /// Each attempt is a new message.
+    NumberPerAttempt,
+    /// The record of a batch lacks its epoch.
+    EpochNotRecorded,
+    /// An answer with a drop reason counts as accepted.
+    DropIgnored,
+    /// A batch goes on with the number of the message that was dropped.
+    NumberAfterDrop,
 }
 
 impl Defect {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -84,6 +92,10 @@ impl Defect {
         Self::BlameAllUnderWay,
         Self::WaitForFullQueue,
         Self::SilenceIsMissing,
+        Self::NumberPerAttempt,
+        Self::EpochNotRecorded,
+        Self::DropIgnored,
+        Self::NumberAfterDrop,
     ];
 }
 

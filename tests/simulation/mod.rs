@@ -4,6 +4,7 @@
 //! - [`scenario`]: what a seed means: jobs, configuration, and which faults occur.
 //! - [`world`]: the state outside the daemon, and the random numbers.
 //! - [`broker`], [`api`], [`store`]: the pipeline's interfaces, on top of that state.
+//! - [`messages`]: how the vendor treats repeated and too many messages of the second command.
 //! - [`daemon`]: replicas that start, stop and crash.
 //! - [`invariants`]: what must hold at the end. The modules above assert what must hold at each
 //!   moment.
@@ -18,6 +19,7 @@ mod broker;
 mod daemon;
 mod defects;
 mod invariants;
+mod messages;
 mod scenario;
 mod store;
 mod world;

@@ -37,6 +37,8 @@ pub struct Scenario {
     pub episode: Option<Episode>,
     /// The only group that a filter before the API refuses.
     pub filtered: Option<String>,
+    /// How the vendor treats messages, if the app uses `send_group_msg`.
+    pub vendor: Option<Vendor>,
     pub full: Option<Full>,
     /// When the broker confirms nothing for [`SILENT`].
     pub silent: Option<Span>,
@@ -45,6 +47,38 @@ pub struct Scenario {
     pub messages: Vec<Planned>,
     /// Whether every job must be sent in the end.
     pub all_sent: bool,
+}
+
+/// What the vendor does not document about `send_group_msg`.
+#[derive(Clone, Copy, Debug)]
+pub struct Vendor {
+    pub dedup_key: DedupKey,
+    /// Whether a dropped message occupies its number.
+    pub dropped_occupies_number: bool,
+    /// Whether a drop is answered with 10023 instead of a drop reason.
+    pub drops_with_code: bool,
+    /// How likely a message is dropped.
+    pub drops: f64,
+}
+
+/// What two messages share if the later one is discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DedupKey {
+    Number,
+    Group,
+}
+
+impl Vendor {
+    fn by_chance(chance: &mut SmallRng) -> Option<Self> {
+        chance.random_bool(0.4).then(|| Self {
+            dedup_key: *[DedupKey::Number, DedupKey::Group]
+                .get(chance.random_range(0..2))
+                .expect("one of two"),
+            dropped_occupies_number: chance.random_bool(0.7),
+            drops_with_code: chance.random_bool(0.5),
+            drops: if chance.random_bool(0.5) { chance.random_range(0.0..0.4) } else { 0.0 },
+        })
+    }
 }
 
 /// A time in which every call fails in the same way. It may outlast the trouble by hours.
@@ -240,8 +274,11 @@ impl Scenario {
                 };
             }
         }
+        let mut of_command = SmallRng::seed_from_u64(seed ^ 0x0667);
+        let vendor = Vendor::by_chance(&mut of_command);
         Self {
-            app: app(&mut chance),
+            app: app(&mut chance, vendor.map(|_| &mut of_command)),
+            vendor,
             prefetch: chance.random_range(1..=8),
             delivery_limit: delivery_limit(&mut SmallRng::seed_from_u64(seed ^ 0x11417)),
             hold_bytes: hold_bytes(&mut SmallRng::seed_from_u64(seed.rotate_left(32))),
@@ -325,8 +362,17 @@ fn filtered(chance: &mut SmallRng) -> Option<String> {
     chance.random_bool(0.1).then(|| format!("job-{}", chance.random_range(0..4)))
 }
 
-fn app(chance: &mut SmallRng) -> App {
+/// The app's configuration; with `of_command` it uses `send_group_msg`.
+fn app(chance: &mut SmallRng, of_command: Option<&mut SmallRng>) -> App {
     let rate = chance.random_range(2..=20);
+    let command = of_command.map_or_else(String::new, |chance| {
+        let window = if chance.random_bool(0.8) { "5m" } else { "0s" };
+        format!(
+            "command = \"send_group_msg\"\n[apps.{APP}.group_msg]\ntargeting = \
+                true\ncalls_per_second_per_group = {}\ndedup_window = \"{window}\"\n",
+            chance.random_range(1..=rate),
+        )
+    });
     let text = format!(
         "[apps.{APP}]\nsdk_app_id = 1400000000\nsecret_key = \"0123456789abcdef\"\nendpoint \
             = \"http://127.0.0.1:1\"\n\
@@ -334,7 +380,7 @@ fn app(chance: &mut SmallRng) -> App {
          {}\nrequest_timeout = \"2s\"\n\
          retry.first_delay = \"100ms\"\nretry.max_delay = \"{}s\"\nretry.hold \
          = \"{}s\"\nretry.park = [\"10s\", \"30s\"]\n\
-         retry.give_up_after = \"{}s\"\npause.probe_first = \"{}s\"\npause.probe_max = \"{}s\"\n",
+         retry.give_up_after = \"{}s\"\npause.probe_first = \"{}s\"\npause.probe_max = \"{}s\"\n{command}",
         chance.random_range(1..=rate),
         chance.random_range(1..=6),
         chance.random_range(1..5),

@@ -26,6 +26,8 @@ const RECORDED_LATE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub struct Records {
     by_key: BTreeMap<Key, Stored>,
+    /// When the progress of a batch after a call was last recorded.
+    noted_at: BTreeMap<(String, u32), Instant>,
     /// The newest epoch that was taken.
     epoch: i64,
     holder: Option<Holder>,
@@ -67,6 +69,10 @@ impl Records {
             stored.result.is_some()
                 || stored.batches.get(&batch).is_some_and(|progress| progress.outcome().is_some())
         })
+    }
+
+    pub fn noted_at(&self, job_id: &str, batch: u32) -> Option<Instant> {
+        self.noted_at.get(&(job_id.to_owned(), batch)).copied()
     }
 
     pub fn has_result(&self, job_id: &str) -> bool {
@@ -174,6 +180,9 @@ impl Records {
     }
 
     pub fn note(&mut self, opening: &Opening, batch: u32, progress: BatchProgress) {
+        if progress.state != BatchState::Intended && progress.calls > 0 {
+            self.noted_at.insert((opening.key.job_id.clone(), batch), Instant::now());
+        }
         let stored = self.stored(opening);
         if stored.head.cut() != opening.head.cut() {
             return;
@@ -268,6 +277,10 @@ impl SimulatedStore {
         progress: BatchProgress,
     ) -> Result<(), StoreLost> {
         let is_certain = progress.state != BatchState::Intended;
+        let mut progress = progress;
+        if self.world.has(Defect::EpochNotRecorded) {
+            progress.message_epoch = 0;
+        }
         let note =
             |records: &mut Records, opening: &Opening| records.note(opening, batch, progress);
         self.apply_fenced("note", Access::Records, opening, is_certain, note).await
