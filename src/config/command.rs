@@ -136,7 +136,7 @@ pub(super) struct GroupMsgSection {
     targeting: Option<Given<bool>>,
     calls_per_second_per_group: Option<Given<u32>>,
     dedup_window: Option<Given<DedupWindow>>,
-    avchatroom: Option<Given<Groups>>,
+    avchatroom: Option<Given<GroupPatterns>>,
 }
 
 impl GroupMsgSection {
@@ -161,7 +161,7 @@ impl GroupMsgSection {
             targeting: Given::or(self.targeting, false),
             calls_per_second_per_group: per_group,
             dedup_window: Given::or(self.dedup_window, DedupWindow(LONGEST_DEDUP_WINDOW)).0,
-            avchatroom: Given::or(self.avchatroom, Groups(Vec::new())).0,
+            avchatroom: Given::or(self.avchatroom, GroupPatterns(Vec::new())).0,
         })
     }
 }
@@ -234,13 +234,15 @@ impl Setting for DedupWindow {
     }
 }
 
-struct Groups(Vec<GroupPattern>);
+struct GroupPatterns(Vec<GroupPattern>);
 
-impl Setting for Groups {
+impl Setting for GroupPatterns {
     fn read(written: Written) -> Result<Self, String> {
         texts(written)
             .filter(|groups| groups.iter().all(|group| !group.is_empty()))
-            .map(|groups| Groups(groups.iter().map(|group| GroupPattern::new(group)).collect()))
+            .map(|groups| {
+                GroupPatterns(groups.iter().map(|group| GroupPattern::new(group)).collect())
+            })
             .ok_or_else(|| {
                 "must be a list of group ids in which * stands for any text, such as \
                     [\"live-*\"]; separated by commas in a variable"

@@ -240,7 +240,7 @@ impl Job {
     fn opening(&self) -> Vec<u8> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
-        struct Opening<'a> {
+        struct SharedFields<'a> {
             group_id: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             topic_id: Option<&'a str>,
@@ -248,7 +248,7 @@ impl Job {
         }
         let Self { group_id, topic_id, content, .. } = self;
         let mut json =
-            serde_json::to_vec(&Opening { group_id, topic_id: topic_id.as_deref(), content })
+            serde_json::to_vec(&SharedFields { group_id, topic_id: topic_id.as_deref(), content })
                 .expect("text is always JSON");
         json.pop();
         json

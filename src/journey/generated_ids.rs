@@ -17,10 +17,10 @@ const KEPT_FOR: Duration = Duration::from_secs(6 * 60);
 
 /// By the fingerprint of the job.
 #[derive(Debug, Default, Clone)]
-pub(super) struct GeneratedIds(Arc<Mutex<HashMap<String, Vec<Unfinished>>>>);
+pub(super) struct GeneratedIds(Arc<Mutex<HashMap<String, Vec<UnfinishedId>>>>);
 
 #[derive(Debug)]
-struct Unfinished {
+struct UnfinishedId {
     job_id: String,
     ended_at: Instant,
 }
@@ -49,7 +49,7 @@ impl GeneratedIds {
     }
 
     /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Unfinished>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<UnfinishedId>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -64,7 +64,7 @@ impl GeneratedId {
 impl Drop for GeneratedId {
     fn drop(&mut self) {
         if let Some(job_id) = self.job_id.take() {
-            let unfinished = Unfinished { job_id, ended_at: Instant::now() };
+            let unfinished = UnfinishedId { job_id, ended_at: Instant::now() };
             let fingerprint = std::mem::take(&mut self.fingerprint);
             self.ids.lock().entry(fingerprint).or_default().push(unfinished);
         }

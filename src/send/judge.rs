@@ -18,7 +18,7 @@ use crate::{
     api::{
         classify::{Answer, Verdict},
         codes::Class,
-        command::{self, Command},
+        command::{self, ApiCommand},
     },
     clock,
     config::App,
@@ -70,7 +70,7 @@ fn fate_of_message(
 /// For how long a repeat of the batch's message may still be sent. A vendor that knows no repeated
 /// messages allows none.
 pub(super) fn repeatable_for(
-    command: &dyn Command,
+    command: &dyn ApiCommand,
     progress: &BatchProgress,
     config: &App,
 ) -> Duration {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Command, unknown_group};
+use super::{ApiCommand, unknown_group};
 use crate::{
     accept::decode::RecipientRule,
     api::codes::{self, Class},
@@ -89,7 +89,7 @@ impl GroupMsg {
     }
 }
 
-impl Command for GroupMsg {
+impl ApiCommand for GroupMsg {
     fn name(&self) -> &'static str {
         CommandName::GroupMsg.as_str()
     }

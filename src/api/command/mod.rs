@@ -13,7 +13,7 @@ use super::{
 use crate::{accept::decode::RecipientRule, config, job::Job};
 
 /// One call of the API.
-pub trait Command: Send + Sync {
+pub trait ApiCommand: Send + Sync {
     /// As in the URL and in results.
     fn name(&self) -> &'static str;
 
@@ -60,7 +60,7 @@ pub trait Command: Send + Sync {
 }
 
 /// The call that the configuration names.
-pub fn of(command: &config::CommandConfig) -> &dyn Command {
+pub fn of(command: &config::CommandConfig) -> &dyn ApiCommand {
     match command {
         config::CommandConfig::SystemNotification => &system_notification::SystemNotification,
         config::CommandConfig::GroupMsg(settings) => settings,

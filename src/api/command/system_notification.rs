@@ -1,7 +1,7 @@
 //! `send_group_system_notification`: up to 500 recipients a call, no limit per group, and no way to
 //! recognise a repeated call. The vendor does not offer it to new customers.
 
-use super::{Command, unknown_group};
+use super::{ApiCommand, unknown_group};
 use crate::{
     api::codes::{self, Class},
     config::CommandName,
@@ -10,7 +10,7 @@ use crate::{
 
 pub(super) struct SystemNotification;
 
-impl Command for SystemNotification {
+impl ApiCommand for SystemNotification {
     fn name(&self) -> &'static str {
         CommandName::SystemNotification.as_str()
     }
