@@ -3,6 +3,7 @@
 #
 #   deploy/demo.sh          run it and clean up
 #   deploy/demo.sh --keep   leave everything running until Ctrl-C, to try more
+#   deploy/demo.sh --command send_group_msg   the same jobs with the API's other call
 #
 # deploy/rabbitmq.sh gets the broker: the one at GROUPCAST__BROKER__URL, or a private one. Everything else is in a folder
 # of its own, and only what was started here is ended here. GROUPCAST_BIN names a binary that is built already.
@@ -14,14 +15,28 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'; else bold='' dim='' o
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$off"; }
 note() { printf '%s%s%s\n' "$dim" "$*" "$off"; }
 
+usage() {
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+    exit 2
+}
+
 keep=
-case ${1:-} in
-    '') ;;
-    --keep) keep=yes ;;
-    *)
-        sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
-        exit 2
-        ;;
+command=send_group_system_notification
+while [ $# -gt 0 ]; do
+    case $1 in
+        --keep) keep=yes ;;
+        --command)
+            command=${2:-}
+            shift
+            ;;
+        *) usage ;;
+    esac
+    shift
+done
+case $command in
+    send_group_system_notification) settings='' calls=three ;;
+    send_group_msg) settings='group_msg.targeting = true' calls=25 ;;
+    *) usage ;;
 esac
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/groupcast-demo-XXXXXX")
@@ -137,6 +152,8 @@ listen = "127.0.0.1:0"
 token = "demo"
 
 $(grep -A4 '^\[apps' "$work/sandbox.log" | sed "s/^\[apps.*/[apps.$app]/")
+command = "$command"
+$settings
 TOML
 cd "$work"
 in_background "$groupcast" run >"$work/daemon.log" 2>&1
@@ -173,7 +190,7 @@ job() {
 seq -f 'user-%g' 1234 >recipients
 printf '%s' '{"GroupId":"@TGS#2C5SZEAEF","Content":"only for Alice","ToMember_Account":["alice"]}' >misspelt.json
 job sent "Three recipients" --group '@TGS#2C5SZEAEF' --content 'Maintenance at 22:00' --to alice,bob,carol
-job sent "1,234 recipients: three calls" --group '@TGS#2C5SZEAEF' --content 'Maintenance at 22:00' --to-file recipients
+job sent "1,234 recipients: $calls calls" --group '@TGS#2C5SZEAEF' --content 'Maintenance at 22:00' --to-file recipients
 job sent "Every member of the group" --group '@TGS#2C5SZEAEF' --content 'Maintenance is over'
 job failed "A group that does not exist: the API's refusal, and a dead letter" --group unknown-group --content hello --to alice
 job rejected "A misspelt field: no call, so no broadcast by mistake" misspelt.json

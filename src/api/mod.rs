@@ -2,7 +2,7 @@
 //!
 //! [`target`] has the address and the identity, [`user_sig`] signs, and [`call`] sends.
 //! [`classify`] judges the answer by the tables in [`codes`] and [`http_status`]. [`explain`]
-//! explains it to people. [`probe`] is the call that reaches no user.
+//! explains it to people. [`command`] knows the differences between the two calls of the API.
 
 pub mod answer;
 pub mod call;
