@@ -202,9 +202,17 @@ async fn where_the_vendor_does_not_discard_repeats_at_most_once_says_so() {
 
 #[tokio::test]
 async fn after_a_crash_a_repeated_message_has_its_number() {
+    for key in ["random", "sender", "group", "content"] {
+        crash_three_times(key).await;
+    }
+}
+
+/// Kills the daemon three times while it sends 30 jobs of 40 batches.
+async fn crash_three_times(dedup_key: &str) {
     let mut scene = scene("max_in_flight = 64\ngroup_msg.calls_per_second_per_group = 200").await;
-    let change =
-        json!({ "messages_per_second_per_group": 0, "latency_ms": 40, "dedup_key": "group" });
+    let change = json!({
+        "messages_per_second_per_group": 0, "latency_ms": 40, "dedup_key": dedup_key
+    });
     scene.sandbox.change_settings(settings(change));
     for number in 0..30 {
         let id = format!("job-{number}");
@@ -254,17 +262,11 @@ async fn a_group_with_too_many_messages_slows_down_alone_and_loses_none() {
         let mut scene = scene("group_msg.calls_per_second_per_group = 60").await;
         scene.sandbox.change_settings(settings(json!({ "group_limit_answer": answer })));
         // 200 messages to one group, which takes 40 a second.
+        let alone = median_latency(&mut scene, "alone").await;
         scene.publish(&job("busy", 200 * 50)).await;
-        let mut latencies = Vec::new();
-        for number in 0..40 {
-            let began = tokio::time::Instant::now();
-            let result = scene.send(&job(&format!("quiet-{number}"), 1)).await;
-            assert_eq!(result.group_id, Some(format!("quiet-{number}")), "{result:?}");
-            latencies.push(began.elapsed());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        latencies.sort();
-        assert!(latencies[20] < Duration::from_millis(100), "{latencies:?}");
+        let beside = median_latency(&mut scene, "beside").await;
+        eprintln!("median latency: {alone:?} alone, {beside:?} beside a group that is too fast");
+        assert!(beside < alone * 2, "{alone:?} {beside:?}");
         let result = scene.producer.result().await;
         assert_eq!(
             (result.status, result.recipients.unwrap().sent, result.errors.len()),
@@ -274,6 +276,21 @@ async fn a_group_with_too_many_messages_slows_down_alone_and_loses_none() {
         assert!(result.calls > 200, "nothing was dropped: {result:?}");
         assert_notified_once(&scene, "busy", 10_000);
     }
+}
+
+/// The median time from a job to its result, of 41 small jobs to groups of their own.
+async fn median_latency(scene: &mut Scene, group: &str) -> Duration {
+    let mut latencies = Vec::new();
+    for number in 0..41 {
+        let group = format!("{group}-{number}");
+        let began = tokio::time::Instant::now();
+        let result = scene.send(&job(&group, 1)).await;
+        assert_eq!((result.group_id, result.status), (Some(group), Status::Sent));
+        latencies.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    latencies.sort();
+    latencies[20]
 }
 
 #[tokio::test]

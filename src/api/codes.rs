@@ -1,5 +1,5 @@
-//! The API's documented error codes: whose fault each one is, and how much of a job it concerns. The
-//! table in docs/operations.md is generated from this file.
+//! The API's documented error codes: whose fault each one is, and how much of a job it concerns.
+//! The table in docs/operations.md is generated from this file.
 //!
 //! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header
 //! `TIMErrorCode.h` of its SDK.
@@ -119,8 +119,8 @@ pub fn class_of(code: i64) -> Class {
     }
 }
 
-/// Whether the app's own webhook, which the vendor asks before it delivers a message, has chosen this
-/// code.
+/// Whether the app's own webhook, which the vendor asks before it delivers a message, has chosen
+/// this code.
 pub fn is_of_webhook(code: i64) -> bool {
     (10_100..=10_200).contains(&code) || (120_001..=130_000).contains(&code)
 }

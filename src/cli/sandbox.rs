@@ -24,8 +24,8 @@ use crate::sandbox::{
 /// Run a stand-in for the API on this machine.
 ///
 /// It plays `send_group_system_notification` and `send_group_msg`. It checks the URL parameters and
-/// the UserSig, enforces the limits and the documented errors, injects latency and faults, and lists
-/// what it received.
+/// the UserSig, enforces the limits and the documented errors, injects latency and faults, and
+/// lists what it received.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {

@@ -30,10 +30,10 @@ pub async fn send(app: &App, group: &str, user: &str) -> Result<String, String> 
     }
     match command.judge(answer) {
         Verdict::Sent => Ok(format!(
-            "{} accepted a message to {user} in group {group}. Look at two clients now: {user} must \
-                see \"{CONTENT}\", and another member of the group must not. If another member sees \
-                it, the API ignores recipients: with send_group_msg, leave group_msg.targeting = \
-                false",
+            "{} accepted a message to {user} in group {group}. Look at two clients now: {user} \
+                must see \"{CONTENT}\", and another member of the group must not. If another \
+                member sees it, the API ignores recipients: with send_group_msg, leave \
+                group_msg.targeting = false",
             command.name()
         )),
         Verdict::Failed { class, fault } => {

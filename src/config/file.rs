@@ -36,7 +36,7 @@ fn read_within(within: Duration, path: &Path, at_most: u64) -> io::Result<Vec<u8
     let under_way = UnderWay::begin();
     if UNDER_WAY.load(Ordering::Relaxed) > UNDER_WAY_AT_MOST {
         return Err(timed_out(
-            "too many earlier reads of files still wait for a drive; restart when the drive answers",
+            "too many earlier reads of files still wait for a drive; restart when it answers",
         ));
     }
     let (done, read) = mpsc::sync_channel(1);

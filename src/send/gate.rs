@@ -4,9 +4,9 @@
 //! # How
 //!
 //! Each job that is being sent has a [`Place`]. The job says which of its batches are ready, and
-//! receives a [`Grant`] for each call that it may make. An event that may allow a call grants what is
-//! possible: a batch becomes ready, an outcome is recorded. The app's driver (`probe.rs`) does the
-//! same when a token comes or a probe is answered.
+//! receives a [`Grant`] for each call that it may make. An event that may allow a call grants what
+//! is possible: a batch becomes ready, an outcome is recorded. The app's driver (`probe.rs`) does
+//! the same when a token comes or a probe is answered.
 //!
 //! # What keeps it exact
 //!

@@ -144,16 +144,19 @@ impl<'a> SendingJob<'a> {
             }
             tokio::select! {
                 biased;
-                Some(Attempted { batch, decision, room: _room }) = under_way.next() => match decision? {
-                    Decision::Ended(_) => self.batches().count_ended(),
-                    Decision::Again { after } => {
-                        retries.push(Reverse((Instant::now() + after, batch)));
+                Some(attempted) = under_way.next() => {
+                    let Attempted { batch, decision, room: _room } = attempted;
+                    match decision? {
+                        Decision::Ended(_) => self.batches().count_ended(),
+                        Decision::Again { after } => {
+                            retries.push(Reverse((Instant::now() + after, batch)));
+                        }
+                        Decision::WhenResumed if self.gate.is_paused() => withheld.push(batch),
+                        Decision::AgainAtOnce | Decision::WhenResumed => place.ready_again(batch),
+                        Decision::Park => return Ok(Leaving::Park),
+                        Decision::Split => return Ok(Leaving::Split),
                     }
-                    Decision::WhenResumed if self.gate.is_paused() => withheld.push(batch),
-                    Decision::AgainAtOnce | Decision::WhenResumed => place.ready_again(batch),
-                    Decision::Park => return Ok(Leaving::Park),
-                    Decision::Split => return Ok(Leaving::Split),
-                },
+                }
                 event = place.event() => match event {
                     // The answer to another call, which is not yet recorded.
                     Event::Granted(grant) if self.batches().job_is_refused() => grant.slot.unused(),

@@ -1,10 +1,10 @@
 //! Sends the batches of jobs: the only caller of the API.
 //!
-//! Each job's own task runs its loop (`job`): a grant, a call that ended, a retry that is due,
-//! the end of the delivery's lease. The jobs of an app share one `gate`, which grants their calls
-//! one by one: room in flight, then a token, then the choice of the job. Each answer is judged
-//! once, first by the `breaker` (whose fault is it?), then by `decision` (what follows for the
-//! batch?). The outcome of a call is recorded before its batch is tried again and before its job ends.
+//! Each job's own task runs its loop (`job`): a grant, a call that ended, a retry that is due, the
+//! end of the delivery's lease. The jobs of an app share one `gate`, which grants their calls one
+//! by one: room in flight, then a token, then the choice of the job. Each answer is judged once,
+//! first by the `breaker` (whose fault is it?), then by `decision` (what follows for the batch?).
+//! The outcome of a call is recorded before its batch is tried again and before its job ends.
 
 mod attempt;
 mod batches;

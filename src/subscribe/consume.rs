@@ -1,9 +1,9 @@
 //! Keeps one app's subscription alive and hands its deliveries out.
 //!
 //! Any error, the end of the stream, or a wait past its bound ends the subscription. Its leases are
-//! lost, and the work on them gets a bounded time to end before a new subscription begins. Work that
-//! still waits for the state store then goes on, and `Claims` keeps this process from working on its
-//! job twice at a time.
+//! lost, and the work on them gets a bounded time to end before a new subscription begins. Work
+//! that still waits for the state store then goes on, and `Claims` keeps this process from working
+//! on its job twice at a time.
 
 use std::{
     collections::BTreeMap,
@@ -240,7 +240,11 @@ pub async fn consume<Q: Queue, W: Work>(
                         continue;
                     }
                     Ended::Lost(error) => {
-                        warn!(app, %error, "lost the subscription; the broker delivers its jobs again")
+                        warn!(
+                            app,
+                            %error,
+                            "lost the subscription; the broker delivers its jobs again"
+                        )
                     }
                 }
             }

@@ -7,10 +7,12 @@ use tokio::sync::watch;
 use super::{Conclusion, Failure, JobMessage, print};
 use crate::{
     accept::{decode::decode, envelope},
+    api::command,
     cli::say,
     config::{App, Config},
     job::{Audience, Job},
     journey,
+    pace::send_window::SPAN,
     send::Advance,
 };
 
@@ -52,10 +54,16 @@ pub fn count(
         .and(decoded)
         .map_err(|rejection| format!("the job would be rejected: {rejection}"))?;
     let calls = job.batch_count();
-    let seconds = f64::from(calls.saturating_sub(app.burst)) / f64::from(app.calls_per_second);
+    let at_app_limit = f64::from(calls.saturating_sub(app.burst)) / f64::from(app.calls_per_second);
+    let per_group = command::of(&app.command).calls_per_second_per_group();
+    let at_group_limit =
+        per_group.map_or(0.0, |limit| f64::from((calls - 1) / limit) * SPAN.as_secs_f64());
+    let seconds = at_app_limit.max(at_group_limit);
+    let for_one_group =
+        per_group.map_or_else(String::new, |limit| format!(", {limit} of them for one group"));
     say(format_args!(
         "group     {}\naudience  {}\nbatches   {calls}, one call each\nearliest  {seconds:.1} s \
-            after the first call, at {} calls a second",
+            after the first call, at {} calls a second{for_one_group}",
         job.group_id,
         audience(&job),
         app.calls_per_second,
