@@ -62,6 +62,7 @@ pub fn read(
         earlier_deaths: 0,
         parkings: 0,
         redeliveries: 0,
+        has_earlier_record: false,
         given_up: None,
         owes_result: false,
         delivery: DeliveryPromise::default(),

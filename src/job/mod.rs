@@ -300,6 +300,8 @@ pub struct Envelope {
     pub parkings: u32,
     /// How often the message went back to the queue, as counted by the broker.
     pub redeliveries: u32,
+    /// Whether an earlier delivery of the job has made its record.
+    pub has_earlier_record: bool,
     /// Why the broker has given the job up, if it has.
     pub given_up: Option<String>,
     /// Whether the job has already ended and only its result is still to be published.
@@ -354,6 +356,13 @@ pub const DEAD_LETTER_HEADERS: [&str; 6] = [
     "groupcast-job-id",
     "groupcast-died-at",
 ];
+
+impl Envelope {
+    /// Whether an earlier delivery of the job may have made calls that are not recorded.
+    pub fn is_perhaps_called(&self) -> bool {
+        self.redeliveries > 0 || self.has_earlier_record
+    }
+}
 
 /// Header of a parked job: how often it was parked.
 pub const PARKED_HEADER: &str = "groupcast-parked";

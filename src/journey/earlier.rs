@@ -86,6 +86,7 @@ impl Pipeline {
                 Some(Ok(Opened::Unfinished(earlier))) => {
                     job.resume(earlier.head.cut(), earlier.head.duplicates);
                     envelope.received_at = earlier.head.received_at;
+                    envelope.has_earlier_record = earlier.made == Made::Before;
                     (entry, batches) = (Some(earlier.entry), earlier.batches);
                 }
             }

@@ -49,7 +49,12 @@ impl SendingJob<'_> {
     ) -> Result<Decision, StoreLost> {
         let span = self.batches().span_of_call(batch, self.submission);
         let (body, epoch_changed) = self.request_body(batch);
-        self.record_intent(batch, epoch_changed).await?;
+        if let Err(error) = self.record_intent(batch, epoch_changed).await {
+            // The store may have recorded the intent before it failed.
+            self.not_called(batch);
+            self.record(batch).await?;
+            return Err(error);
+        }
         let permission = Permission {
             may_start: self.gate.settings.may_start.clone(),
             lease: self.submission.lease.clone(),
@@ -66,11 +71,7 @@ impl SendingJob<'_> {
         drop(span);
         let decision = match answer {
             Answer::Withdrawn => {
-                let mut batches = self.batches();
-                batches.set_state(batch, BatchState::Open);
-                if batches.get(batch).doubt.is_none() {
-                    batches.get_mut(batch).message_sent_at = None;
-                }
+                self.not_called(batch);
                 Decision::AgainAtOnce
             }
             answer => {
@@ -112,6 +113,7 @@ impl SendingJob<'_> {
     fn request_body(&self, batch: u32) -> (Vec<u8>, bool) {
         let mut batches = self.batches();
         let progress = batches.get_mut(batch);
+        let may_be_repeat = batches.may_be_repeat(batch);
         let config = self.gate.config.borrow().clone();
         let command = command::of(&config.command);
         let job = &self.submission.job;
@@ -121,7 +123,7 @@ impl SendingJob<'_> {
         let before = progress.message_epoch;
         let now = Instant::now();
         let used = &mut self.gate.lock().used_numbers;
-        progress.message_epoch = used.take(&self.numbers, batch, before, now);
+        progress.message_epoch = used.take(&self.numbers, batch, before, may_be_repeat, now);
         progress.message_sent_at.get_or_insert_with(clock::now);
         let number = self.numbers.number(batch, progress.message_epoch);
         (command.body(job, batch, number), progress.message_epoch != before)
@@ -141,6 +143,15 @@ impl SendingJob<'_> {
     }
 
     /// Records how a batch stands, if the job has a record.
+    /// The call for the batch was not made.
+    fn not_called(&self, batch: u32) {
+        let mut batches = self.batches();
+        batches.set_state(batch, BatchState::Open);
+        if batches.get(batch).doubt.is_none() {
+            batches.get_mut(batch).message_sent_at = None;
+        }
+    }
+
     pub(super) async fn record(&self, batch: u32) -> Result<(), StoreLost> {
         let Some(entry) = &self.submission.entry else { return Ok(()) };
         let progress = self.batches().get(batch).clone();

@@ -86,7 +86,7 @@ impl Batches {
             refusal,
         };
         // With `at-most-once`, the intent of each call is recorded.
-        if submission.envelope.redeliveries > 0 && promise == DeliveryPromise::AtLeastOnce {
+        if submission.envelope.is_perhaps_called() && promise == DeliveryPromise::AtLeastOnce {
             batches.perhaps_called = batches.unsent().collect();
         }
         batches.report_advance(batches.ended.load(Ordering::Relaxed));

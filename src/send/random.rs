@@ -90,12 +90,20 @@ struct Use {
 
 impl UsedNumbers {
     /// Uses a number for a batch: the one of `epoch`, or of the next epoch whose number is free.
-    /// Returns the epoch.
-    pub fn take(&mut self, numbers: &MessageNumbers, batch: u32, epoch: u32, now: Instant) -> u32 {
+    /// Returns the epoch. If the message of `epoch` may have been delivered, it keeps its number:
+    /// another replica may have sent it since it was spent here.
+    pub fn take(
+        &mut self,
+        numbers: &MessageNumbers,
+        batch: u32,
+        epoch: u32,
+        may_be_repeat: bool,
+        now: Instant,
+    ) -> u32 {
         self.forget_old(now);
         let by = numbers.key(batch);
-        let is_free = |epoch: &u32| match self.uses.get(&numbers.number(batch, *epoch)) {
-            Some(other) => other.by == by && !other.is_spent,
+        let is_free = |tried: &u32| match self.uses.get(&numbers.number(batch, *tried)) {
+            Some(other) => other.by == by && (!other.is_spent || may_be_repeat && *tried == epoch),
             None => true,
         };
         let epoch = (epoch..=u32::MAX).find(is_free).unwrap_or(epoch);
@@ -159,7 +167,7 @@ mod tests {
                 now += Duration::from_secs(seconds);
                 let job = numbers(identity + 200_000_000, 5);
                 let epoch = epochs.entry((identity, batch)).or_default();
-                *epoch = used.take(&job, batch, *epoch, now);
+                *epoch = used.take(&job, batch, *epoch, false, now);
                 let (number, message) = (job.number(batch, *epoch), (identity, batch, *epoch));
                 let clash = sent.iter().find(|(at, other, of)| {
                     now < *at + REMEMBERED_FOR && *other == number && *of != message
@@ -178,13 +186,15 @@ mod tests {
     fn a_repeat_keeps_its_number_and_a_spent_one_is_never_used_again() {
         let (mut used, now) = (UsedNumbers::default(), Instant::now());
         let job = numbers(500_000_000, 10);
-        assert_eq!(used.take(&job, 3, 0, now), 0);
-        assert_eq!(used.take(&job, 3, 0, now), 0);
+        assert_eq!(used.take(&job, 3, 0, false, now), 0);
+        assert_eq!(used.take(&job, 3, 0, false, now), 0);
         used.spend(&job, 3, 0);
         // A job without a record begins again with the first epoch.
-        assert_eq!(used.take(&job, 3, 0, now), 1);
+        assert_eq!(used.take(&job, 3, 0, true, now), 0, "it may be a repeat");
+        used.spend(&job, 3, 0);
+        assert_eq!(used.take(&job, 3, 0, false, now), 1);
         // The numbers of its first two epochs belong to the other job.
-        assert_eq!(used.take(&numbers(500_000_003, 10), 0, 0, now), 2);
-        assert_eq!(used.take(&numbers(500_000_003, 10), 0, 0, now + REMEMBERED_FOR), 0);
+        assert_eq!(used.take(&numbers(500_000_003, 10), 0, 0, false, now), 2);
+        assert_eq!(used.take(&numbers(500_000_003, 10), 0, 0, false, now + REMEMBERED_FOR), 0);
     }
 }
