@@ -94,7 +94,8 @@ impl Pipeline {
                 content: JobContent::Job(job.clone()),
                 envelope: envelope.clone(),
                 letter_is_confirmed: false,
-                unrecorded: entry.is_none().then_some((fingerprint, report)),
+                ended: Some((fingerprint, report)),
+                may_go_back: entry.is_some(),
             },
             record: entry.map(|entry| (entry, json)),
             tally: ended(result, envelope, finished_at),
@@ -121,7 +122,8 @@ impl Pipeline {
             content: JobContent::SameAsDeadLetter,
             envelope,
             letter_is_confirmed,
-            unrecorded: None,
+            ended: None,
+            may_go_back: true,
         };
         Owed::Answer { dead_letter, reply, record: None, tally, job }
     }
@@ -165,7 +167,8 @@ impl Pipeline {
             content: JobContent::Original(body),
             envelope,
             letter_is_confirmed: true,
-            unrecorded: None,
+            ended: None,
+            may_go_back: true,
         };
         Owed::Answer { dead_letter: None, reply, record: owed_record, tally, job }
     }

@@ -75,25 +75,32 @@ impl Pipeline {
             (JobContent::SameAsDeadLetter, None) => return Ok(false),
         };
         if let (
-            None,
             JobContent::Job(content),
             Some((fingerprint, report)),
             Tally::Ended { result, .. },
-        ) = (&record, &job.content, &job.unrecorded, &*tally)
+        ) = (&job.content, &job.ended, &*tally)
         {
-            // Without this record, the daemon would send the job again when it comes back.
             let (fingerprint, progress) = (fingerprint.clone(), progress_of(report));
-            let entry = self
-                .progress
-                .remember(&self.tenure, &job.envelope, content, fingerprint, &progress)
-                .await?;
-            *record = Some((entry, result.json()));
-        } else if let (Some((entry, _)), Tally::Ended { result, .. }) = (&*record, &*tally)
-            && result.calls == 0
-        {
-            // The store may postpone a record until a batch is recorded, and a parked job needs
-            // its record.
-            entry.record_batch(0, &BatchProgress::default()).await?;
+            match &*record {
+                // Without a record, the daemon would send the job again when it comes back.
+                None => {
+                    let remembering = self.progress.remember(
+                        &self.tenure,
+                        &job.envelope,
+                        content,
+                        fingerprint,
+                        &progress,
+                    );
+                    *record = Some((remembering.await?, result.json()));
+                }
+                // The store may postpone a record until a batch is recorded, and a parked job needs
+                // its record.
+                Some((entry, _)) if result.calls == 0 => {
+                    let (batch, first) = &progress[0];
+                    entry.record_batch(*batch, first).await?;
+                }
+                Some(_) => {}
+            }
         }
         let only_result =
             (job.letter_is_confirmed || dead_letter.is_none()) && !matches!(tally, Tally::Repeated);

@@ -57,8 +57,11 @@ pub struct EndedJob {
     pub envelope: Arc<Envelope>,
     /// Whether its dead letter is confirmed.
     pub letter_is_confirmed: bool,
-    /// Its fingerprint and its outcome, if no record has them.
-    pub unrecorded: Option<(String, Report)>,
+    /// Its fingerprint and its outcome, if it has ended now.
+    pub ended: Option<(String, Report)>,
+    /// Whether it would be recognised if the delivery came again. A job without an id would not,
+    /// even if it has a record by now.
+    pub may_go_back: bool,
 }
 
 /// The body of a job's message.
@@ -91,7 +94,7 @@ impl Owed {
     /// Whether the delivery can go back to the queue without a repeated send.
     pub fn may_go_back(&self) -> bool {
         match self {
-            Self::Answer { job, .. } => job.unrecorded.is_none(),
+            Self::Answer { job, .. } => job.may_go_back,
             Self::Parked { may_go_back, .. } => *may_go_back,
         }
     }
