@@ -5,6 +5,7 @@ mod admin;
 mod bad_input;
 mod broken_worlds;
 mod broker_nodes;
+mod cancelling;
 mod command_line;
 mod connections;
 mod consumer_timeout;

@@ -145,6 +145,16 @@ async fn it_shows_work_and_trouble_as_they_come_and_go() {
     browser.until_says(&format!("{card} .actions"), "1 sent again, 0 left").await;
     assert_eq!(scene.producer.result().await.status, Status::Failed);
 
+    let cancel = format!(
+        "window.confirm = () => true; const form = document.querySelector('{card} .actions form'); \
+            form.querySelector('input').value = 'later'; form.requestSubmit()"
+    );
+    browser.evaluate(&cancel).await;
+    let told = "Not known yet: it is cancelled when it comes";
+    browser.until_says(&format!("{card} .actions"), told).await;
+    scene.publish_with_id(&job("g", 3), "later").await;
+    assert_eq!(scene.producer.result().await.status, Status::Cancelled);
+
     scene.daemon.kill().await;
     browser.until_says("#ready", "no connection").await;
     browser.close().await;

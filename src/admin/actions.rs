@@ -1,7 +1,9 @@
-//! The actions on an app: `POST /apps/<app>/pause`, `/resume` and `/redrive`.
+//! The actions on an app: `POST /apps/<app>/pause`, `/resume`, `/redrive` and `/jobs/<id>/cancel`.
 
 use std::sync::Arc;
 
+use hyper::StatusCode;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tracing::info;
 
@@ -9,21 +11,25 @@ use super::{Shown, ShownApp};
 use crate::{
     broker::{BrokerError, connection::Connector},
     dead_letters::{self, DeadLetters, Deadline, LetterFilter, Redriven},
+    progress::store::{Cancelled, StoreLost},
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Pause,
     Resume,
     Redrive,
+    /// Cancels the job with this id.
+    Cancel(String),
 }
 
 impl Action {
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Redrive => "redrive",
+            Self::Cancel(_) => "cancel",
         }
     }
 }
@@ -35,6 +41,31 @@ pub enum ActionResult {
     Paused,
     Resumed,
     Redriven(Redriven),
+    /// The job has a record, and no further call starts for it.
+    Cancelled,
+    /// No record of the job is there yet. It is cancelled when it comes.
+    CancelledWhenItComes,
+    /// The job has ended. Nothing is changed.
+    HasEnded,
+}
+
+impl ActionResult {
+    pub fn http_status(&self) -> StatusCode {
+        match self {
+            Self::Paused | Self::Resumed | Self::Redriven(_) | Self::Cancelled => StatusCode::OK,
+            Self::CancelledWhenItComes => StatusCode::ACCEPTED,
+            Self::HasEnded => StatusCode::CONFLICT,
+        }
+    }
+}
+
+/// Why an action was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionFailed {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Store(#[from] StoreLost),
 }
 
 /// The app and the action that a path names.
@@ -44,7 +75,10 @@ pub fn named<'a>(path: &str, shown: &'a Shown) -> Option<(&'a ShownApp, Action)>
         "pause" => Action::Pause,
         "resume" => Action::Resume,
         "redrive" => Action::Redrive,
-        _ => return None,
+        other => {
+            let id = other.strip_prefix("jobs/")?.strip_suffix("/cancel")?;
+            Action::Cancel(percent_decode_str(id).decode_utf8().ok()?.into_owned())
+        }
     };
     Some((shown.apps.iter().find(|shown| shown.name == app)?, action))
 }
@@ -53,7 +87,7 @@ pub async fn act(
     app: &ShownApp,
     action: Action,
     shown: &Shown,
-) -> Result<ActionResult, BrokerError> {
+) -> Result<ActionResult, ActionFailed> {
     info!(app = app.name, action = action.name(), "an action was requested at admin.listen");
     match action {
         Action::Pause => {
@@ -71,6 +105,14 @@ pub async fn act(
                 .await
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             Ok(ActionResult::Redriven(redriven?))
+        }
+        Action::Cancel(job_id) => {
+            info!(app = app.name, job_id, "a job is cancelled");
+            Ok(match shown.progress.cancel(&app.name, &job_id).await? {
+                Cancelled::UnderWay => ActionResult::Cancelled,
+                Cancelled::NotSeen => ActionResult::CancelledWhenItComes,
+                Cancelled::HasEnded => ActionResult::HasEnded,
+            })
         }
     }
 }

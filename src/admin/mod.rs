@@ -1,7 +1,7 @@
 //! The daemon's own HTTP server at `admin.listen`: `/livez`, `/readyz`, `/metrics`, and the status
 //! page at `/`, which `/events` keeps up to date. With a token configured, an operator can pause
-//! and resume an app there, and redrive its dead letters. Without a token, the server changes
-//! nothing.
+//! and resume an app there, redrive its dead letters and cancel a job. Without a token, the server
+//! changes nothing.
 //!
 //! `listener` has the sockets, and `pages` answers each path. [`readiness`] says whether every app
 //! consumes, and what is wrong if not. [`status`] has the contents of the page, and `observer`

@@ -124,7 +124,7 @@ impl Pages {
             return refuse(denied);
         }
         match act(app, action, &self.shown).await {
-            Ok(done) => json(StatusCode::OK, &done),
+            Ok(done) => json(done.http_status(), &done),
             Err(error) => whole(StatusCode::BAD_GATEWAY, TEXT, format!("{error}\n")),
         }
     }

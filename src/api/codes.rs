@@ -4,6 +4,8 @@
 //! Source: the vendor's "Error Codes" and "RESTful API Overview" pages and the header
 //! `TIMErrorCode.h` of its SDK.
 
+use crate::job::outcome::{BatchOutcome, FailureKind, Fault};
+
 /// Whose fault a failed call is. It decides how the daemon reacts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -295,6 +297,17 @@ pub static CODES: &[Code] = &[
     code(91000, TRANSIENT_UNKNOWN, "internal error", RETRIED),
     code(93000, Class::Job, "JSON longer than 12 KB", FIX_JOB),
 ];
+
+/// How every batch of the job ends, if the outcome of this one says so.
+pub fn end_of_job(outcome: &BatchOutcome) -> Option<(FailureKind, Fault)> {
+    let BatchOutcome::Failed { kind, fault, .. } = outcome else { return None };
+    let ends_job = match kind {
+        FailureKind::Job => fault.code.is_some_and(concerns_whole_job),
+        FailureKind::Cancelled => true,
+        FailureKind::Transient | FailureKind::Expired | FailureKind::Undeliverable => false,
+    };
+    ends_job.then(|| (*kind, fault.clone()))
+}
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,9 @@ pub const MAX_INFO_CHARS: usize = 2000;
 /// The error text in a result for an expired batch.
 pub const DEADLINE_PASSED: &str = "the deadline passed";
 
+/// The error text in a result for a cancelled batch.
+pub const JOB_CANCELLED: &str = "the job was cancelled";
+
 /// What went wrong with a call, as the result reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
@@ -24,6 +27,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault that no answer of the API caused.
+    pub fn of_job(info: &str) -> Self {
+        Self { code: None, http_status: None, info: info.to_owned() }
+    }
+
     /// What identifies the cause. The text may differ each time.
     pub fn cause(&self) -> (Option<i64>, Option<u16>) {
         (self.code, self.http_status)
@@ -41,6 +49,8 @@ pub enum FailureKind {
     Expired,
     /// The broker has given the job up.
     Undeliverable,
+    /// An operator has cancelled the job.
+    Cancelled,
 }
 
 /// What identifies a message that the vendor keeps, together with its group.
@@ -66,6 +76,16 @@ pub enum BatchOutcome {
         fault: Fault,
         attempts: u32,
     },
+}
+
+impl BatchOutcome {
+    /// Why the batch was given up; `None` if it was not, or if its outcome is unknown.
+    pub fn failure_kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Failed { kind, .. } => Some(*kind),
+            Self::Sent | Self::Unknown { .. } => None,
+        }
+    }
 }
 
 /// The progress of one batch.

@@ -106,7 +106,8 @@ impl Pipeline {
         context: &Context,
     ) -> Result<Owed, Interrupted> {
         let reason = envelope.given_up.as_deref().unwrap_or_default();
-        let batches = undeliverable::conclude(&job, &envelope, reason, batches);
+        let is_cancelled = entry.as_ref().is_some_and(Entry::is_cancelled);
+        let batches = undeliverable::conclude(&job, &envelope, reason, batches, is_cancelled);
         if let Some(entry) = &entry {
             // Record the outcomes before the answer. Otherwise the next delivery could get a
             // different answer.

@@ -31,9 +31,10 @@ pub struct JobFailure {
 pub struct Failures(Mutex<VecDeque<JobFailure>>);
 
 impl Failures {
-    /// Remembers a result if it reports an error.
+    /// Remembers a result if it reports an error. A cancelled job is none.
     pub fn note(&self, result: &JobResult) {
-        let Some(error) = result.errors.first() else { return };
+        let mut errors = result.errors.iter();
+        let Some(error) = errors.find(|error| error.kind != ErrorKind::Cancelled) else { return };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(KEPT - 1);
         kept.push_front(JobFailure {
@@ -67,6 +68,9 @@ fn advice(kind: ErrorKind, code: Option<i64>) -> &'static str {
         }
         (ErrorKind::Undeliverable, None) => {
             "mend what the error names, then send it again with `groupcast dead redrive`"
+        }
+        (ErrorKind::Cancelled, None) => {
+            "an operator cancelled it; publish it again if it is wanted"
         }
         (ErrorKind::Unknown, None) => "ask a recipient; nothing sends it again by itself",
         (ErrorKind::Job, None) => {

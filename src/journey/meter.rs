@@ -55,6 +55,7 @@ struct Jobs {
     failed: Counter,
     rejected: Counter,
     expired: Counter,
+    cancelled: Counter,
 }
 
 /// Recipients by outcome.
@@ -135,6 +136,7 @@ impl Meter {
                 failed: job(Status::Failed),
                 rejected: job(Status::Rejected),
                 expired: job(Status::Expired),
+                cancelled: job(Status::Cancelled),
             },
             job_seconds: JOB_SECONDS.histogram(&[app]),
             recipients: RecipientCounters {
@@ -245,6 +247,7 @@ impl Jobs {
             Status::Failed => &self.failed,
             Status::Rejected => &self.rejected,
             Status::Expired => &self.expired,
+            Status::Cancelled => &self.cancelled,
         }
     }
 }

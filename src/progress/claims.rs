@@ -1,11 +1,12 @@
 //! The jobs that this process is working on. Only one delivery of a job is processed at a time.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::store::Key;
 
@@ -14,13 +15,15 @@ pub(super) struct Claims(Arc<ClaimTable>);
 
 #[derive(Default)]
 struct ClaimTable {
-    keys: Mutex<HashSet<Key>>,
+    cancelled: Mutex<HashMap<Key, CancellationToken>>,
     released: Notify,
 }
 
 /// Released when dropped.
 pub(super) struct Claim {
     key: Key,
+    /// Cancelled when an operator cancels the job.
+    pub cancelled: CancellationToken,
     shared: Arc<ClaimTable>,
 }
 
@@ -32,24 +35,37 @@ impl Claims {
             // Registers before the check: a release right after the check would otherwise be
             // missed.
             released.as_mut().enable();
-            if lock(&self.0.keys).insert(key.clone()) {
-                return Claim { key, shared: self.0.clone() };
+            if let Entry::Vacant(free) = lock(&self.0.cancelled).entry(key.clone()) {
+                let cancelled = free.insert(CancellationToken::new()).clone();
+                return Claim { key, cancelled, shared: self.0.clone() };
             }
             released.await;
+        }
+    }
+
+    /// Cancels those of the jobs that are claimed.
+    pub(super) fn cancel(&self, app: &str, jobs: &[String]) {
+        let jobs: HashSet<&str> = jobs.iter().map(String::as_str).collect();
+        for (key, cancelled) in &*lock(&self.0.cancelled) {
+            if key.app == app && jobs.contains(key.job_id.as_str()) {
+                cancelled.cancel();
+            }
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        lock(&self.shared.keys).remove(&self.key);
+        lock(&self.shared.cancelled).remove(&self.key);
         self.shared.released.notify_waiters();
     }
 }
 
 /// No code panics while it holds the lock.
-fn lock(keys: &Mutex<HashSet<Key>>) -> MutexGuard<'_, HashSet<Key>> {
-    keys.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(
+    cancelled: &Mutex<HashMap<Key, CancellationToken>>,
+) -> MutexGuard<'_, HashMap<Key, CancellationToken>> {
+    cancelled.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

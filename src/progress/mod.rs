@@ -29,9 +29,10 @@ use self::{
     health::{Attempt, Health},
     pending::Pending,
     redis::{Certificates, RedisStore},
-    sqlite::SqliteStore,
+    sqlite::{FileAccess, SqliteStore},
     store::{
-        Answer, Completion, Head, Key, Opening, Record, Retention, Scope, Sharing, Store, StoreLost,
+        Answer, CancelNumber, Cancelled, Completion, Head, Key, Opening, Record, Retention, Scope,
+        Sharing, Store, StoreLost,
     },
     tenure::Tenure,
 };
@@ -69,10 +70,13 @@ pub async fn claim_file(config: &Config) -> Result<Option<fs::File>, StoreLost> 
         .map_or(Ok(None), |claimed| claimed.expect("it does not panic"))
 }
 
-/// Opens the same store for reading only. A missing SQLite file is not created.
-pub fn existing_store(config: &Config) -> Result<Arc<dyn Store>, StoreLost> {
+/// Opens the store of a daemon for a command beside it. A missing SQLite file is not created, and
+/// an old one is not upgraded.
+pub fn existing_store(config: &Config, access: FileAccess) -> Result<Arc<dyn Store>, StoreLost> {
     match config.state.url.store() {
-        StateStore::Sqlite(path) => Ok(Arc::new(SqliteStore::existing(path.clone()))),
+        StateStore::Sqlite(path) => {
+            Ok(Arc::new(SqliteStore::existing(path.clone(), access, retention_of(config))))
+        }
         StateStore::Redis => store_of(config),
     }
 }
@@ -190,12 +194,18 @@ impl Progress {
         let opening = Arc::new(opening(tenure.app(), envelope, job, fingerprint, epoch));
         let claiming = self.0.claims.claim(opening.key.clone());
         let Ok(claim) = timeout(patience, claiming).await else { return Ok(Opened::Busy) };
-        let Record { key, head, batches, result } = {
+        let Record { key, head, batches, result, is_cancelled } = {
             let opening = opening.clone();
             let opened =
                 self.0.retry_until_answered(move |store| store.open(opening.clone())).await;
-            tenure.shared().apply_answer(epoch, opened)?
+            let ((record, latest), at) = tenure.shared().apply_answer(epoch, opened)?;
+            tenure.shared().confirmed(epoch, latest, at);
+            record
         };
+        // Set here too: the cancellation may be older than the claim.
+        if is_cancelled {
+            claim.cancelled.cancel();
+        }
         if head.content != opening.head.content {
             return Ok(Opened::OtherContent);
         }
@@ -234,6 +244,15 @@ impl Progress {
         try_join_all(touched.iter().map(|(batch, progress)| entry.record_batch(*batch, progress)))
             .await?;
         Ok(entry)
+    }
+
+    /// Cancels a job, wherever it is. If this process is working on it, it learns so at once.
+    pub async fn cancel(&self, app: &str, job_id: &str) -> Result<Cancelled, StoreLost> {
+        let cancelled = self.0.store.cancel(app.to_owned(), job_id.to_owned()).await?;
+        if cancelled != Cancelled::HasEnded {
+            self.0.claims.cancel(app, &[job_id.to_owned()]);
+        }
+        Ok(cancelled)
     }
 
     /// Returns the tenure of one app in this process.
@@ -317,14 +336,27 @@ impl Entry {
         }
     }
 
+    /// Whether an operator has cancelled the job.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.claim.cancelled.is_cancelled()
+    }
+
+    /// Returns when an operator has cancelled the job.
+    pub async fn until_cancelled(&self) {
+        self.0.claim.cancelled.cancelled().await;
+    }
+
     /// Records what the daemon knows.
     async fn record<O>(&self, operation: O) -> Result<(), StoreLost>
     where
-        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, ()> + Clone + Send + Sync + 'static,
+        O: for<'a> Fn(&'a dyn Store) -> Answer<'a, CancelNumber> + Clone + Send + Sync + 'static,
     {
         let EntryState { inner, tenure, opening, .. } = &*self.0;
         let _unconfirmed = inner.pending.begin();
-        tenure.apply_answer(opening.epoch, inner.retry_until_answered(operation).await)
+        let answered = inner.retry_until_answered(operation).await;
+        let (latest, at) = tenure.apply_answer(opening.epoch, answered)?;
+        tenure.confirmed(opening.epoch, latest, at);
+        Ok(())
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Record {
     pub batches: Vec<(u32, BatchProgress)>,
     /// The job's result as JSON, once it has ended.
     pub result: Option<String>,
+    /// Whether an operator has cancelled the job, and it has not ended since.
+    pub is_cancelled: bool,
 }
 
 /// Names a job's record and carries its head. Each write repeats them, so a store that has lost its
@@ -116,6 +118,36 @@ pub struct Completion {
     pub owes_result: bool,
 }
 
+/// The number of an app's latest cancellation, 0 if there was none. It rises with each. The store
+/// says it with each confirmation of an epoch, so the replica that makes the calls learns of a
+/// cancellation without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct CancelNumber(pub i64);
+
+/// The cancellations of an app after one that its reader knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cancellations {
+    /// The ids of the jobs.
+    pub jobs: Vec<String>,
+    /// The reader knows all cancellations up to this one now.
+    pub latest: CancelNumber,
+}
+
+/// What a cancellation met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// The job has a record and has not ended.
+    UnderWay,
+    /// No record of the job is there. It is cancelled when it comes.
+    NotSeen,
+    /// The job has ended. Nothing is changed.
+    HasEnded,
+}
+
+/// How long the store can list a cancellation for the replica that makes the calls. Jobs that come
+/// later are looked up one by one.
+pub const LISTED_FOR: Duration = Duration::from_hours(24);
+
 /// Whether other processes may write to the same records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
@@ -169,26 +201,38 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreLost>>;
 pub trait Store: Send + Sync + 'static {
     /// Creates the record unless it exists, and returns its contents. A store may postpone the
     /// creation to the first note, if no other process needs the record before.
-    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record>;
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, (Record, CancelNumber)>;
     /// Records the progress of a batch, if the job is still cut as its opening says. The state of
     /// an ended batch never changes.
-    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()>;
+    fn note(
+        &self,
+        opening: Arc<Opening>,
+        batch: u32,
+        progress: BatchProgress,
+    ) -> Answer<'_, CancelNumber>;
     /// Replaces the cut of an unfinished job with that of its opening, and replaces the progress of
     /// its batches. Later notes about batches of the old cut are ignored.
     fn split_again(
         &self,
         opening: Arc<Opening>,
         batches: Vec<(u32, BatchProgress)>,
-    ) -> Answer<'_, ()>;
-    /// Records the result, and removes the batches.
-    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()>;
+    ) -> Answer<'_, CancelNumber>;
+    /// Records the result, and removes the batches and the cancellation of the job.
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, CancelNumber>;
     /// The latest record of a job: the one with the most earlier deaths.
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>>;
     /// Takes the app's next epoch.
     fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken>;
     /// Fails as displaced unless this is still the app's newest epoch. Records that its holder is
     /// active.
-    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()>;
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, CancelNumber>;
+    /// Cancels a job unless it has ended. The cancellation is kept until the job ends: like the
+    /// record of an unfinished job, or as long as [`Retention::ended`] if there is none.
+    fn cancel(&self, app: String, job_id: String) -> Answer<'_, Cancelled>;
+    /// Removes the cancellation of a job. Returns whether there was one.
+    fn undo_cancel(&self, app: String, job_id: String) -> Answer<'_, bool>;
+    /// The app's cancellations after this one.
+    fn cancelled_since(&self, app: String, known: CancelNumber) -> Answer<'_, Cancellations>;
     /// Checks that the store can be read and written now.
     fn probe(&self) -> Answer<'_, ()>;
     fn sharing(&self) -> Sharing;

@@ -8,6 +8,10 @@
 //! within the last second. While calls go out, their writes confirm it. Otherwise the keeper asks
 //! the store.
 //!
+//! With each confirmation the store also says the number of the app's latest cancellation. If that
+//! is a new one, the keeper asks which jobs are cancelled, and the answer confirms nothing. So no
+//! call starts for a job that was cancelled more than a second ago.
+//!
 //! A displaced replica does not take the jobs back from a replica that makes calls. So two replicas
 //! that both get deliveries do not displace each other in turn.
 
@@ -25,7 +29,7 @@ use tracing::{error, info};
 
 use super::{
     Inner,
-    store::{Scope, StoreLost, TakeOver, Taken},
+    store::{CancelNumber, Scope, StoreLost, TakeOver, Taken},
 };
 use crate::{
     clock::{self, Moment},
@@ -84,6 +88,10 @@ struct Confirmed {
     was_displaced: bool,
     /// When this replica may take the next delivery.
     pause_ends_at: Instant,
+    /// The cancellations up to this one have reached their jobs.
+    cancelled_up_to: CancelNumber,
+    /// The latest cancellation that the store told of.
+    latest_cancellation: CancelNumber,
 }
 
 impl Tenure {
@@ -98,6 +106,8 @@ impl Tenure {
             displaced: 0,
             was_displaced: false,
             pause_ends_at: now,
+            cancelled_up_to: CancelNumber::default(),
+            latest_cancellation: CancelNumber::default(),
         };
         let shared = Arc::new(TenureState {
             app: app.to_owned(),
@@ -255,10 +265,14 @@ impl TenureState {
         }
     }
 
-    /// Records that the store has confirmed the epoch, in answer to a question asked at `at`.
-    pub(super) fn confirmed(&self, at: Moment) {
+    /// Records that the store has confirmed the epoch and told its latest cancellation, in answer
+    /// to a question asked at `at`.
+    pub(super) fn confirmed(&self, epoch: i64, latest: CancelNumber, at: Moment) {
         let mut confirmed = self.lock();
-        if at.is_after(confirmed.at) {
+        if latest > confirmed.cancelled_up_to {
+            confirmed.latest_cancellation = latest;
+            self.asked.notify_one();
+        } else if *self.stage.borrow() == Stage::Held(epoch) && at.is_after(confirmed.at) {
             confirmed.at = at;
         }
     }
@@ -268,24 +282,36 @@ impl TenureState {
     pub(super) fn apply_answer<T>(
         &self,
         epoch: i64,
-        answered: Result<(T, Moment), StoreLost>,
+        answered: Result<T, StoreLost>,
     ) -> Result<T, StoreLost> {
         let present = Stage::Held(epoch);
-        let is_present = *self.stage.borrow() == present;
-        match answered {
-            Ok((value, at)) => {
-                if is_present {
-                    self.confirmed(at);
-                }
-                Ok(value)
-            }
-            Err(error) => {
-                if is_present && error.scope == Scope::Displaced {
-                    self.displaced(present, "the state store has a newer epoch");
-                }
-                Err(error)
-            }
+        if let Err(error) = &answered
+            && error.scope == Scope::Displaced
+            && *self.stage.borrow() == present
+        {
+            self.displaced(present, "the state store has a newer epoch");
         }
+        answered
+    }
+
+    /// If there are new cancellations, asks which jobs they concern, and cancels those.
+    async fn read_cancellations(&self) -> Result<(), StoreLost> {
+        let known = {
+            let confirmed = self.lock();
+            if confirmed.latest_cancellation <= confirmed.cancelled_up_to {
+                return Ok(());
+            }
+            confirmed.cancelled_up_to
+        };
+        let app = self.app.clone();
+        let asked =
+            self.inner.retry_until_answered(move |store| store.cancelled_since(app.clone(), known));
+        let (cancellations, _) = asked.await?;
+        self.inner.claims.cancel(&self.app, &cancellations.jobs);
+        let mut confirmed = self.lock();
+        // The numbers of a store that has lost its data are no lower.
+        confirmed.cancelled_up_to = cancellations.latest.max(confirmed.latest_cancellation);
+        Ok(())
     }
 
     /// Records that another replica has taken the jobs over. `was` is this replica's stage when it
@@ -331,16 +357,19 @@ async fn keep(shared: Arc<TenureState>) {
     loop {
         shared.asked.notified().await;
         let Stage::Held(epoch) = *shared.stage.borrow() else { continue };
+        if let Err(error) = shared.read_cancellations().await {
+            info!(app = shared.app, %error, "cannot read which jobs are cancelled");
+        }
         let app = shared.app.clone();
         let asked =
             shared.inner.retry_until_answered(move |store| store.confirm(app.clone(), epoch)).await;
         if let Ok((_, at)) = &asked {
             shared.lock().announced_at = *at;
         }
-        if let Err(error) = shared.apply_answer(epoch, asked)
-            && error.scope != Scope::Displaced
-        {
-            info!(app = shared.app, %error, "cannot confirm the epoch");
+        match shared.apply_answer(epoch, asked) {
+            Ok((latest, at)) => shared.confirmed(epoch, latest, at),
+            Err(error) if error.scope == Scope::Displaced => {}
+            Err(error) => info!(app = shared.app, %error, "cannot confirm the epoch"),
         }
     }
 }

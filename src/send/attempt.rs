@@ -23,7 +23,7 @@ use crate::{
         outcome::{BatchProgress, BatchState, FailureKind},
     },
     pace::{GroupSlot, SendSlot},
-    progress::store::StoreLost,
+    progress::{Entry, store::StoreLost},
     subscribe::lease::Lease,
 };
 
@@ -59,6 +59,7 @@ impl SendingJob<'_> {
             may_start: self.gate.settings.may_start.clone(),
             lease: self.submission.lease.clone(),
             calls_ended: self.calls_ended.clone(),
+            entry: self.submission.entry.clone(),
             deadline: self.deadline,
             repeat_until: self.repeat_until(batch),
             slot,
@@ -77,7 +78,7 @@ impl SendingJob<'_> {
             answer => {
                 let (call, batches) = ((batch, granted_at, &self.numbers), &mut *self.batches());
                 let decision = self.gate.decide(self.submission, batches, call, answer);
-                if batches.job_is_refused() {
+                if batches.job_has_ended() {
                     self.end_calls();
                 }
                 decision
@@ -112,8 +113,8 @@ impl SendingJob<'_> {
     /// The body of the batch's next call, and whether its message has another epoch than before.
     fn request_body(&self, batch: u32) -> (Vec<u8>, bool) {
         let mut batches = self.batches();
-        let progress = batches.get_mut(batch);
         let may_be_repeat = batches.may_be_repeat(batch);
+        let progress = batches.get_mut(batch);
         let config = self.gate.config.borrow().clone();
         let command = command::of(&config.command);
         let job = &self.submission.job;
@@ -142,7 +143,6 @@ impl SendingJob<'_> {
         entry.record_batch(batch, &BatchProgress { state, ..progress }).await
     }
 
-    /// Records how a batch stands, if the job has a record.
     /// The call for the batch was not made.
     fn not_called(&self, batch: u32) {
         let mut batches = self.batches();
@@ -152,6 +152,7 @@ impl SendingJob<'_> {
         }
     }
 
+    /// Records how a batch stands, if the job has a record.
     pub(super) async fn record(&self, batch: u32) -> Result<(), StoreLost> {
         let Some(entry) = &self.submission.entry else { return Ok(()) };
         let progress = self.batches().get(batch).clone();
@@ -166,6 +167,7 @@ struct Permission {
     lease: Lease,
     /// The job wants no further call.
     calls_ended: Arc<AtomicBool>,
+    entry: Option<Entry>,
     deadline: Option<Instant>,
     /// Later, the vendor might deliver a repeat a second time.
     repeat_until: Option<Instant>,
@@ -175,7 +177,8 @@ struct Permission {
 
 impl Permission {
     fn use_up(self, now: Instant) -> AtWrite {
-        let wanted = !self.calls_ended.load(Ordering::Relaxed);
+        let is_cancelled = self.entry.as_ref().is_some_and(Entry::is_cancelled);
+        let wanted = !is_cancelled && !self.calls_ended.load(Ordering::Relaxed);
         let allowed = wanted && self.lease.allows_calls() && (self.may_start)();
         let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if !allowed || is_past(self.deadline) || is_past(self.repeat_until) {

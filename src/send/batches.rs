@@ -17,13 +17,14 @@ use super::{Advance, Attempts, Submission, idle::IdleTimes};
 use crate::{
     api::{
         classify::Verdict,
-        codes::{Class, concerns_whole_job},
+        codes::{Class, end_of_job},
     },
     clock,
     job::{
         DeliveryPromise,
         outcome::{
-            BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault, Report,
+            BatchOutcome, BatchProgress, BatchState, DEADLINE_PASSED, FailureKind, Fault,
+            JOB_CANCELLED, Report,
         },
     },
     telemetry::spans,
@@ -41,8 +42,9 @@ pub(super) struct Batches {
     promise: DeliveryPromise,
     /// Batches whose call an earlier delivery of the job may have made without recording it.
     perhaps_called: BTreeSet<u32>,
-    /// A refusal of one batch that every other batch would get too.
-    refusal: Option<Fault>,
+    /// How all open batches of the job end: a refusal that each of them would get too, or because
+    /// the job is cancelled.
+    ends_with: Option<(FailureKind, Fault)>,
 }
 
 /// Whether any part of a request left the daemon.
@@ -73,7 +75,7 @@ impl Batches {
         let ended = batches.iter().filter(|batch| batch.outcome().is_some()).count() as u32;
         let advance = submission.advance.clone();
         let (failing, spans) = (BTreeMap::new(), BTreeMap::new());
-        let refusal = batches.iter().find_map(|batch| refusal_of_job(batch.outcome()?)).cloned();
+        let ends_with = batches.iter().find_map(|batch| end_of_job(batch.outcome()?));
         let ended = Arc::new(ended.into());
         let mut batches = Self {
             batches,
@@ -83,7 +85,7 @@ impl Batches {
             advance,
             promise,
             perhaps_called: BTreeSet::new(),
-            refusal,
+            ends_with,
         };
         // With `at-most-once`, the intent of each call is recorded.
         if submission.envelope.is_perhaps_called() && promise == DeliveryPromise::AtLeastOnce {
@@ -102,9 +104,10 @@ impl Batches {
         self.ended.load(Ordering::Relaxed) as usize == self.batches.len()
     }
 
-    /// Whether the API has refused the whole job in its answer to one batch.
-    pub fn job_is_refused(&self) -> bool {
-        self.refusal.is_some()
+    /// Whether the outcome of one batch has ended the whole job: the API has refused it, or it is
+    /// cancelled.
+    pub fn job_has_ended(&self) -> bool {
+        self.ends_with.is_some()
     }
 
     /// The batches that are still to be sent.
@@ -144,8 +147,8 @@ impl Batches {
 
     pub fn set_state(&mut self, batch: u32, state: BatchState) {
         if let BatchState::Ended(outcome) = &state {
-            if self.refusal.is_none() {
-                self.refusal = refusal_of_job(outcome).cloned();
+            if self.ends_with.is_none() {
+                self.ends_with = end_of_job(outcome);
             }
             self.failing.remove(&batch);
             self.spans.remove(&batch);
@@ -208,16 +211,26 @@ impl Batches {
         self.report_advance(self.ended.fetch_add(1, Ordering::Relaxed) + 1);
     }
 
-    /// Ends the batches that have no outcome: with the refusal of the job, or because its deadline
-    /// has passed.
+    /// Ends the job as cancelled, unless it ends otherwise. Returns the batch whose end says so.
+    pub fn cancel(&mut self) -> Option<u32> {
+        if self.job_has_ended() {
+            return None;
+        }
+        let fault = Fault::of_job(JOB_CANCELLED);
+        self.ends_with = Some((FailureKind::Cancelled, fault.clone()));
+        // A batch whose call may have had its effect can end as unknown, which does not say why.
+        let batch = self
+            .unsent()
+            .find(|batch| self.get(*batch).doubt.is_none())
+            .or_else(|| self.unsent().next())?;
+        self.end(batch, FailureKind::Cancelled, fault);
+        Some(batch)
+    }
+
+    /// Ends the batches that have no outcome: as the job ends, or because its deadline has passed.
     pub fn end_unsent(&mut self) {
-        let (kind, fault) = match &self.refusal {
-            Some(fault) => (FailureKind::Job, fault.clone()),
-            None => {
-                let info = DEADLINE_PASSED.into();
-                (FailureKind::Expired, Fault { code: None, http_status: None, info })
-            }
-        };
+        let expired = || (FailureKind::Expired, Fault::of_job(DEADLINE_PASSED));
+        let (kind, fault) = self.ends_with.clone().unwrap_or_else(expired);
         for batch in self.batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
             batch.end(kind, fault.clone(), self.promise);
         }
@@ -241,16 +254,6 @@ impl Batches {
         if let Some(advance) = &self.advance {
             advance.send_replace(Advance { ended, batches: self.batches.len() as u32 });
         }
-    }
-}
-
-/// The fault of an outcome, if every batch of the job would get it.
-fn refusal_of_job(outcome: &BatchOutcome) -> Option<&Fault> {
-    match outcome {
-        BatchOutcome::Failed { kind: FailureKind::Job, fault, .. } => {
-            fault.code.is_some_and(concerns_whole_job).then_some(fault)
-        }
-        _ => None,
     }
 }
 
@@ -279,7 +282,7 @@ mod tests {
             advance: None,
             promise: DeliveryPromise::default(),
             perhaps_called: BTreeSet::new(),
-            refusal: None,
+            ends_with: None,
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
+    future::pending,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     clock,
     job::outcome::{FailureKind, Fault},
-    progress::store::StoreLost,
+    progress::{Entry, store::StoreLost},
     send::condition::Trouble,
 };
 
@@ -46,7 +47,8 @@ pub(super) struct SendingJob<'a> {
 
 /// Why no further call starts for a job.
 enum Leaving {
-    /// All batches have ended, the API has refused the whole job, or the deadline has passed.
+    /// All batches have ended, the API has refused the whole job, it is cancelled, or the deadline
+    /// has passed.
     Done,
     /// It would have to wait for longer than it may be held.
     Park,
@@ -90,6 +92,9 @@ impl<'a> SendingJob<'a> {
             }
         }
         drop(under_way);
+        if let Err(error) = self.record_cancellation().await {
+            leaving = Err(error);
+        }
         self.into_ending(leaving)
     }
 
@@ -106,15 +111,18 @@ impl<'a> SendingJob<'a> {
         // Until the app resumes.
         let mut withheld = Vec::new();
         let mut calls_end = pin!(lease.until_calls_end());
+        let mut cancelled = pin!(self.until_cancelled());
         let mut timer = pin!(sleep_until(self.began_at));
         loop {
             let now = Instant::now();
             let held_until = self.gate.held_until(self.began_at);
             match () {
                 () if self.batches().have_all_ended() => return Ok(Leaving::Done),
-                () if self.batches().job_is_refused() => return Ok(Leaving::Done),
+                () if self.batches().job_has_ended() => return Ok(Leaving::Done),
                 () if !lease.allows_calls() => return Ok(self.give_back_or_park(under_way)),
-                () if is_past(self.deadline, now) => return Ok(Leaving::Done),
+                () if self.is_cancelled() || is_past(self.deadline, now) => {
+                    return Ok(Leaving::Done);
+                }
                 () if is_past(held_until, now) || !self.may_wait_until(begins_at, now) => {
                     return Ok(Leaving::Park);
                 }
@@ -159,12 +167,13 @@ impl<'a> SendingJob<'a> {
                 }
                 event = place.event() => match event {
                     // The answer to another call, which is not yet recorded.
-                    Event::Granted(grant) if self.batches().job_is_refused() => grant.slot.unused(),
+                    Event::Granted(grant) if self.batches().job_has_ended() => grant.slot.unused(),
                     Event::Granted(grant) => under_way.push(Box::pin(self.attempt(grant))),
                     Event::Changed if self.gate.is_paused() => {}
                     Event::Changed => withheld.drain(..).for_each(|batch| place.ready_again(batch)),
                 },
                 () = &mut calls_end => {}
+                () = &mut cancelled => {}
                 () = &mut timer, if due.is_some() => {}
             }
         }
@@ -198,6 +207,31 @@ impl<'a> SendingJob<'a> {
         })
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.submission.entry.as_ref().is_some_and(Entry::is_cancelled)
+    }
+
+    async fn until_cancelled(&self) {
+        match &self.submission.entry {
+            Some(entry) => entry.until_cancelled().await,
+            None => pending().await,
+        }
+    }
+
+    /// If the job is cancelled, records that with one of its open batches. So it ends like this
+    /// also after a crash, even if the cancellation is undone meanwhile. After the deadline the job
+    /// has expired: its result may have said so already.
+    async fn record_cancellation(&self) -> Result<(), StoreLost> {
+        if !self.is_cancelled() || is_past(self.deadline, Instant::now()) {
+            return Ok(());
+        }
+        let ended = self.batches().cancel();
+        let Some(batch) = ended else { return Ok(()) };
+        self.record(batch).await?;
+        self.batches().count_ended();
+        Ok(())
+    }
+
     fn may_wait_until(&self, begins_at: Option<Instant>, now: Instant) -> bool {
         let at = begins_at.into_iter().chain(self.deadline).min();
         begins_at.is_none() || at.is_none_or(|at| self.gate.may_hold_until(at, now))
@@ -222,7 +256,9 @@ impl<'a> SendingJob<'a> {
         let may_send_more = match leaving {
             Ok(Leaving::Done) => false,
             // The calls in flight may have taken until after the deadline.
-            Ok(Leaving::Park) => !is_past(self.deadline, Instant::now()),
+            Ok(Leaving::Park) => {
+                !batches.job_has_ended() && !is_past(self.deadline, Instant::now())
+            }
             Ok(Leaving::Split | Leaving::GiveBack) | Err(_) => true,
         };
         if !may_send_more {

@@ -1,10 +1,11 @@
 //! The dead letter of a job that was rejected, not sent or partially sent. A rejected job keeps its
 //! original bytes. Any other letter has only the recipients that were not sent, so that a redrive
-//! repeats nothing. It never has recipients whose outcome is unknown.
+//! repeats nothing. It never has recipients whose outcome is unknown, or who were cancelled. A job
+//! that was cancelled before anything was sent has no dead letter.
 
 use lapin::{BasicProperties, types::AMQPValue};
 
-use super::result::{ErrorEntry, ErrorKind, JobResult};
+use super::result::{ErrorEntry, ErrorKind, JobResult, Status};
 use crate::{
     broker::{
         Destination, Outgoing,
@@ -14,7 +15,7 @@ use crate::{
     clock,
     job::{
         ATTEMPT_HEADER, Envelope, Job,
-        outcome::{BatchOutcome, Report},
+        outcome::{FailureKind, Report},
     },
 };
 
@@ -36,11 +37,15 @@ pub fn of_finished(
     envelope: &Envelope,
     result: &JobResult,
 ) -> Option<Outgoing> {
+    if result.status == Status::Cancelled {
+        return None;
+    }
     let mut failed = (0..)
         .zip(&report.batches)
-        .filter_map(|(batch, outcome)| {
-            matches!(outcome, BatchOutcome::Failed { .. }).then_some(batch)
+        .filter(|(_, outcome)| {
+            outcome.failure_kind().is_some_and(|kind| kind != FailureKind::Cancelled)
         })
+        .map(|(batch, _)| batch)
         .peekable();
     failed.peek()?;
     Some(letter(job.body_for(failed), properties, envelope, result))
@@ -57,8 +62,10 @@ fn letter(
         headers.insert(name.into(), value);
     };
     let text = |text: &str| AMQPValue::LongString(text.into());
-    if let Some(ErrorEntry { kind, code, info, .. }) =
-        result.errors.iter().find(|error| error.kind != ErrorKind::Unknown)
+    if let Some(ErrorEntry { kind, code, info, .. }) = result
+        .errors
+        .iter()
+        .find(|error| !matches!(error.kind, ErrorKind::Unknown | ErrorKind::Cancelled))
     {
         put("groupcast-error-kind", text(kind.as_str()));
         put("groupcast-error-info", text(info));

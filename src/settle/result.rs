@@ -63,6 +63,8 @@ pub enum Status {
     Rejected,
     /// The deadline passed before any batch was accepted.
     Expired,
+    /// An operator cancelled the job before any batch was accepted.
+    Cancelled,
 }
 
 impl Status {
@@ -73,6 +75,7 @@ impl Status {
             Self::Failed => "failed",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -132,6 +135,8 @@ pub enum ErrorKind {
     Expired,
     /// The broker has given the job up.
     Undeliverable,
+    /// An operator cancelled the job.
+    Cancelled,
     /// It may have been sent, and the job forbids to send it again.
     Unknown,
 }
@@ -144,6 +149,7 @@ impl ErrorKind {
             Self::Transient => "transient",
             Self::Expired => "expired",
             Self::Undeliverable => "undeliverable",
+            Self::Cancelled => "cancelled",
             Self::Unknown => "unknown",
         }
     }
@@ -156,6 +162,7 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::Transient => Self::Transient,
             FailureKind::Expired => Self::Expired,
             FailureKind::Undeliverable => Self::Undeliverable,
+            FailureKind::Cancelled => Self::Cancelled,
         }
     }
 }
@@ -276,13 +283,12 @@ fn count_recipients(mut counts: RecipientCounts, job: &Job, report: &Report) -> 
 }
 
 fn status(counts: BatchCounts, report: &Report) -> Status {
-    let expired = |outcome: &BatchOutcome| {
-        matches!(outcome, BatchOutcome::Failed { kind: FailureKind::Expired, .. })
-    };
+    let any = |kind| report.batches.iter().any(|outcome| outcome.failure_kind() == Some(kind));
     match counts {
         BatchCounts { total, sent, .. } if sent == total => Status::Sent,
         BatchCounts { sent: 1.., .. } => Status::Partial,
-        BatchCounts { unknown: 0, .. } if report.batches.iter().any(expired) => Status::Expired,
+        _ if any(FailureKind::Cancelled) => Status::Cancelled,
+        BatchCounts { unknown: 0, .. } if any(FailureKind::Expired) => Status::Expired,
         _ => Status::Failed,
     }
 }

@@ -8,20 +8,22 @@ use lapin::{
 
 use crate::{
     amqp::as_text,
+    api::codes::end_of_job,
     clock,
     job::{
         Envelope, Job,
-        outcome::{BatchProgress, DEADLINE_PASSED, FailureKind, Fault},
+        outcome::{BatchProgress, DEADLINE_PASSED, FailureKind, Fault, JOB_CANCELLED},
     },
 };
 
-/// Ends the job's batches. A batch with an outcome keeps it, and all others fail. After the
-/// deadline they have expired, because an earlier result of the job may have said so.
+/// Ends the job's batches. A batch with an outcome keeps it, and all others fail. An earlier result
+/// of the job may have said that the job was refused, cancelled or expired, so these come first.
 pub fn conclude(
     job: &Job,
     envelope: &Envelope,
     reason: &str,
     touched: Vec<(u32, BatchProgress)>,
+    is_cancelled: bool,
 ) -> Vec<BatchProgress> {
     let mut batches = vec![BatchProgress::default(); job.batch_count() as usize];
     for (batch, progress) in touched {
@@ -30,15 +32,17 @@ pub fn conclude(
             known.conclude_intent();
         }
     }
-    let (kind, info) = match envelope.deadline {
-        Some(deadline) if deadline <= clock::now() => {
-            (FailureKind::Expired, DEADLINE_PASSED.to_owned())
+    let ends_with = batches.iter().find_map(|batch| end_of_job(batch.outcome()?));
+    let (kind, fault) = match (ends_with, envelope.deadline) {
+        (Some(end), _) => end,
+        (None, Some(deadline)) if deadline <= clock::now() => {
+            (FailureKind::Expired, Fault::of_job(DEADLINE_PASSED))
         }
-        Some(_) | None => (FailureKind::Undeliverable, reason.to_owned()),
+        (None, _) if is_cancelled => (FailureKind::Cancelled, Fault::of_job(JOB_CANCELLED)),
+        (None, _) => (FailureKind::Undeliverable, Fault::of_job(reason)),
     };
     for batch in batches.iter_mut().filter(|batch| batch.outcome().is_none()) {
-        let fault = Fault { code: None, http_status: None, info: info.clone() };
-        batch.end(kind, fault, envelope.delivery);
+        batch.end(kind, fault.clone(), envelope.delivery);
     }
     batches
 }

@@ -15,7 +15,7 @@ use super::{
     defects::Defect,
     messages::{Arrival, Messages, WINDOW},
     scenario::{BATCH_SIZE, EpisodeKind, Planned, Vendor},
-    world::{Life, Shared, World},
+    world::{Life, Shared},
 };
 use crate::{
     api::{
@@ -83,13 +83,10 @@ pub struct Facts {
     doubtful_since: Option<Instant>,
     /// The number of the last such call's message, and when the message was first written.
     number_in_doubt: Option<(u32, Instant)>,
-    /// When the daemon was last told that the batch's message was dropped.
-    dropped_at: Option<Instant>,
-    /// Whether a message was dropped, and the daemon was not told.
-    drop_is_unheard: bool,
-    /// Whether that was before the present call.
-    drop_was_before: bool,
-    /// Whether the batch got a call after a drop that was not recorded.
+    /// The number of the batch's message that was dropped last, and when.
+    dropped: Option<(u32, Instant)>,
+    /// Whether the batch got a call with that number after a process had failed, which did not
+    /// record the drop.
     pub drop_is_unrecorded: bool,
     /// Whether a message was dropped after one that may have been delivered.
     pub dropped_in_doubt: bool,
@@ -239,11 +236,17 @@ impl SimulatedApi {
         };
         let is_dropped = is_heard && self.world.happens(vendor.drops);
         let mut world = self.world.lock();
+        let last_failure = world.last_failure();
+        let facts = world.api.batches.entry(key(request)).or_default();
+        facts.drop_is_unrecorded |= facts
+            .dropped
+            .is_some_and(|(dropped, at)| dropped == number && last_failure >= Some(at));
         if is_dropped {
             if vendor.dropped_occupies_number {
                 world.api.messages.arrive(vendor.dedup_key, number, &key(request));
             }
-            world.api.batches.entry(key(request)).or_default().drop_is_unheard = true;
+            let dropped = Some((number, Instant::now()));
+            world.api.batches.entry(key(request)).or_default().dropped = dropped;
             return Outcome::Dropped;
         }
         match (world.api.messages.arrive(vendor.dedup_key, number, &key(request)), is_heard) {
@@ -259,7 +262,6 @@ impl SimulatedApi {
         let now = Instant::now();
         let mut world = self.world.lock();
         let shared = world.api.messages.shares_number(number, &key(request));
-        let recorded_at = self.recorded_at(&world, request);
         let facts = world.api.batches.entry(key(request)).or_default();
         let is_delivered = matches!(outcome, Outcome::Accepted | Outcome::AcceptedUnheard);
         let is_second = is_delivered
@@ -267,10 +269,6 @@ impl SimulatedApi {
             && facts.delivered_at.is_some_and(|at| now < at + WINDOW - DEDUP_MARGIN)
             // A drop after a doubtful call does not say whether that call was delivered.
             && !facts.dropped_in_doubt;
-        let was_unheard = facts.drop_is_unheard && facts.drop_was_before;
-        facts.drop_was_before |= facts.drop_is_unheard;
-        facts.drop_is_unrecorded |=
-            was_unheard || facts.dropped_at.is_some_and(|at| recorded_at < Some(at));
         if is_delivered {
             facts.delivered_at = Some(now);
         }
@@ -285,17 +283,6 @@ impl SimulatedApi {
             planned.first().is_some_and(|n| self.world.scenario().messages[*n].id.is_some());
         if is_second && has_id {
             self.world.broken(format!("{:?} were notified twice", key(request)));
-        }
-    }
-
-    /// When the progress of this batch was last recorded. Jobs without an id have no record.
-    fn recorded_at(&self, world: &World, request: &Request) -> Option<Instant> {
-        let planned = &self.world.scenario().messages[*self.planned(request).first()?];
-        let members = request.members.clone().unwrap_or_default();
-        let batch = planned.job.as_ref()?.batches().iter().position(|batch| *batch == members)?;
-        match &planned.id {
-            Some(id) => world.records.noted_at(id, batch as u32),
-            None => Some(Instant::now()),
         }
     }
 
@@ -341,6 +328,7 @@ impl SimulatedApi {
         ));
         self.check_batch(planned, &numbers, request, &members);
         self.check_time(planned);
+        self.check_cancelled(planned);
         self.check_pace();
         self.check_group_pace(request);
         self.check_tenure();
@@ -414,17 +402,10 @@ impl SimulatedApi {
                 Answer::NoAnswer { info: "timed out".into() }
             }
             Outcome::Dropped if self.world.has(Defect::DropIgnored) => api(0),
-            Outcome::Dropped => {
-                let mut world = self.world.lock();
-                let facts = world.api.batches.entry(key(request)).or_default();
-                facts.dropped_at = Some(Instant::now());
-                (facts.drop_is_unheard, facts.drop_was_before) = (false, false);
-                drop(world);
-                match self.world.scenario().vendor {
-                    Some(Vendor { drops_with_code: true, .. }) => api(10_023),
-                    _ => Answer::Dropped { reason: "MsgFreqCtrl".into() },
-                }
-            }
+            Outcome::Dropped => match self.world.scenario().vendor {
+                Some(Vendor { drops_with_code: true, .. }) => api(10_023),
+                _ => Answer::Dropped { reason: "MsgFreqCtrl".into() },
+            },
             Outcome::NoEffect => foreign(408),
             Outcome::Refused => api(10004),
             Outcome::RateLimited => foreign(429),
@@ -440,6 +421,17 @@ impl SimulatedApi {
         let is_late = tried_for >= self.world.scenario().app.retry.give_up_after;
         if let Some(facts) = world.api.batches.get_mut(&key(request)) {
             facts.refused_late |= is_late;
+        }
+    }
+
+    /// Checks that a cancelled job gets no call after a second.
+    fn check_cancelled(&self, planned: &Planned) {
+        let Some(id) = &planned.id else { return };
+        let cancelled = self.world.lock().cancelled.get(id).copied();
+        if cancelled.is_some_and(|cancellation| {
+            !cancellation.is_undone && cancellation.at.elapsed() > CONFIRMED_FOR + ROUNDING
+        }) {
+            self.world.broken(format!("a call for {id}, which was cancelled a second ago"));
         }
     }
 

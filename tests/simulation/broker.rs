@@ -153,7 +153,11 @@ fn number(properties: &BasicProperties) -> Option<usize> {
 
 /// Whether a redrive could send anything.
 fn needs_letter(result: &JobResult) -> bool {
-    !result.duplicate && result.errors.iter().any(|error| error.kind != ErrorKind::Unknown)
+    let is_to_be_redriven =
+        |kind: ErrorKind| !matches!(kind, ErrorKind::Unknown | ErrorKind::Cancelled);
+    !result.duplicate
+        && result.status != Status::Cancelled
+        && result.errors.iter().any(|error| is_to_be_redriven(error.kind))
 }
 
 impl Broker {

@@ -17,16 +17,16 @@ use super::{
     api::SimulatedApi,
     broker::{SimulatedQueue, keep_linked},
     defects::Flawed,
-    scenario::{APP, Planned},
+    scenario::{APP, Planned, PlannedCancellation},
     store::SimulatedStore,
-    world::{Life, Shared},
+    world::{Cancellation, Life, Shared},
 };
 use crate::{
     broker::publisher::{LinkState, Publisher},
     clock,
     job::DeliveryPromise,
     journey::Pipeline,
-    progress::Progress,
+    progress::{Progress, store::Cancelled},
     subscribe::{
         consume::{Subscribed, consume},
         prefetch::Prefetch,
@@ -52,6 +52,7 @@ struct Process {
 /// Runs until every job is answered and all activity has ended.
 pub async fn live(world: Shared) {
     tokio::spawn(produce(world.clone()));
+    tokio::spawn(operate(world.clone()));
     for replica in 0..world.scenario().replicas {
         tokio::spawn(keep_running(world.clone(), replica));
     }
@@ -77,6 +78,26 @@ async fn produce(world: Shared) {
         let properties = properties(number, &planned, clock_start);
         world.note(format_args!("message {number} is published"));
         world.publish_job(planned.body, properties, planned.unreadable);
+    }
+}
+
+/// Cancels jobs, and undoes that.
+async fn operate(world: Shared) {
+    for PlannedCancellation { at, id, undo } in world.scenario().cancellations.clone() {
+        sleep_until(world.start() + at).await;
+        let mut state = world.lock();
+        if undo {
+            if state.records.undo_cancel(&id)
+                && let Some(cancellation) = state.cancelled.get_mut(&id)
+            {
+                cancellation.is_undone = true;
+            }
+        } else if state.records.cancel(&id) != Cancelled::HasEnded {
+            let cancellation = Cancellation { at: Instant::now(), is_undone: false };
+            state.cancelled.insert(id.clone(), cancellation);
+        }
+        drop(state);
+        world.note(format_args!("{id} is {}cancelled", if undo { "no longer " } else { "" }));
     }
 }
 

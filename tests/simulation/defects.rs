@@ -68,10 +68,14 @@ pub enum Defect {
     DropIgnored,
     /// A batch goes on with the number of the message that was dropped.
     NumberAfterDrop,
+    /// The store does not tell the replica that makes the calls of a new cancellation.
+    CancelUntold,
+    /// A job that comes is not looked up among the cancelled ones.
+    CancelNotLookedUp,
 }
 
 impl Defect {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::AckBeforeConfirm,
         Self::NotMandatory,
         Self::RecordBeforeAnswer,
@@ -96,6 +100,8 @@ impl Defect {
         Self::EpochNotRecorded,
         Self::DropIgnored,
         Self::NumberAfterDrop,
+        Self::CancelUntold,
+        Self::CancelNotLookedUp,
     ];
 }
 

@@ -1,6 +1,6 @@
 //! What a seed means: the jobs, the app's configuration, and which faults occur.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::json;
@@ -45,8 +45,41 @@ pub struct Scenario {
     /// Faults happen until then; afterwards everything heals.
     pub trouble: Duration,
     pub messages: Vec<Planned>,
+    pub cancellations: Vec<PlannedCancellation>,
     /// Whether every job must be sent in the end.
     pub all_sent: bool,
+}
+
+/// A job that an operator cancels, or whose cancellation the operator undoes.
+#[derive(Clone, Debug)]
+pub struct PlannedCancellation {
+    pub at: Duration,
+    pub id: String,
+    pub undo: bool,
+}
+
+impl PlannedCancellation {
+    /// In the order of their times.
+    fn by_chance(messages: &[Planned], chance: &mut SmallRng) -> Vec<Self> {
+        let mut planned = Vec::new();
+        if !chance.random_bool(0.3) {
+            return planned;
+        }
+        let ids: BTreeSet<&String> =
+            messages.iter().filter_map(|message| message.id.as_ref()).collect();
+        for id in ids {
+            if chance.random_bool(0.6) {
+                let at = Duration::from_millis(chance.random_range(0..40_000));
+                planned.push(Self { at, id: id.clone(), undo: false });
+                if chance.random_bool(0.2) {
+                    let at = at + Duration::from_millis(chance.random_range(0..10_000));
+                    planned.push(Self { at, id: id.clone(), undo: true });
+                }
+            }
+        }
+        planned.sort_by_key(|cancellation| cancellation.at);
+        planned
+    }
 }
 
 /// What the vendor does not document about `send_group_msg`.
@@ -297,6 +330,10 @@ impl Scenario {
             full,
             silent,
             trouble: Duration::from_secs(chance.random_range(5..120)),
+            cancellations: PlannedCancellation::by_chance(
+                &messages,
+                &mut SmallRng::seed_from_u64(seed ^ 0xca9ce1),
+            ),
             messages,
             all_sent: false,
         }
@@ -345,6 +382,7 @@ impl Scenario {
             faults: Faults::none(),
             store: StoreTrouble::default(),
             episode: Some(episode),
+            cancellations: Vec::new(),
             all_sent: true,
             filtered: None,
             delivery_limit: DELIVERY_LIMIT,

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     job::outcome::{BatchProgress, BatchState},
     progress::store::{
-        ACTIVE_FOR, Answer, Completion, Head, Key, Opening, Record, Sharing, Store, StoreLost,
-        TakeOver, Taken,
+        ACTIVE_FOR, Answer, CancelNumber, Cancellations, Cancelled, Completion, Head, Key, Opening,
+        Record, Sharing, Store, StoreLost, TakeOver, Taken,
     },
 };
 
@@ -26,8 +26,6 @@ const RECORDED_LATE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub struct Records {
     by_key: BTreeMap<Key, Stored>,
-    /// When the progress of a batch after a call was last recorded.
-    noted_at: BTreeMap<(String, u32), Instant>,
     /// The newest epoch that was taken.
     epoch: i64,
     holder: Option<Holder>,
@@ -38,6 +36,9 @@ pub struct Records {
     active_until: Option<Instant>,
     stalled_until: Option<Instant>,
     refusing_until: Option<Instant>,
+    /// The cancelled jobs and the numbers of their cancellations.
+    cancelled: BTreeMap<String, i64>,
+    latest_cancellation: i64,
 }
 
 /// The process that took the newest epoch, and when it took its first one.
@@ -69,10 +70,6 @@ impl Records {
             stored.result.is_some()
                 || stored.batches.get(&batch).is_some_and(|progress| progress.outcome().is_some())
         })
-    }
-
-    pub fn noted_at(&self, job_id: &str, batch: u32) -> Option<Instant> {
-        self.noted_at.get(&(job_id.to_owned(), batch)).copied()
     }
 
     pub fn has_result(&self, job_id: &str) -> bool {
@@ -159,6 +156,34 @@ impl Records {
         is_newest
     }
 
+    pub fn cancel(&mut self, job_id: &str) -> Cancelled {
+        let mut of_job = self.by_key.iter().filter(|(key, _)| key.job_id == job_id);
+        let met = match of_job.next() {
+            Some((_, Stored { result: Some(_), .. })) => return Cancelled::HasEnded,
+            Some(_) => Cancelled::UnderWay,
+            None => Cancelled::NotSeen,
+        };
+        self.latest_cancellation += 1;
+        self.cancelled.insert(job_id.to_owned(), self.latest_cancellation);
+        met
+    }
+
+    pub fn undo_cancel(&mut self, job_id: &str) -> bool {
+        self.cancelled.remove(job_id).is_some()
+    }
+
+    fn cancelled_since(&self, CancelNumber(known): CancelNumber) -> Cancellations {
+        let listed = self.cancelled.iter().filter(|(_, number)| **number > known);
+        Cancellations {
+            jobs: listed.map(|(job_id, _)| job_id.clone()).collect(),
+            latest: self.latest(),
+        }
+    }
+
+    fn latest(&self) -> CancelNumber {
+        CancelNumber(self.latest_cancellation)
+    }
+
     fn refuses(&self) -> bool {
         self.refusing_until.is_some_and(|end| Instant::now() < end)
     }
@@ -174,15 +199,14 @@ impl Records {
     }
 
     fn record(&mut self, opening: &Opening) -> Record {
+        let is_cancelled = self.cancelled.contains_key(&opening.key.job_id);
         let Stored { head, batches, result, .. } = self.stored(opening);
         let batches = batches.iter().map(|(batch, progress)| (*batch, progress.clone())).collect();
-        Record { key: opening.key.clone(), head: head.clone(), batches, result: result.clone() }
+        let (key, head, result) = (opening.key.clone(), head.clone(), result.clone());
+        Record { key, head, batches, result, is_cancelled }
     }
 
     pub fn note(&mut self, opening: &Opening, batch: u32, progress: BatchProgress) {
-        if progress.state != BatchState::Intended && progress.calls > 0 {
-            self.noted_at.insert((opening.key.job_id.clone(), batch), Instant::now());
-        }
         let stored = self.stored(opening);
         if stored.head.cut() != opening.head.cut() {
             return;
@@ -260,14 +284,19 @@ impl SimulatedStore {
         opening: Arc<Opening>,
         is_certain: bool,
         change: impl FnOnce(&mut Records, &Opening) -> T,
-    ) -> Result<T, StoreLost> {
+    ) -> Result<(T, CancelNumber), StoreLost> {
         let fenced = |records: &mut Records| {
             let is_displaced =
                 opening.epoch < records.epoch && !self.world.has(Defect::EpochUnchecked);
             let done = (is_certain || !is_displaced).then(|| change(records, &opening));
-            if is_displaced { None } else { done }
+            let told = done.map(|done| (done, self.latest_told(records)));
+            if is_displaced { None } else { told }
         };
         self.apply(what, access, fenced).await?.ok_or_else(|| StoreLost::displaced(what))
+    }
+
+    fn latest_told(&self, records: &Records) -> CancelNumber {
+        if self.world.has(Defect::CancelUntold) { CancelNumber(0) } else { records.latest() }
     }
 
     async fn record(
@@ -275,7 +304,7 @@ impl SimulatedStore {
         opening: Arc<Opening>,
         batch: u32,
         progress: BatchProgress,
-    ) -> Result<(), StoreLost> {
+    ) -> Result<CancelNumber, StoreLost> {
         let is_certain = progress.state != BatchState::Intended;
         let mut progress = progress;
         if self.world.has(Defect::EpochNotRecorded) {
@@ -283,7 +312,8 @@ impl SimulatedStore {
         }
         let note =
             |records: &mut Records, opening: &Opening| records.note(opening, batch, progress);
-        self.apply_fenced("note", Access::Records, opening, is_certain, note).await
+        let noted = self.apply_fenced("note", Access::Records, opening, is_certain, note).await;
+        noted.map(|((), latest)| latest)
     }
 
     /// The defect of a daemon that treats an outcome as recorded while its write is still in
@@ -299,32 +329,40 @@ impl SimulatedStore {
 }
 
 impl Store for SimulatedStore {
-    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, (Record, CancelNumber)> {
         Box::pin(async move {
-            let mut record =
+            let (mut record, latest) =
                 self.apply_fenced("open", Access::Looks, opening, false, Records::record).await?;
             if self.world.has(Defect::ResendOfRecorded) {
                 record.batches.clear();
             }
-            Ok(record)
+            record.is_cancelled &= !self.world.has(Defect::CancelNotLookedUp);
+            Ok((record, latest))
         })
     }
 
-    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
+    fn note(
+        &self,
+        opening: Arc<Opening>,
+        batch: u32,
+        progress: BatchProgress,
+    ) -> Answer<'_, CancelNumber> {
         Box::pin(async move {
             if self.world.has(Defect::NoIntents) && progress.state == BatchState::Intended {
-                return Ok(());
+                return Ok(CancelNumber(0));
             }
             let is_outcome = progress.outcome().is_some();
             if self.world.has(Defect::CallsUnrecorded) && is_outcome {
                 self.record_without_waiting(opening, batch, progress);
-                return Ok(());
+                return Ok(CancelNumber(0));
             }
             match self.record(opening, batch, progress).await {
                 Err(error) if self.world.has(Defect::OutcomesDropped) && is_outcome => {
                     Err(StoreLost::of_record(error.operation, error.reason))
                 }
-                Err(_) if self.world.has(Defect::ProbeIsProof) => self.probe().await,
+                Err(_) if self.world.has(Defect::ProbeIsProof) => {
+                    self.probe().await.map(|()| CancelNumber(0))
+                }
                 noted => noted,
             }
         })
@@ -334,33 +372,34 @@ impl Store for SimulatedStore {
         &self,
         opening: Arc<Opening>,
         batches: Vec<(u32, BatchProgress)>,
-    ) -> Answer<'_, ()> {
-        Box::pin(self.apply_fenced(
-            "split",
-            Access::Records,
-            opening,
-            false,
-            move |records, opening| {
-                let stored = records.stored(opening);
-                if stored.result.is_none() {
-                    stored.head = opening.head.clone();
-                    stored.batches = batches.into_iter().collect();
-                }
-            },
-        ))
+    ) -> Answer<'_, CancelNumber> {
+        let split = |records: &mut Records, opening: &Opening| {
+            let stored = records.stored(opening);
+            if stored.result.is_none() {
+                stored.head = opening.head.clone();
+                stored.batches = batches.into_iter().collect();
+            }
+        };
+        Box::pin(async move {
+            let done = self.apply_fenced("split", Access::Records, opening, false, split).await;
+            done.map(|((), latest)| latest)
+        })
     }
 
-    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, CancelNumber> {
+        let complete = |records: &mut Records, opening: &Opening| {
+            let stored = records.stored(opening);
+            stored.result = Some(completion.result);
+            stored.batches.clear();
+            records.cancelled.remove(&opening.key.job_id);
+        };
         Box::pin(async move {
             if self.world.has(Defect::NotCompleted) {
-                return Ok(());
+                return Ok(CancelNumber(0));
             }
-            self.apply_fenced("complete", Access::Records, opening, true, |records, opening| {
-                let stored = records.stored(opening);
-                stored.result = Some(completion.result);
-                stored.batches.clear();
-            })
-            .await
+            let done =
+                self.apply_fenced("complete", Access::Records, opening, true, complete).await;
+            done.map(|((), latest)| latest)
         })
     }
 
@@ -374,16 +413,30 @@ impl Store for SimulatedStore {
         }))
     }
 
-    fn confirm(&self, _: String, epoch: i64) -> Answer<'_, ()> {
+    fn confirm(&self, _: String, epoch: i64) -> Answer<'_, CancelNumber> {
+        let confirm =
+            move |records: &mut Records| (records.confirm(epoch), self.latest_told(records));
         Box::pin(async move {
-            let is_newest =
-                self.apply("confirm", Access::Looks, |records| records.confirm(epoch)).await?;
+            let (is_newest, latest) = self.apply("confirm", Access::Looks, confirm).await?;
             if is_newest || self.world.has(Defect::EpochUnchecked) {
-                Ok(())
+                Ok(latest)
             } else {
                 Err(StoreLost::displaced("confirm"))
             }
         })
+    }
+
+    fn cancel(&self, _: String, job_id: String) -> Answer<'_, Cancelled> {
+        Box::pin(self.apply("cancel", Access::Records, move |records| records.cancel(&job_id)))
+    }
+
+    fn undo_cancel(&self, _: String, job_id: String) -> Answer<'_, bool> {
+        Box::pin(self.apply("undo", Access::Records, move |records| records.undo_cancel(&job_id)))
+    }
+
+    fn cancelled_since(&self, _: String, known: CancelNumber) -> Answer<'_, Cancellations> {
+        let list = move |records: &mut Records| records.cancelled_since(known);
+        Box::pin(self.apply("list cancellations", Access::Looks, list))
     }
 
     fn probe(&self) -> Answer<'_, ()> {

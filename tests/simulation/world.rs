@@ -2,6 +2,7 @@
 //! verdict.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -58,6 +59,15 @@ pub struct World {
     pub last_interruption: Option<Instant>,
     /// Crashes, lost connections and partitions.
     pub interruptions: u32,
+    /// Since when a job has been cancelled.
+    pub cancelled: BTreeMap<String, Cancellation>,
+}
+
+/// What an operator did about a job.
+#[derive(Clone, Copy)]
+pub struct Cancellation {
+    pub at: Instant,
+    pub is_undone: bool,
 }
 
 /// One process from its start to its end. After a crash it does nothing more.
@@ -108,6 +118,7 @@ impl Shared {
             last_process_failure: None,
             last_interruption: None,
             interruptions: 0,
+            cancelled: BTreeMap::new(),
         };
         Self(Arc::new(Inner { scenario, defect, start: Instant::now(), state: Mutex::new(state) }))
     }

@@ -10,7 +10,8 @@ use groupcast::{
         redis::RedisStore,
         sqlite::SqliteStore,
         store::{
-            Completion, Head, Key, Opening, Retention, Scope, Store, StoreLost, TakeOver, Taken,
+            CancelNumber, Cancellations, Cancelled, Completion, Head, Key, Opening, Retention,
+            Scope, Store, StoreLost, TakeOver, Taken,
         },
     },
 };
@@ -83,6 +84,9 @@ kept_by_both! {
     many_jobs_at_once_are_all_recorded
     a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept
     it_says_that_it_works
+    a_cancelled_job_is_told_at_its_look_up_and_to_whoever_makes_the_calls
+    a_job_that_has_ended_cannot_be_cancelled_and_its_end_removes_the_cancellation
+    a_cancellation_that_is_undone_or_over_is_no_more
 }
 
 fn opening(job_id: &str, earlier_deaths: u32) -> Arc<Opening> {
@@ -127,7 +131,7 @@ fn ended(attempts: u32) -> BatchProgress {
 
 /// The recorded batches, in order.
 async fn batches(store: &dyn Store, opening: &Arc<Opening>) -> Vec<(u32, BatchProgress)> {
-    let mut batches = store.open(opening.clone()).await.unwrap().batches;
+    let mut batches = store.open(opening.clone()).await.unwrap().0.batches;
     batches.sort_by_key(|(batch, _)| *batch);
     batches
 }
@@ -135,7 +139,7 @@ async fn batches(store: &dyn Store, opening: &Arc<Opening>) -> Vec<(u32, BatchPr
 async fn a_record_is_made_once_and_says_from_then_on_what_it_said_first(place: Place) {
     let store = place.store(LONG);
     let first = opening("job", 0);
-    let record = store.open(first.clone()).await.unwrap();
+    let record = store.open(first.clone()).await.unwrap().0;
     assert_eq!(
         (&record.key, &record.head, record.batches.len(), &record.result),
         (&first.key, &first.head, 0, &None)
@@ -145,7 +149,7 @@ async fn a_record_is_made_once_and_says_from_then_on_what_it_said_first(place: P
         head: Head { content: "c1".to_owned(), ..first.head.clone() },
         ..(*first).clone()
     };
-    assert_eq!(store.open(Arc::new(other)).await.unwrap().head, first.head);
+    assert_eq!(store.open(Arc::new(other)).await.unwrap().0.head, first.head);
 }
 
 async fn a_batch_stands_as_it_was_noted_last(place: Place) {
@@ -196,13 +200,13 @@ async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
     }
     store.split_again(split(&lost), parts.clone()).await.unwrap();
     for split_job in [&job, &lost] {
-        assert_eq!(store.open(split_job.clone()).await.unwrap().head, split(split_job).head);
+        assert_eq!(store.open(split_job.clone()).await.unwrap().0.head, split(split_job).head);
         assert_eq!(batches(&*store, split_job).await, parts);
     }
     assert_eq!(
         (
             batches(&*store, &other).await.len(),
-            store.open(other.clone()).await.unwrap().head.batch_size
+            store.open(other.clone()).await.unwrap().0.head.batch_size
         ),
         (3, 500)
     );
@@ -220,7 +224,7 @@ async fn a_job_that_is_split_again_stands_as_its_new_batches_do(place: Place) {
     assert_eq!((found.head, batches(&*store, &job).await), (split(&job).head.clone(), expected));
 
     store.complete(split(&job), answered("{}")).await.unwrap();
-    let completed = store.open(job).await.unwrap();
+    let completed = store.open(job).await.unwrap().0;
     assert_eq!((completed.batches.len(), completed.result.as_deref()), (0, Some("{}")));
 }
 
@@ -243,7 +247,7 @@ async fn what_is_noted_by_the_batches_before_a_split_is_of_no_account(place: Pla
     store.note(split(&job), 2, ended(1)).await.unwrap();
     store.note(other.clone(), 3, ended(1)).await.unwrap();
     assert_eq!(batches(&*store, &job).await, [(2, progress(1, BatchState::Open)), (3, ended(1))]);
-    assert_eq!(store.open(job).await.unwrap().head, other.head);
+    assert_eq!(store.open(job).await.unwrap().0.head, other.head);
 }
 
 async fn a_late_split_takes_nothing_from_a_completed_job(place: Place) {
@@ -251,7 +255,7 @@ async fn a_late_split_takes_nothing_from_a_completed_job(place: Place) {
     let job = opening("job", 0);
     store.complete(job.clone(), answered("{\"a\":1}")).await.unwrap();
     store.split_again(split(&job), vec![(0, progress(1, BatchState::Open))]).await.unwrap();
-    let opened = store.open(job).await.unwrap();
+    let opened = store.open(job).await.unwrap().0;
     assert_eq!((opened.batches.len(), opened.result.as_deref()), (0, Some("{\"a\":1}")));
 }
 
@@ -262,7 +266,7 @@ async fn a_completed_job_has_its_result_and_no_batches_even_after_a_late_note(pl
     store.complete(job.clone(), answered("{\"a\":1}")).await.unwrap();
     store.note(job.clone(), 1, ended(1)).await.unwrap();
 
-    let opened = store.open(job.clone()).await.unwrap();
+    let opened = store.open(job.clone()).await.unwrap().0;
     assert_eq!(
         (opened.batches.len(), opened.result.as_deref(), &opened.head),
         (0, Some("{\"a\":1}"), &job.head)
@@ -278,7 +282,7 @@ async fn a_record_whose_time_is_over_is_absent(place: Place) {
     for job in [&ended_job, &under_way] {
         let find = async || store.find("chat".to_owned(), job.key.job_id.clone()).await.unwrap();
         eventually("the record to expire", async || find().await.is_none().then_some(())).await;
-        let anew = store.open(job.clone()).await.unwrap();
+        let anew = store.open(job.clone()).await.unwrap().0;
         assert_eq!((anew.batches.len(), anew.result), (0, None));
     }
 }
@@ -296,7 +300,7 @@ async fn a_result_that_is_still_owed_is_kept_like_a_job_under_way(place: Place) 
         find("answered").await.is_none().then_some(())
     })
     .await;
-    assert_eq!(store.open(owing).await.unwrap().result.as_deref(), Some("{}"));
+    assert_eq!(store.open(owing).await.unwrap().0.result.as_deref(), Some("{}"));
 }
 
 async fn a_record_that_has_ended_lives_no_longer_for_what_comes_later(place: Place) {
@@ -305,7 +309,7 @@ async fn a_record_that_has_ended_lives_no_longer_for_what_comes_later(place: Pla
     store.complete(job.clone(), answered("{}")).await.unwrap();
     store.note(job.clone(), 1, ended(1)).await.unwrap();
     store.split_again(job.clone(), vec![(0, ended(1))]).await.unwrap();
-    assert_eq!(store.open(job.clone()).await.unwrap().result.as_deref(), Some("{}"));
+    assert_eq!(store.open(job.clone()).await.unwrap().0.result.as_deref(), Some("{}"));
     let find = async || store.find("chat".to_owned(), "job".to_owned()).await.unwrap();
     eventually("the record to expire", async || find().await.is_none().then_some(())).await;
 }
@@ -335,7 +339,7 @@ async fn records_survive_the_store_that_wrote_them(place: Place) {
 
     let store = place.store(LONG);
     assert_eq!(batches(&*store, &job).await, [(0, ended(1))]);
-    assert_eq!(store.open(finished).await.unwrap().result.as_deref(), Some("{}"));
+    assert_eq!(store.open(finished).await.unwrap().0.result.as_deref(), Some("{}"));
 }
 
 async fn a_write_to_a_record_that_is_lost_makes_it_again(place: Place) {
@@ -355,7 +359,7 @@ async fn two_processes_see_what_the_other_wrote(place: Place) {
     let job = opening("job", 0);
     // Both create the missing record at the same time.
     let (first, second) = tokio::join!(one.open(job.clone()), other.open(job.clone()));
-    assert_eq!(first.unwrap().head, second.unwrap().head);
+    assert_eq!(first.unwrap().0.head, second.unwrap().0.head);
     one.note(job.clone(), 0, ended(1)).await.unwrap();
     other.note(job.clone(), 1, ended(2)).await.unwrap();
     assert_eq!(batches(&*one, &job).await, [(0, ended(1)), (1, ended(2))]);
@@ -380,7 +384,7 @@ async fn many_jobs_at_once_are_all_recorded(place: Place) {
         done.await.unwrap();
     }
     for number in 0..1000 {
-        assert_eq!(store.open(job(number)).await.unwrap().result, Some(number.to_string()));
+        assert_eq!(store.open(job(number)).await.unwrap().0.result, Some(number.to_string()));
     }
 }
 
@@ -406,10 +410,12 @@ async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(
     store.note(of(newer), 0, progress(1, BatchState::Intended)).await.unwrap();
 
     assert!(is_displaced(store.open(of(older)).await.map(drop)));
-    assert!(is_displaced(store.confirm("chat".to_owned(), older).await));
-    assert!(is_displaced(store.note(of(older), 0, progress(2, BatchState::Open)).await));
-    assert!(is_displaced(store.note(of(older), 1, progress(1, BatchState::Intended)).await));
-    assert!(is_displaced(store.note(of(older), 2, ended(1)).await));
+    assert!(is_displaced(store.confirm("chat".to_owned(), older).await.map(drop)));
+    assert!(is_displaced(store.note(of(older), 0, progress(2, BatchState::Open)).await.map(drop)));
+    assert!(is_displaced(
+        store.note(of(older), 1, progress(1, BatchState::Intended)).await.map(drop)
+    ));
+    assert!(is_displaced(store.note(of(older), 2, ended(1)).await.map(drop)));
     store.confirm("chat".to_owned(), newer).await.unwrap();
     assert_eq!(
         batches(&*store, &of(newer)).await,
@@ -419,4 +425,75 @@ async fn a_writer_with_an_older_epoch_is_told_so_and_only_what_it_knows_is_kept(
 
 async fn it_says_that_it_works(place: Place) {
     place.store(LONG).probe().await.unwrap();
+}
+
+async fn cancel(store: &dyn Store, job_id: &str) -> Cancelled {
+    store.cancel("chat".to_owned(), job_id.to_owned()).await.unwrap()
+}
+
+async fn since(store: &dyn Store, known: CancelNumber) -> Cancellations {
+    let mut cancellations = store.cancelled_since("chat".to_owned(), known).await.unwrap();
+    cancellations.jobs.sort();
+    cancellations
+}
+
+async fn a_cancelled_job_is_told_at_its_look_up_and_to_whoever_makes_the_calls(place: Place) {
+    let (store, other) = (place.store(LONG), place.store(LONG));
+    let job = opening("job", 0);
+    let (record, before) = store.open(job.clone()).await.unwrap();
+    assert!(!record.is_cancelled);
+    assert_eq!(before, CancelNumber::default());
+
+    assert_eq!(cancel(&*other, "job").await, Cancelled::UnderWay);
+    assert_eq!(cancel(&*other, "later: \"群\"").await, Cancelled::NotSeen);
+
+    let told = store.note(job.clone(), 0, progress(1, BatchState::Open)).await.unwrap();
+    assert!(told > before);
+    assert_eq!(store.confirm("chat".to_owned(), 0).await.unwrap(), told);
+    assert_eq!(store.confirm("another".to_owned(), 0).await.unwrap(), before);
+    let cancellations = since(&*store, before).await;
+    assert_eq!(cancellations.jobs, ["job", "later: \"群\""]);
+    assert_eq!(cancellations.latest, told);
+    assert_eq!(since(&*store, told).await, Cancellations { jobs: vec![], latest: told });
+    assert!(store.open(job).await.unwrap().0.is_cancelled);
+    assert!(store.open(opening("later: \"群\"", 0)).await.unwrap().0.is_cancelled);
+    assert!(!store.open(opening("other", 0)).await.unwrap().0.is_cancelled);
+}
+
+async fn a_job_that_has_ended_cannot_be_cancelled_and_its_end_removes_the_cancellation(
+    place: Place,
+) {
+    let store = place.store(LONG);
+    let job = opening("job", 0);
+    store.open(job.clone()).await.unwrap();
+    store.note(job.clone(), 0, progress(1, BatchState::Open)).await.unwrap();
+    assert_eq!(cancel(&*store, "job").await, Cancelled::UnderWay);
+    store.complete(job.clone(), answered("{}")).await.unwrap();
+    let record = store.find("chat".to_owned(), "job".to_owned()).await.unwrap().unwrap();
+    assert!(!record.is_cancelled);
+    assert!(since(&*store, CancelNumber::default()).await.jobs.is_empty());
+
+    assert_eq!(cancel(&*store, "job").await, Cancelled::HasEnded);
+    let redriven = opening("job", 1);
+    assert!(!store.open(redriven.clone()).await.unwrap().0.is_cancelled);
+    assert_eq!(cancel(&*store, "job").await, Cancelled::UnderWay, "it runs again");
+    assert!(store.open(redriven).await.unwrap().0.is_cancelled);
+}
+
+async fn a_cancellation_that_is_undone_or_over_is_no_more(place: Place) {
+    let store = place.store(LONG);
+    assert_eq!(cancel(&*store, "job").await, Cancelled::NotSeen);
+    let undo = async || store.undo_cancel("chat".to_owned(), "job".to_owned()).await.unwrap();
+    assert!(undo().await);
+    assert!(!undo().await);
+    assert!(!store.open(opening("job", 0)).await.unwrap().0.is_cancelled);
+    assert!(since(&*store, CancelNumber::default()).await.jobs.is_empty());
+
+    let brief = place.store(BRIEF);
+    assert_eq!(cancel(&*brief, "brief").await, Cancelled::NotSeen);
+    eventually("the cancellation to be over", async || {
+        let (record, _) = brief.open(opening("brief", 0)).await.unwrap();
+        (!record.is_cancelled).then_some(())
+    })
+    .await;
 }

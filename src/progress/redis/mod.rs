@@ -18,14 +18,20 @@ pub use self::link::Certificates;
 use self::{
     birth::{BORN, Birth},
     link::RedisLink,
-    records::{Fields, deaths_key, record_key},
+    records::{
+        Fields, cancellation_key, cancellations_key, deaths_key, latest_cancellation_key,
+        record_key,
+    },
     scripts::Script,
 };
 use super::store::{
-    ACTIVE_FOR, Answer, Completion, Key, Opening, Record, Retention, Sharing, Store, StoreLost,
-    TakeOver, Taken,
+    ACTIVE_FOR, Answer, CancelNumber, Cancellations, Cancelled, Completion, Key, LISTED_FOR,
+    Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken,
 };
-use crate::job::outcome::{BatchProgress, BatchState};
+use crate::{
+    clock,
+    job::outcome::{BatchProgress, BatchState},
+};
 
 pub struct RedisStore {
     link: RedisLink,
@@ -57,14 +63,12 @@ impl RedisStore {
         opening: &Opening,
         kept_for: Duration,
         arguments: &[&str],
-    ) -> Result<(), StoreLost> {
+    ) -> Result<CancelNumber, StoreLost> {
         let (keys, common) = (keys_of(&opening.key), self.common_arguments(opening, kept_for));
         let arguments: Vec<&str> =
             common.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
-        match self.link.run_script(operation, script, &keys, &arguments).await? {
-            DISPLACED => Err(StoreLost::displaced(operation)),
-            _ => Ok(()),
-        }
+        let answer = self.link.run_script(operation, script, &keys, &arguments).await?;
+        unless_displaced(operation, answer)
     }
 
     /// The arguments that every record script takes, in their order.
@@ -81,22 +85,21 @@ impl RedisStore {
         ]
     }
 
-    async fn open_record(&self, opening: &Opening) -> Result<Record, StoreLost> {
+    async fn open_record(&self, opening: &Opening) -> Result<(Record, CancelNumber), StoreLost> {
         const OPERATION: &str = "open a job's record";
         let mut keys = keys_of(&opening.key).to_vec();
-        keys.push(BORN.to_owned());
+        keys.insert(keys.len() - 1, BORN.to_owned());
         let mut arguments = self.common_arguments(opening, self.retention.under_way).to_vec();
         arguments.push(birth::new_mark());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let opened = self.link.run_script(OPERATION, Script::Open, &keys, &arguments).await?;
-        let (displaced, born, fields): (i64, String, Fields) = opened;
-        if displaced == DISPLACED {
-            return Err(StoreLost::displaced(OPERATION));
-        }
+        let (answer, is_cancelled, born, fields): (i64, bool, String, Fields) = opened;
+        let latest = unless_displaced(OPERATION, answer)?;
         self.birth.compare(born);
-        let record = records::decode(&opening.key, &fields)
+        let record = records::decode(&opening.key, &fields, is_cancelled)
             .map_err(|error| StoreLost::of_record(OPERATION, error))?;
-        record.ok_or_else(|| self.link.lost(OPERATION, "it was evicted at once; raise maxmemory"))
+        let evicted = || self.link.lost(OPERATION, "it was evicted at once; raise maxmemory");
+        Ok((record.ok_or_else(evicted)?, latest))
     }
 
     async fn find_latest(&self, app: String, job_id: String) -> Result<Option<Record>, StoreLost> {
@@ -112,9 +115,10 @@ impl RedisStore {
         // Some of these records may have expired.
         for earlier_deaths in deaths {
             key.earlier_deaths = earlier_deaths;
-            let fields: (Fields,) =
-                self.link.run(OPERATION, redis::pipe().hgetall(record_key(&key))).await?;
-            let record = records::decode(&key, &fields.0)
+            let mut pipe = redis::pipe();
+            pipe.hgetall(record_key(&key)).exists(cancellation_key(&key.app, &key.job_id));
+            let (fields, is_cancelled): (Fields, bool) = self.link.run(OPERATION, &pipe).await?;
+            let record = records::decode(&key, &fields, is_cancelled)
                 .map_err(|error| StoreLost::of_record(OPERATION, error))?;
             if record.is_some() {
                 return Ok(record);
@@ -125,11 +129,16 @@ impl RedisStore {
 }
 
 impl Store for RedisStore {
-    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, (Record, CancelNumber)> {
         Box::pin(async move { self.open_record(&opening).await })
     }
 
-    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
+    fn note(
+        &self,
+        opening: Arc<Opening>,
+        batch: u32,
+        progress: BatchProgress,
+    ) -> Answer<'_, CancelNumber> {
         Box::pin(async move {
             let cut = opening.head.cut();
             let (touched, ended) = (records::touched(cut, batch), records::ended(cut, batch));
@@ -149,7 +158,7 @@ impl Store for RedisStore {
         &self,
         opening: Arc<Opening>,
         batches: Vec<(u32, BatchProgress)>,
-    ) -> Answer<'_, ()> {
+    ) -> Answer<'_, CancelNumber> {
         Box::pin(async move {
             let cut = opening.head.cut();
             let field = |batch: u32, progress: &BatchProgress| match progress.state {
@@ -174,7 +183,7 @@ impl Store for RedisStore {
         })
     }
 
-    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, CancelNumber> {
         Box::pin(async move {
             let kept_for = self.retention.of(&completion);
             self.change(
@@ -182,7 +191,7 @@ impl Store for RedisStore {
                 Script::Complete,
                 &opening,
                 kept_for,
-                &[&completion.result],
+                &[&completion.result, &opening.key.job_id],
             )
             .await
         })
@@ -207,19 +216,72 @@ impl Store for RedisStore {
         })
     }
 
-    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, CancelNumber> {
         const OPERATION: &str = "confirm that the app's jobs are here";
         Box::pin(async move {
-            let keys = [records::epoch_key(&app), records::active_key(&app)];
+            let keys = [
+                records::epoch_key(&app),
+                records::active_key(&app),
+                latest_cancellation_key(&app),
+            ];
             let (epoch, active_for) = (epoch.to_string(), in_ms(ACTIVE_FOR).to_string());
-            match self
-                .link
-                .run_script(OPERATION, Script::Confirm, &keys, &[&epoch, &active_for])
-                .await?
-            {
-                DISPLACED => Err(StoreLost::displaced(OPERATION)),
-                _ => Ok(()),
-            }
+            let arguments = [epoch.as_str(), &active_for];
+            let answer =
+                self.link.run_script(OPERATION, Script::Confirm, &keys, &arguments).await?;
+            unless_displaced(OPERATION, answer)
+        })
+    }
+
+    fn cancel(&self, app: String, job_id: String) -> Answer<'_, Cancelled> {
+        Box::pin(async move {
+            let latest =
+                self.find_latest(app.clone(), job_id.clone()).await?.map(|found| found.key);
+            let key = latest.unwrap_or(Key { app, job_id, earlier_deaths: 0 });
+            let Key { app, job_id, .. } = &key;
+            let keys = [
+                record_key(&key),
+                cancellation_key(app, job_id),
+                cancellations_key(app),
+                latest_cancellation_key(app),
+            ];
+            let arguments = [
+                clock::now().as_millisecond(),
+                in_ms(self.retention.under_way),
+                in_ms(self.retention.ended),
+                in_ms(LISTED_FOR),
+            ];
+            let mut arguments = arguments.map(|number| number.to_string()).to_vec();
+            arguments.push(job_id.clone());
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let met =
+                self.link.run_script("cancel a job", Script::Cancel, &keys, &arguments).await?;
+            Ok(match met {
+                0 => Cancelled::NotSeen,
+                1 => Cancelled::UnderWay,
+                _ => Cancelled::HasEnded,
+            })
+        })
+    }
+
+    fn undo_cancel(&self, app: String, job_id: String) -> Answer<'_, bool> {
+        Box::pin(async move {
+            let mut pipe = redis::pipe();
+            pipe.atomic().del(cancellation_key(&app, &job_id));
+            pipe.zrem(cancellations_key(&app), &job_id).ignore();
+            let (removed,): (bool,) = self.link.run("undo a cancellation", &pipe).await?;
+            Ok(removed)
+        })
+    }
+
+    fn cancelled_since(&self, app: String, known: CancelNumber) -> Answer<'_, Cancellations> {
+        Box::pin(async move {
+            let mut pipe = redis::pipe();
+            // In this order: a cancellation between the two is listed, and is read once more later.
+            pipe.get(latest_cancellation_key(&app));
+            pipe.zrangebyscore(cancellations_key(&app), format!("({}", known.0), "+inf");
+            let (latest, jobs): (Option<i64>, Vec<String>) =
+                self.link.run("read which jobs are cancelled", &pipe).await?;
+            Ok(Cancellations { jobs, latest: CancelNumber(latest.unwrap_or_default()) })
         })
     }
 
@@ -239,11 +301,26 @@ impl Store for RedisStore {
 }
 
 /// A script's answer to a writer with an older epoch.
-const DISPLACED: i64 = 1;
+const DISPLACED: i64 = -1;
+
+fn unless_displaced(operation: &'static str, answer: i64) -> Result<CancelNumber, StoreLost> {
+    match answer {
+        DISPLACED => Err(StoreLost::displaced(operation)),
+        latest => Ok(CancelNumber(latest)),
+    }
+}
 
 /// The keys that every record script takes, in their order.
-fn keys_of(key: &Key) -> [String; 3] {
-    [records::epoch_key(&key.app), record_key(key), deaths_key(&key.app, &key.job_id)]
+fn keys_of(key: &Key) -> [String; 6] {
+    let Key { app, job_id, .. } = key;
+    [
+        records::epoch_key(app),
+        record_key(key),
+        deaths_key(app, job_id),
+        cancellation_key(app, job_id),
+        cancellations_key(app),
+        latest_cancellation_key(app),
+    ]
 }
 
 fn progress_json(progress: &BatchProgress) -> String {

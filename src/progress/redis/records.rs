@@ -32,6 +32,21 @@ pub fn active_key(app: &str) -> String {
     format!("groupcast:{app}:active")
 }
 
+/// The key that exists while a job is cancelled.
+pub fn cancellation_key(app: &str, job_id: &str) -> String {
+    format!("groupcast:{app}:cancelled:{job_id}")
+}
+
+/// The key of the sorted set of an app's cancellations of the last day, by their numbers.
+pub fn cancellations_key(app: &str) -> String {
+    format!("groupcast:{app}:cancellations")
+}
+
+/// The key of the number of an app's latest cancellation.
+pub fn latest_cancellation_key(app: &str) -> String {
+    format!("groupcast:{app}:latest-cancellation")
+}
+
 /// The field of a batch that has ended, in a job with this cut.
 pub fn ended(cut: Cut, batch: u32) -> String {
     format!("{ENDED}{}:{batch}", name_of(cut))
@@ -47,7 +62,7 @@ fn name_of(Cut { batch_size, within }: Cut) -> String {
 }
 
 /// Decodes the record in a hash. Without a head there is none.
-pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
+pub fn decode(key: &Key, fields: &Fields, is_cancelled: bool) -> Result<Option<Record>, String> {
     let Some(head) = fields.get("head") else { return Ok(None) };
     let head: Head = serde_json::from_str(head).map_err(|error| damaged("head", &error))?;
     let result = fields.get("result").cloned();
@@ -56,7 +71,7 @@ pub fn decode(key: &Key, fields: &Fields) -> Result<Option<Record>, String> {
         Some(_) => Vec::new(),
         None => batches(fields, head.cut())?,
     };
-    Ok(Some(Record { key: key.clone(), head, batches, result }))
+    Ok(Some(Record { key: key.clone(), head, batches, result, is_cancelled }))
 }
 
 fn batches(fields: &Fields, cut: Cut) -> Result<Vec<(u32, BatchProgress)>, String> {

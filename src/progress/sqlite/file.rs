@@ -17,8 +17,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileAccess {
+    /// Of the daemon, which creates the file and removes what has expired.
     Full,
-    /// The file must exist.
+    /// Of a command. The file must exist.
+    Existing,
+    /// Of a command that only reads. The file must exist.
     ReadOnly,
 }
 
@@ -91,6 +94,10 @@ impl StateFile {
                 place::make(&self.path, removed_wal)?;
                 OpenFlags::SQLITE_OPEN_READ_WRITE
             }
+            FileAccess::Existing => {
+                fs::metadata(&self.path)?;
+                OpenFlags::SQLITE_OPEN_READ_WRITE
+            }
             FileAccess::ReadOnly => {
                 fs::metadata(&self.path)?;
                 OpenFlags::SQLITE_OPEN_READ_ONLY
@@ -106,7 +113,7 @@ impl StateFile {
                 connection.pragma_update(None, "synchronous", "NORMAL")?;
                 schema::make(&mut connection)?;
             }
-            FileAccess::ReadOnly => schema::check(&connection)?,
+            FileAccess::Existing | FileAccess::ReadOnly => schema::check(&connection)?,
         }
         let wal = place::identity(&place::beside(&self.path, "-wal"))?;
         self.opened = place::identity(&self.path)?.map(|file| (file, wal));

@@ -29,13 +29,15 @@ use tokio::{
 };
 use tracing::{error, warn};
 
+pub use self::file::FileAccess;
 use self::{
-    file::{FileAccess, StateFile},
+    file::StateFile,
     stored::StoredRecord,
     writer::{Batch, WriteCommand, WriteOperation, WriteResult, Writer},
 };
 use super::store::{
-    Answer, Completion, Opening, Record, Retention, Sharing, Store, StoreLost, TakeOver, Taken,
+    Answer, CancelNumber, Cancellations, Cancelled, Completion, Opening, Record, Retention,
+    Sharing, Store, StoreLost, TakeOver, Taken,
 };
 use crate::{
     diagnosis::Diagnosis,
@@ -82,13 +84,9 @@ impl SqliteStore {
         Self::start(path, FileAccess::Full, retention)
     }
 
-    /// Only reads, and never creates the file.
-    pub fn existing(path: PathBuf) -> Self {
-        Self::start(
-            path,
-            FileAccess::ReadOnly,
-            Retention { ended: Duration::ZERO, under_way: Duration::ZERO },
-        )
+    /// The store of another process. Never creates the file.
+    pub fn existing(path: PathBuf, access: FileAccess, retention: Retention) -> Self {
+        Self::start(path, access, retention)
     }
 
     fn start(path: PathBuf, access: FileAccess, retention: Retention) -> Self {
@@ -131,16 +129,15 @@ impl SqliteStore {
         }
     }
 
-    async fn look(
+    /// Does an operation with an epoch.
+    async fn write(
         &self,
         operation: &'static str,
         work: WriteOperation,
-    ) -> Result<Option<Record>, StoreLost> {
+    ) -> Result<CancelNumber, StoreLost> {
         match self.ask(operation, work).await? {
-            WriteResult::Found(stored) => {
-                stored.map(|stored| self.decode(operation, stored)).transpose()
-            }
-            WriteResult::Changed | WriteResult::Taken(_) | WriteResult::Displaced => Ok(None),
+            WriteResult::Confirmed(latest) => Ok(latest),
+            _ => Err(no_answer(operation)),
         }
     }
 
@@ -156,40 +153,54 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn open(&self, opening: Arc<Opening>) -> Answer<'_, Record> {
+    fn open(&self, opening: Arc<Opening>) -> Answer<'_, (Record, CancelNumber)> {
         let operation = "open a job's record";
         Box::pin(async move {
-            let record = self.look(operation, WriteOperation::Open(opening)).await?;
-            record.ok_or_else(|| StoreLost::new(operation, "there is none"))
+            match self.ask(operation, WriteOperation::Open(opening)).await? {
+                WriteResult::Opened(stored, latest) => {
+                    Ok((self.decode(operation, stored)?, latest))
+                }
+                _ => Err(no_answer(operation)),
+            }
         })
     }
 
-    fn note(&self, opening: Arc<Opening>, batch: u32, progress: BatchProgress) -> Answer<'_, ()> {
+    fn note(
+        &self,
+        opening: Arc<Opening>,
+        batch: u32,
+        progress: BatchProgress,
+    ) -> Answer<'_, CancelNumber> {
         let work = WriteOperation::Note { opening, batch: Batch::new(batch, progress) };
-        Box::pin(async { self.ask("record how a batch stands", work).await.map(drop) })
+        Box::pin(self.write("record how a batch stands", work))
     }
 
     fn split_again(
         &self,
         opening: Arc<Opening>,
         batches: Vec<(u32, BatchProgress)>,
-    ) -> Answer<'_, ()> {
+    ) -> Answer<'_, CancelNumber> {
         let batches =
             batches.into_iter().map(|(batch, progress)| Batch::new(batch, progress)).collect();
         let work = WriteOperation::SplitAgain { opening, batches };
-        Box::pin(async { self.ask("record that a job is split again", work).await.map(drop) })
+        Box::pin(self.write("record that a job is split again", work))
     }
 
-    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, ()> {
-        Box::pin(async {
-            self.ask("record a job's result", WriteOperation::Complete { opening, completion })
-                .await
-                .map(drop)
-        })
+    fn complete(&self, opening: Arc<Opening>, completion: Completion) -> Answer<'_, CancelNumber> {
+        let work = WriteOperation::Complete { opening, completion };
+        Box::pin(self.write("record a job's result", work))
     }
 
     fn find(&self, app: String, job_id: String) -> Answer<'_, Option<Record>> {
-        Box::pin(self.look("look a job up", WriteOperation::Find { app, job_id }))
+        let operation = "look a job up";
+        Box::pin(async move {
+            match self.ask(operation, WriteOperation::Find { app, job_id }).await? {
+                WriteResult::Found(stored) => {
+                    stored.map(|stored| self.decode(operation, stored)).transpose()
+                }
+                _ => Err(no_answer(operation)),
+            }
+        })
     }
 
     fn take_over(&self, take_over: TakeOver) -> Answer<'_, Taken> {
@@ -197,18 +208,43 @@ impl Store for SqliteStore {
         Box::pin(async move {
             match self.ask(operation, WriteOperation::TakeOver(take_over)).await? {
                 WriteResult::Taken(taken) => Ok(taken),
-                WriteResult::Changed | WriteResult::Found(_) | WriteResult::Displaced => {
-                    Err(StoreLost::new(operation, "there is no answer"))
-                }
+                _ => Err(no_answer(operation)),
             }
         })
     }
 
-    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, ()> {
+    fn confirm(&self, app: String, epoch: i64) -> Answer<'_, CancelNumber> {
+        let work = WriteOperation::Confirm { app, epoch };
+        Box::pin(self.write("confirm that the app's jobs are here", work))
+    }
+
+    fn cancel(&self, app: String, job_id: String) -> Answer<'_, Cancelled> {
+        let operation = "cancel a job";
         Box::pin(async move {
-            self.ask("confirm that the app's jobs are here", WriteOperation::Confirm { app, epoch })
-                .await
-                .map(drop)
+            match self.ask(operation, WriteOperation::Cancel { app, job_id }).await? {
+                WriteResult::Cancelled(cancelled) => Ok(cancelled),
+                _ => Err(no_answer(operation)),
+            }
+        })
+    }
+
+    fn undo_cancel(&self, app: String, job_id: String) -> Answer<'_, bool> {
+        let operation = "undo a cancellation";
+        Box::pin(async move {
+            match self.ask(operation, WriteOperation::UndoCancel { app, job_id }).await? {
+                WriteResult::Undone(was_cancelled) => Ok(was_cancelled),
+                _ => Err(no_answer(operation)),
+            }
+        })
+    }
+
+    fn cancelled_since(&self, app: String, known: CancelNumber) -> Answer<'_, Cancellations> {
+        let operation = "read which jobs are cancelled";
+        Box::pin(async move {
+            match self.ask(operation, WriteOperation::CancelledSince { app, known }).await? {
+                WriteResult::Cancellations(cancellations) => Ok(cancellations),
+                _ => Err(no_answer(operation)),
+            }
         })
     }
 
@@ -219,6 +255,10 @@ impl Store for SqliteStore {
     fn sharing(&self) -> Sharing {
         Sharing::OwnMachine
     }
+}
+
+fn no_answer(operation: &'static str) -> StoreLost {
+    StoreLost::new(operation, "there is no answer")
 }
 
 impl WriteOperation {

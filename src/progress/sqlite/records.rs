@@ -7,7 +7,10 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::{
-    super::store::{ACTIVE_FOR, Completion, Key, Opening, Retention, TakeOver, Taken},
+    super::store::{
+        ACTIVE_FOR, CancelNumber, Cancellations, Cancelled, Completion, Key, LISTED_FOR, Opening,
+        Retention, TakeOver, Taken,
+    },
     schema,
     stored::StoredRecord,
     writer::{Batch, WriteOperation, WriteResult},
@@ -53,12 +56,10 @@ impl<'a> Records<'a> {
     /// calls, and results.
     pub fn carry_out(&self, work: &WriteOperation) -> rusqlite::Result<WriteResult> {
         match work {
-            WriteOperation::Open(opening) if self.is_displaced(opening)? => {
-                Ok(WriteResult::Displaced)
-            }
-            WriteOperation::Open(opening) => {
-                self.open(opening).map(|record| WriteResult::Found(Some(record)))
-            }
+            WriteOperation::Open(opening) => match self.fence(&opening.key.app, opening.epoch)? {
+                Some(latest) => Ok(WriteResult::Opened(self.open(opening)?, latest)),
+                None => Ok(WriteResult::Displaced),
+            },
             WriteOperation::Note { opening, batch } => {
                 self.fenced(opening, batch.state != BatchState::Intended, || {
                     self.note(opening, batch)
@@ -75,8 +76,17 @@ impl<'a> Records<'a> {
                 self.take_over(take_over).map(WriteResult::Taken)
             }
             WriteOperation::Confirm { app, epoch } => self.confirm(app, *epoch),
+            WriteOperation::Cancel { app, job_id } => {
+                self.cancel(app, job_id).map(WriteResult::Cancelled)
+            }
+            WriteOperation::UndoCancel { app, job_id } => {
+                self.remove_cancellation(app, job_id).map(WriteResult::Undone)
+            }
+            WriteOperation::CancelledSince { app, known } => {
+                self.cancelled_since(app, *known).map(WriteResult::Cancellations)
+            }
             WriteOperation::Probe => {
-                schema::write_version(self.connection).map(|()| WriteResult::Changed)
+                schema::write_version(self.connection).map(|()| WriteResult::Works)
             }
         }
     }
@@ -88,23 +98,26 @@ impl<'a> Records<'a> {
         is_certain: bool,
         write: impl FnOnce() -> rusqlite::Result<()>,
     ) -> rusqlite::Result<WriteResult> {
-        let is_displaced = self.is_displaced(opening)?;
-        if is_certain || !is_displaced {
+        let latest = self.fence(&opening.key.app, opening.epoch)?;
+        if is_certain || latest.is_some() {
             write()?;
         }
-        Ok(if is_displaced { WriteResult::Displaced } else { WriteResult::Changed })
+        Ok(latest.map_or(WriteResult::Displaced, WriteResult::Confirmed))
     }
 
-    fn is_displaced(&self, opening: &Opening) -> rusqlite::Result<bool> {
-        Ok(self.newest_epoch(&opening.key.app)? > opening.epoch)
+    /// The app's latest cancellation; `None` if there is a newer epoch than this.
+    fn fence(&self, app: &str, epoch: i64) -> rusqlite::Result<Option<CancelNumber>> {
+        let (newest, latest) = self.newest(app)?;
+        Ok((newest <= epoch).then_some(latest))
     }
 
-    fn newest_epoch(&self, app: &str) -> rusqlite::Result<i64> {
+    /// The app's newest epoch and its latest cancellation.
+    fn newest(&self, app: &str) -> rusqlite::Result<(i64, CancelNumber)> {
         let newest = self
-            .prepare("SELECT epoch FROM epochs WHERE app = ?1")?
-            .query_row([app], |row| row.get(0))
+            .prepare("SELECT epoch, latest_cancellation FROM epochs WHERE app = ?1")?
+            .query_row([app], |row| Ok((row.get(0)?, CancelNumber(row.get(1)?))))
             .optional()?;
-        Ok(newest.unwrap_or(0))
+        Ok(newest.unwrap_or_default())
     }
 
     fn take_over(&self, take_over: &TakeOver) -> rusqlite::Result<Taken> {
@@ -113,35 +126,81 @@ impl<'a> Records<'a> {
         if *leave_active && self.prepare(is_active)?.exists(params![app, self.now])? {
             return Ok(Taken::LeftToAnother);
         }
-        let epoch = at_least.as_millisecond().max(self.newest_epoch(app)? + 1);
+        let epoch = at_least.as_millisecond().max(self.newest(app)?.0 + 1);
         self.hold(app, epoch)?;
         Ok(Taken::Epoch(epoch))
     }
 
     fn confirm(&self, app: &str, epoch: i64) -> rusqlite::Result<WriteResult> {
-        if self.newest_epoch(app)? > epoch {
-            return Ok(WriteResult::Displaced);
-        }
+        let Some(latest) = self.fence(app, epoch)? else { return Ok(WriteResult::Displaced) };
         self.hold(app, epoch)?;
-        Ok(WriteResult::Changed)
+        Ok(WriteResult::Confirmed(latest))
     }
 
     fn hold(&self, app: &str, epoch: i64) -> rusqlite::Result<()> {
         let active_until = self.in_future(ACTIVE_FOR);
         self.prepare(
-            "INSERT OR REPLACE INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)",
+            "INSERT INTO epochs (app, epoch, active_until) VALUES (?1, ?2, ?3)
+             ON CONFLICT (app) DO UPDATE
+             SET epoch = excluded.epoch, active_until = excluded.active_until",
         )?
         .execute(params![app, epoch, active_until])?;
         Ok(())
     }
 
+    fn cancel(&self, app: &str, job_id: &str) -> rusqlite::Result<Cancelled> {
+        let (met, kept_for) = match self.find(app, job_id)? {
+            Some(StoredRecord { result: Some(_), .. }) => return Ok(Cancelled::HasEnded),
+            Some(_) => (Cancelled::UnderWay, self.retention.under_way),
+            None => (Cancelled::NotSeen, self.retention.ended),
+        };
+        let number = self.now.max(self.newest(app)?.1.0 + 1);
+        self.prepare(
+            "INSERT INTO epochs (app, epoch, active_until, latest_cancellation)
+             VALUES (?1, 0, 0, ?2)
+             ON CONFLICT (app) DO UPDATE SET latest_cancellation = excluded.latest_cancellation",
+        )?
+        .execute(params![app, number])?;
+        self.prepare("DELETE FROM cancellations WHERE expires_at <= ?1")?.execute([self.now])?;
+        self.prepare(
+            "INSERT OR REPLACE INTO cancellations (app, job_id, number, expires_at)
+             VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![app, job_id, number, self.in_future(kept_for)])?;
+        Ok(met)
+    }
+
+    fn remove_cancellation(&self, app: &str, job_id: &str) -> rusqlite::Result<bool> {
+        let removed = self
+            .prepare("DELETE FROM cancellations WHERE app = ?1 AND job_id = ?2")?
+            .execute([app, job_id])?;
+        Ok(removed > 0)
+    }
+
+    fn is_cancelled(&self, app: &str, job_id: &str) -> rusqlite::Result<bool> {
+        self.prepare(
+            "SELECT 1 FROM cancellations WHERE app = ?1 AND job_id = ?2 AND expires_at > ?3",
+        )?
+        .exists(params![app, job_id, self.now])
+    }
+
+    fn cancelled_since(&self, app: &str, known: CancelNumber) -> rusqlite::Result<Cancellations> {
+        let listed_from = known.0.max(self.now - in_ms(LISTED_FOR));
+        let jobs = self
+            .prepare("SELECT job_id FROM cancellations WHERE app = ?1 AND number > ?2")?
+            .query_map(params![app, listed_from], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        Ok(Cancellations { jobs, latest: self.newest(app)?.1 })
+    }
+
     /// Finds or creates a job's record. For a job of one batch, the first note creates the record.
     fn open(&self, opening: &Opening) -> rusqlite::Result<StoredRecord> {
         let key = opening.key.clone();
+        let is_cancelled = self.is_cancelled(&key.app, &key.job_id)?;
         let Some(job) = self.present(opening)? else {
             let head =
                 if has_one_batch(opening) { head_of(opening) } else { self.make(opening)?.head };
-            return Ok(StoredRecord { key, head, batches: Vec::new(), result: None });
+            return Ok(StoredRecord { key, head, batches: Vec::new(), result: None, is_cancelled });
         };
         let batches = if job.result.is_none() {
             self.keep_under_way(&job)?;
@@ -149,7 +208,7 @@ impl<'a> Records<'a> {
         } else {
             Vec::new()
         };
-        Ok(StoredRecord { key, head: job.head, batches, result: job.result })
+        Ok(StoredRecord { key, head: job.head, batches, result: job.result, is_cancelled })
     }
 
     fn note(&self, opening: &Opening, batch: &Batch) -> rusqlite::Result<()> {
@@ -270,6 +329,7 @@ impl<'a> Records<'a> {
             self.make(opening)?;
             write()?;
         }
+        self.remove_cancellation(app, job_id)?;
         if !has_one_batch(opening) {
             let id = "SELECT id FROM jobs WHERE app = ?1 AND job_id = ?2 AND earlier_deaths = ?3";
             self.prepare(&format!("DELETE FROM batches WHERE job = ({id})"))?.execute(params![
@@ -299,6 +359,7 @@ impl<'a> Records<'a> {
             batches: self.batches(&job)?,
             head: job.head,
             result: job.result,
+            is_cancelled: self.is_cancelled(app, job_id)?,
         }))
     }
 

@@ -5,7 +5,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::fault::SqliteFailure;
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const JOBS: &str = "
     CREATE TABLE jobs (
@@ -39,13 +39,24 @@ const EPOCHS: &str = "
         active_until INTEGER NOT NULL -- Unix milliseconds
     ) STRICT, WITHOUT ROWID;";
 
+/// Which jobs are cancelled and have not ended since.
+const CANCELLATIONS: &str = "
+    ALTER TABLE epochs ADD COLUMN latest_cancellation INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE cancellations (
+        app        TEXT NOT NULL,
+        job_id     TEXT NOT NULL,
+        number     INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL, -- Unix milliseconds
+        PRIMARY KEY (app, job_id)
+    ) STRICT, WITHOUT ROWID;";
+
 /// Turns a file of the first form into one of the second.
 const FROM_FIRST_FORM: &str = "
     DROP INDEX jobs_by_expiry;
     ALTER TABLE jobs ADD COLUMN progress TEXT;
     ALTER TABLE jobs ADD COLUMN progress_ended INTEGER NOT NULL DEFAULT 0;";
 
-/// Turns a file of the second form into one of the current form.
+/// Turns a file of the second form into one of the third, which has no table of epochs yet.
 const FROM_SECOND_FORM: &str = "
     ALTER TABLE jobs ADD COLUMN progress_epoch INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE batches ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;";
@@ -54,6 +65,7 @@ const FROM_SECOND_FORM: &str = "
 #[derive(PartialEq, Eq)]
 enum Form {
     Ours,
+    Third,
     Second,
     First,
     Empty,
@@ -68,14 +80,14 @@ pub fn make(connection: &mut Connection) -> Result<(), SqliteFailure> {
     // Another process may have created them between the first check and the lock.
     match form(&transaction)? {
         Form::Ours => return Ok(()),
-        Form::Second => transaction.execute_batch(FROM_SECOND_FORM)?,
+        Form::Third => {}
+        Form::Second => transaction.execute_batch(&[FROM_SECOND_FORM, EPOCHS].concat())?,
         Form::First => {
-            transaction.execute_batch(FROM_FIRST_FORM)?;
-            transaction.execute_batch(FROM_SECOND_FORM)?;
+            transaction.execute_batch(&[FROM_FIRST_FORM, FROM_SECOND_FORM, EPOCHS].concat())?
         }
-        Form::Empty => transaction.execute_batch(JOBS)?,
+        Form::Empty => transaction.execute_batch(&[JOBS, EPOCHS].concat())?,
     }
-    transaction.execute_batch(EPOCHS)?;
+    transaction.execute_batch(CANCELLATIONS)?;
     write_version(&transaction)?;
     Ok(transaction.commit()?)
 }
@@ -84,7 +96,7 @@ pub fn make(connection: &mut Connection) -> Result<(), SqliteFailure> {
 pub fn check(connection: &Connection) -> Result<(), SqliteFailure> {
     match form(connection)? {
         Form::Ours => Ok(()),
-        Form::First | Form::Second => Err(SqliteFailure::UnusableFile(
+        Form::First | Form::Second | Form::Third => Err(SqliteFailure::UnusableFile(
             "was written by an older version; `groupcast run` brings it up to date".to_owned(),
         )),
         Form::Empty => Err(SqliteFailure::UnusableFile(
@@ -105,6 +117,7 @@ fn form(connection: &Connection) -> Result<Form, SqliteFailure> {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match version {
         VERSION => Ok(Form::Ours),
+        3 => Ok(Form::Third),
         2 => Ok(Form::Second),
         1 => Ok(Form::First),
         0 if tables == 0 => Ok(Form::Empty),

@@ -9,6 +9,7 @@ pub struct StoredRecord {
     pub head: String,
     pub batches: Vec<(u32, String)>,
     pub result: Option<String>,
+    pub is_cancelled: bool,
 }
 
 impl StoredRecord {
@@ -20,6 +21,7 @@ impl StoredRecord {
             head: serde_json::from_str(&self.head)?,
             batches: batches.collect::<Result<_, serde_json::Error>>()?,
             result: self.result,
+            is_cancelled: self.is_cancelled,
         })
     }
 }

@@ -74,7 +74,7 @@ fn group(writer: &mut Writer, works: Vec<WriteOperation>) -> Result<Vec<WriteRes
 
 fn batches(writer: &mut Writer, job_id: &str) -> usize {
     let found = group(writer, vec![WriteOperation::Open(opening(job_id))]).unwrap();
-    let WriteResult::Found(Some(record)) = &found[0] else { panic!("a record is made") };
+    let WriteResult::Opened(record, _) = &found[0] else { panic!("a record is made") };
     record.batches.len()
 }
 
@@ -165,7 +165,7 @@ fn a_database_of_something_else_or_of_a_newer_version_is_left_alone() {
     connection.execute_batch("CREATE TABLE customers (name TEXT)").unwrap();
     assert!(refusal(&path).contains("is the database of something else"));
     connection.pragma_update(None, "user_version", 99).unwrap();
-    assert!(refusal(&path).contains("its form is 99, ours 3"));
+    assert!(refusal(&path).contains("its form is 99, ours 4"));
     assert_eq!(count(&path, "sqlite_schema"), 1);
 }
 
@@ -307,7 +307,7 @@ async fn a_job_of_one_batch_has_a_record_from_its_first_note_on() {
     let (_folder, path) = scratch();
     let store = SqliteStore::new(path.clone(), LONG);
     let job = opening_of_one_batch("job");
-    let noted = async || store.open(job.clone()).await.unwrap().batches;
+    let noted = async || store.open(job.clone()).await.unwrap().0.batches;
     assert_eq!((noted().await, count(&path, "jobs")), (vec![], 0));
 
     let open = BatchProgress { calls: 1, ..BatchProgress::default() };
@@ -344,7 +344,7 @@ async fn a_job_of_one_batch_that_is_split_again_stands_as_its_new_batches_do() {
     });
     store.split_again(split.clone(), vec![(3, ended(1))]).await.unwrap();
     store.note(job, 0, ended(1)).await.unwrap();
-    assert_eq!(store.open(split).await.unwrap().batches, [(3, ended(1))]);
+    assert_eq!(store.open(split).await.unwrap().0.batches, [(3, ended(1))]);
 }
 
 #[test]
@@ -391,10 +391,42 @@ fn a_file_of_the_first_form_is_brought_up_to_date() {
 }
 
 #[tokio::test]
+async fn a_file_of_the_third_form_is_brought_up_to_date() {
+    let (_folder, path) = scratch();
+    let store = SqliteStore::new(path.clone(), LONG);
+    store.open(opening("job")).await.unwrap();
+    drop(store);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE cancellations;
+             ALTER TABLE epochs DROP COLUMN latest_cancellation;
+             PRAGMA user_version = 3;",
+        )
+        .unwrap();
+    drop(connection);
+    let cancel = async || command_of(&path).cancel("chat".to_owned(), "job".to_owned()).await;
+    let told = cancel().await.unwrap_err().to_string();
+    assert!(told.contains("`groupcast run` brings it up to date"), "{told}");
+
+    let store = SqliteStore::new(path.clone(), LONG);
+    store.probe().await.unwrap();
+    assert_eq!(cancel().await.unwrap(), Cancelled::UnderWay);
+    assert!(store.open(opening("job")).await.unwrap().0.is_cancelled);
+}
+
+/// The store of a command beside the daemon.
+fn command_of(path: &Path) -> SqliteStore {
+    SqliteStore::existing(path.to_owned(), FileAccess::Existing, LONG)
+}
+
+#[tokio::test]
 async fn who_only_reads_makes_no_file_and_changes_none() {
     let (_folder, path) = scratch();
     let find = async || {
-        SqliteStore::existing(path.clone()).find("chat".to_owned(), "job".to_owned()).await
+        SqliteStore::existing(path.clone(), FileAccess::ReadOnly, NO_TIME)
+            .find("chat".to_owned(), "job".to_owned())
+            .await
     };
     let told = find().await.unwrap_err().to_string();
     assert!(told.contains("state.db: No such file"), "{told}");
@@ -405,5 +437,8 @@ async fn who_only_reads_makes_no_file_and_changes_none() {
     assert_eq!(find().await.unwrap().expect("a record").key, opening("job").key);
     drop(store);
     assert_eq!(find().await.unwrap().expect("a record").key, opening("job").key);
-    SqliteStore::existing(path.clone()).open(opening("other")).await.unwrap_err();
+    SqliteStore::existing(path.clone(), FileAccess::ReadOnly, NO_TIME)
+        .open(opening("other"))
+        .await
+        .unwrap_err();
 }

@@ -13,7 +13,9 @@ use tokio::sync::{
 use tracing::warn;
 
 use super::{
-    super::store::{Completion, Opening, Retention, TakeOver, Taken},
+    super::store::{
+        CancelNumber, Cancellations, Cancelled, Completion, Opening, Retention, TakeOver, Taken,
+    },
     fault::SqliteFailure,
     file::{Durability, FileAccess, StateFile},
     records::{Records, Removed},
@@ -42,9 +44,20 @@ pub struct WriteCommand {
 /// The answer to an operation.
 #[derive(Debug)]
 pub enum WriteResult {
-    Changed,
-    /// The answer to `Open` and `Find`.
+    /// The answer to `Probe`.
+    Works,
+    /// The answer to an operation with an epoch that has not been displaced.
+    Confirmed(CancelNumber),
+    /// The answer to `Open`.
+    Opened(StoredRecord, CancelNumber),
+    /// The answer to `Find`.
     Found(Option<StoredRecord>),
+    /// The answer to `Cancel`.
+    Cancelled(Cancelled),
+    /// The answer to `UndoCancel`: whether there was a cancellation.
+    Undone(bool),
+    /// The answer to `CancelledSince`.
+    Cancellations(Cancellations),
     /// The answer to `TakeOver`.
     Taken(Taken),
     /// Another process has taken the app's jobs over.
@@ -59,6 +72,9 @@ pub enum WriteOperation {
     Find { app: String, job_id: String },
     TakeOver(TakeOver),
     Confirm { app: String, epoch: i64 },
+    Cancel { app: String, job_id: String },
+    UndoCancel { app: String, job_id: String },
+    CancelledSince { app: String, known: CancelNumber },
     Probe,
 }
 
@@ -140,7 +156,7 @@ impl Writer {
         let durability =
             if outlives_the_machine { Durability::Machine } else { Durability::Process };
         let behavior = match self.file.access() {
-            FileAccess::Full => TransactionBehavior::Immediate,
+            FileAccess::Full | FileAccess::Existing => TransactionBehavior::Immediate,
             FileAccess::ReadOnly => TransactionBehavior::Deferred,
         };
         let transaction = self.file.connection(durability)?.transaction_with_behavior(behavior)?;
@@ -157,7 +173,7 @@ impl Writer {
     pub(super) fn remove_expired(&mut self, idle: bool) {
         let now = now();
         let due = now >= self.next_removal || (idle && self.more_to_remove);
-        if !due || self.file.access() == FileAccess::ReadOnly || !self.file.is_open() {
+        if !due || self.file.access() != FileAccess::Full || !self.file.is_open() {
             self.more_to_remove = false;
             return;
         }
