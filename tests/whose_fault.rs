@@ -229,7 +229,7 @@ async fn a_deadline_ends_a_job_on_time_while_the_api_is_dead() {
     let mut scene = Scene::start().await;
     scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
     publish(&scene, &ids(0..5)).await;
-    scene.daemon.until_logged("single probes").await;
+    scene.daemon.until_logged("sends only probes").await;
     let deadline = jiff::Timestamp::now() + Duration::from_secs(3);
     let headers = FieldTable::from(BTreeMap::from([(
         "groupcast-deadline".into(),
@@ -365,7 +365,7 @@ async fn while_the_api_is_dead_only_probes_leave_and_on_its_return_no_burst() {
     publish(&scene, &ids(0..1000)).await;
     eventually("some calls", async || (scene.sandbox.stats().accepted >= 300).then_some(())).await;
     scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
-    scene.daemon.until_logged("single probes").await;
+    scene.daemon.until_logged("sends only probes").await;
     let before = scene.sandbox.stats().calls;
     sleep(OUTAGE).await;
     let probes = scene.sandbox.stats().calls - before;
@@ -511,7 +511,7 @@ async fn a_pause_does_not_count_towards_giving_up_nor_does_an_outage_after_it_gi
     scene.daemon.until_logged("app resumed").await;
     // A new subscription makes its first call a second later.
     scene.sandbox.add_fault(for_all(InjectedFault::Reset)).unwrap();
-    scene.daemon.until_logged("single probes").await;
+    scene.daemon.until_logged("sends only probes").await;
     scene.sandbox.clear_faults();
     all_are_sent(&mut scene, BTreeSet::from(["failing".to_owned(), "other".to_owned()])).await;
 }
